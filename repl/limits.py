@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Named limits of the control plane.  The C engine's own limits stand in csrc/base/limits.h."""
+
+from __future__ import annotations
+
+SECTOR_BYTES = 512
+BLOCK_BYTES = 4096
+
+# NBD negotiation
+NBD_CLIENTS_MAX = 64
+NBD_OPTIONS_MAX = 32
+NBD_STRING_BYTES_MAX = 4096
+NBD_OPTION_BYTES_MAX = 64 * 1024
+NBD_NEGOTIATION_TIMEOUT_S = 10.0
+NBD_REQUEST_BYTES_MAX = 32 * 1024 * 1024
+
+# Control socket
+CONTROL_FRAME_BYTES_MAX = 1024 * 1024
+CONTROL_CLIENTS_MAX = 64
+
+# Configuration
+CONFIG_FILE_BYTES_MAX = 1024 * 1024
+CONFIG_INCLUDE_DEPTH_MAX = 32
+
+# Peer
+PEER_CONTROL_PACKET_BYTES_MAX = 4096
+SECRET_BYTES_MAX = 63
+VOLUMES_MAX = 64
