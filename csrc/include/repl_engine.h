@@ -1,0 +1,271 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The boundary between the control plane (Python) and the engine (C).
+ *
+ * Commands go down, events come up, counters lie in shared memory.  One engine serves one resource:
+ * up to RE_VOLUMES_MAX volumes, one replication link, any number of NBD clients.
+ * This header is read by the C compiler and by cffi; cffi sees no preprocessor lines.
+ *
+ * Numbers of roles, connection and disk states are DRBD's (0..23, 0..8), the same as on the wire.
+ */
+/* cffi: off */
+#ifndef REPL_ENGINE_H
+#define REPL_ENGINE_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+/* cffi: on */
+
+enum {
+    RE_VOLUMES_MAX = 64,
+    RE_STREAMS_MAX = 256,       /* streams known to one engine: peers' and NBD clients' */
+    RE_SUPERBLOCK_BYTES = 4096,
+    RE_EVENT_BLOB_MAX = 4352,   /* largest blob that comes with an event */
+};
+
+/* ---- commands -------------------------------------------------------------------------------------------------- */
+
+enum re_command_type {
+    RE_CMD_NONE,
+    /* A volume's disk.  `attach` tells where everything lies; the bitmap is read from the disk first.  Ends with DONE. */
+    RE_CMD_VOLUME_ATTACH,
+    /* Wait for disk operations in flight, then forget the disk.  DONE means that the descriptor is not used any more. */
+    RE_CMD_VOLUME_DETACH,
+    /* The volume's states as the control plane decided them (`state`).  Takes effect at once. */
+    RE_CMD_VOLUME_STATE,
+    /* Resync controller settings of a volume (`resync`). */
+    RE_CMD_VOLUME_RESYNC,
+    /* Write the 4096 bytes of the blob to the superblock and make them stable.  Ends with DONE. */
+    RE_CMD_MD_WRITE,
+    /* Set / clear every bit of the bitmap and write it to disk.  Ends with DONE. */
+    RE_CMD_BITMAP_SET_ALL,
+    RE_CMD_BITMAP_CLEAR_ALL,
+    /* Write all changed bitmap pages and flush.  Ends with DONE. */
+    RE_CMD_BITMAP_WRITE,
+    /* Rewrite the whole activity log as initialized blocks and flush (orderly close).  Ends with DONE. */
+    RE_CMD_AL_INITIALIZE,
+    /* Wait until no application request is in flight and every replicated write is barrier-acked.  Ends with DONE. */
+    RE_CMD_VOLUME_DRAIN,
+
+    /* A connected socket (`fd`), known as `stream` from now on (the caller picks a free number 0..RE_STREAMS_MAX-1). */
+    RE_CMD_STREAM_ADD,
+    /* Send the blob (whole packets, header included). */
+    RE_CMD_STREAM_SEND,
+    /* Go on parsing a stream that stopped after an RE_EV_PACKET. */
+    RE_CMD_STREAM_RESUME,
+    RE_CMD_STREAM_CLOSE,
+
+    /* The two sockets of the link, the agreed version and the network options (`link`). */
+    RE_CMD_LINK_UP,
+    /* Give the link up: both sockets are closed, nothing more is sent.  No LINK_LOST follows. */
+    RE_CMD_LINK_DOWN,
+    /* After LINK_LOST or LINK_DOWN, when the new states are set: what the peer did not confirm becomes out-of-sync,
+     * waiting requests end or go on.  DONE comes when every write received from the peer is on disk as well. */
+    RE_CMD_LINK_RESOLVE,
+    /* Send P_PING; DONE when its P_PING_ACK arrives (RE_ECANCELED when the link breaks first). */
+    RE_CMD_PING,
+    /* New values of `link` while the link is up (protocol, timeouts). */
+    RE_CMD_LINK_OPTIONS,
+    /* Send this volume's whole bitmap.  DONE when it is queued completely. */
+    RE_CMD_BITMAP_SEND,
+
+    /* An NBD client that has finished negotiation (`nbd`); the blob holds bytes that were read ahead. */
+    RE_CMD_NBD_ADD,
+    RE_CMD_NBD_CLOSE,
+    /* Close everything and end the engine's thread. */
+    RE_CMD_STOP,
+};
+
+enum re_attach_flags {
+    RE_ATTACH_BITMAP_ALL_SET = 1,   /* do not read the bitmap: every bit counts as set */
+    RE_ATTACH_NO_DISK_FLUSHES = 2,  /* disk-flushes no */
+    RE_ATTACH_NO_DISK_DRAIN = 4,    /* disk-drain no (only together with the above) */
+    RE_ATTACH_NO_MD_FLUSHES = 8,    /* md-flushes no */
+    RE_ATTACH_DIRECT = 16,          /* descriptors are opened with O_DIRECT */
+    RE_ATTACH_INLINE = 32,          /* a memory file system: run operations in the engine's thread */
+    RE_ATTACH_BITMAP_EMPTY = 64,    /* do not read the bitmap: every bit counts as clear */
+};
+
+struct re_attach {
+    int32_t data_fd;            /* descriptor of the backing device or file (a number of the simulator there) */
+    int32_t md_fd;              /* descriptor that holds the metadata; equals data_fd for internal metadata */
+    uint32_t flags;             /* enum re_attach_flags */
+    uint32_t al_extents;        /* slots of the activity log */
+    uint32_t al_stripes;        /* layout of the activity log ring */
+    uint32_t al_stripe_size_4k;
+    uint64_t size_bytes;        /* size of the replicated device */
+    uint64_t superblock_offset; /* bytes, on md_fd */
+    uint64_t al_offset;         /* bytes, on md_fd */
+    uint64_t bitmap_offset;     /* bytes, on md_fd */
+    uint64_t bitmap_bytes;      /* room for the bitmap on disk */
+};
+
+struct re_state {
+    uint8_t role;               /* own role */
+    uint8_t peer_role;
+    uint8_t connection;         /* DRBD's merged connection state of this volume, 0..23 */
+    uint8_t disk;               /* own disk state */
+    uint8_t peer_disk;
+    uint8_t suspended;          /* 1: no request is started or completed */
+    uint8_t pad[2];
+};
+
+struct re_resync {
+    uint32_t resync_rate_kib;   /* KiB/s */
+    uint32_t plan_ahead;        /* 0.1 s; 0 = fixed rate */
+    uint32_t delay_target;      /* 0.1 s */
+    uint32_t fill_target;       /* sectors */
+    uint32_t max_rate_kib;      /* KiB/s */
+    uint32_t min_rate_kib;      /* KiB/s; 0 = never step back for application I/O */
+};
+
+struct re_link {
+    int32_t data_stream;
+    int32_t meta_stream;
+    uint32_t version;           /* agreed protocol version, 86..101 */
+    uint32_t features;          /* agreed feature flags */
+    uint32_t protocol;          /* 1 = A, 2 = B, 3 = C */
+    uint32_t timeout_ms;
+    uint32_t ping_int_ms;
+    uint32_t ping_timeout_ms;
+    uint32_t ko_count;          /* 0 = never expel */
+    uint32_t max_epoch_size;    /* writes per epoch */
+    uint32_t max_buffers;       /* 4 KiB pages for the peer's writes and resync */
+    uint8_t strict_flush;       /* a flush waits for the peer's barrier ack */
+    uint8_t use_rle;            /* run-length coded bitmaps */
+    uint8_t resolve_conflicts;  /* this node accepted the meta socket */
+    uint8_t pad;
+};
+
+enum re_nbd_flags {
+    RE_NBD_READ_ONLY = 1,
+    RE_NBD_STRUCTURED = 2,      /* structured replies were negotiated */
+    RE_NBD_ALLOCATION = 4,      /* base:allocation was negotiated, id in `context_id` */
+};
+
+struct re_nbd {
+    int32_t fd;
+    uint32_t flags;             /* enum re_nbd_flags */
+    uint32_t context_id;        /* meta context id of base:allocation */
+    uint32_t pad;
+};
+
+struct re_command {
+    uint32_t type;              /* enum re_command_type */
+    int32_t volume;             /* volume number, -1 where none is meant */
+    int32_t stream;             /* stream number, -1 where none is meant */
+    int32_t fd;                 /* STREAM_ADD */
+    uint64_t cookie;            /* comes back in RE_EV_DONE; 0 = no DONE wanted */
+    struct re_attach attach;
+    struct re_state state;
+    struct re_resync resync;
+    struct re_link link;
+    struct re_nbd nbd;
+};
+
+/* ---- events ---------------------------------------------------------------------------------------------------- */
+
+enum re_event_type {
+    RE_EV_NONE,
+    RE_EV_DONE,             /* cookie, status (enum re_result) */
+    RE_EV_PACKET,           /* stream, packet, volume, blob = body; a data or unassigned stream waits for STREAM_RESUME */
+    RE_EV_STREAM_CLOSED,    /* stream (not part of an up link) ended; status */
+    RE_EV_LINK_LOST,        /* status, reason (enum re_lost), detail; both sockets are closed */
+    RE_EV_BITMAP_RECEIVED,  /* volume: the peer's whole bitmap is merged; value = dirty bits now */
+    RE_EV_RESYNC_FINISHED,  /* volume: nothing left to do; value = blocks that failed */
+    RE_EV_DISK_ERROR,       /* volume; value = byte offset, detail = enum re_disk_op, error = errno; the disk is not used any more */
+    RE_EV_NBD_CLOSED,       /* stream; reason = enum re_nbd_end */
+    RE_EV_STOPPED,          /* answer to RE_CMD_STOP */
+};
+
+enum re_result {
+    RE_RESULT_OK = 0,
+    RE_RESULT_IO = 1,           /* disk error, errno in `error` */
+    RE_RESULT_CANCELED = 2,     /* the link or the disk went away first */
+    RE_RESULT_INVALID = 3,      /* the command makes no sense now */
+};
+
+enum re_lost {
+    RE_LOST_NONE,
+    RE_LOST_EOF,                /* the peer closed */
+    RE_LOST_RESET,              /* socket error */
+    RE_LOST_PING_TIMEOUT,       /* no P_PING_ACK within ping-timeout */
+    RE_LOST_KO,                 /* a write was not acknowledged within ko-count x timeout */
+    RE_LOST_SEND_TIMEOUT,       /* a socket took no data for too long */
+    RE_LOST_PROTOCOL,           /* the peer sent something illegal: detail = packet, value says what */
+};
+
+enum re_disk_op { RE_DISK_READ, RE_DISK_WRITE, RE_DISK_FLUSH, RE_DISK_ZERO, RE_DISK_META };
+
+enum re_nbd_end { RE_NBD_END_DISC, RE_NBD_END_EOF, RE_NBD_END_RESET, RE_NBD_END_PROTOCOL, RE_NBD_END_CLOSED };
+
+struct re_event {
+    uint32_t type;              /* enum re_event_type */
+    int32_t volume;
+    int32_t stream;
+    int32_t status;             /* enum re_result */
+    int32_t error;              /* errno or 0 */
+    uint32_t packet;            /* DRBD command number of RE_EV_PACKET */
+    uint32_t reason;            /* enum re_lost or enum re_nbd_end */
+    uint32_t detail;
+    uint64_t cookie;
+    uint64_t value;
+    uint32_t blob_length;
+    uint32_t pad;
+};
+
+/* ---- counters: written by the engine only, read at any time ------------------------------------------------------ */
+
+struct re_volume_stats {
+    uint64_t reads, read_bytes;             /* application */
+    uint64_t writes, written_bytes;         /* application */
+    uint64_t flushes, zeroes;               /* application */
+    uint64_t disk_read_bytes, disk_written_bytes, disk_flushes;
+    uint64_t sent_bytes, received_bytes;    /* replicated and resync payload */
+    uint64_t al_writes, bitmap_writes;      /* 4 KiB metadata writes */
+    uint64_t out_of_sync_bits;
+    uint64_t size_bytes;
+    uint64_t upper_pending;                 /* application requests in flight */
+    uint64_t lower_pending;                 /* disk operations in flight */
+    uint64_t peer_pending;                  /* requests waiting for the peer's ack */
+    uint64_t unacked;                       /* peer's requests not answered yet */
+    uint64_t resync_total_bits;             /* at the start of the running or last resync */
+    uint64_t resync_done_bits;
+    uint64_t resync_failed_bits;
+    uint64_t resync_started_ns, resync_finished_ns;  /* engine clock; finished 0 while it runs */
+    uint64_t resync_rate_kib;               /* over the last seconds */
+    uint64_t resync_limit;                  /* enum re_resync_limit */
+    uint64_t bitmap_sent_bits, bitmap_bits; /* progress of the bitmap exchange */
+};
+
+enum re_resync_limit { RE_LIMIT_NONE, RE_LIMIT_RATE, RE_LIMIT_BUFFERS, RE_LIMIT_APPLICATION, RE_LIMIT_PEER };
+
+struct re_engine_stats {
+    uint64_t now_ns;                        /* the engine's clock at its last tick */
+    uint64_t ticks, nbd_clients, nbd_requests;
+    uint64_t epochs_open;                   /* not yet barrier-acked */
+    uint64_t transfer_log;                  /* writes in the transfer log */
+    uint64_t barriers_sent, barrier_acks_received, barriers_received;
+    uint64_t pings_sent, ping_acks_received;
+    uint64_t link_sent_bytes, link_received_bytes;
+    uint64_t requests_free, requests_total;
+    uint64_t app_buffers_used_bytes, peer_buffers_used_bytes;
+};
+
+/* ---- entry points (production shell; any thread of the control plane) --------------------------------------------- */
+
+typedef struct re_engine re_engine;
+
+/* Start an engine and its thread; `wake_fd` is an eventfd that becomes readable when events wait.  NULL: out of memory. */
+re_engine *re_engine_start(int wake_fd);
+/* Queue a command; the blob is copied.  False when the ring is full (the caller waits for events and tries again). */
+bool re_engine_command(re_engine *engine, const struct re_command *command, const uint8_t *blob, size_t blob_length);
+/* Take the next event; `blob` has RE_EVENT_BLOB_MAX bytes.  False when there is none. */
+bool re_engine_event(re_engine *engine, struct re_event *event, uint8_t *blob);
+const struct re_volume_stats *re_engine_volume_stats(re_engine *engine, int volume);
+const struct re_engine_stats *re_engine_stats(re_engine *engine);
+/* Wait for the thread to end after RE_CMD_STOP and free everything. */
+void re_engine_destroy(re_engine *engine);
+
+/* cffi: off */
+#endif
+/* cffi: on */

@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One application request: what it asks for, where it stands, who is told.
+ *
+ * Life of a write: taken -> (held while the volume is frozen) -> range lock -> activity log -> started: in the transfer
+ * log and in the data stream's queue, then on the local disk -> completed to its owner when the local part is finished and
+ * the network part has reached the protocol's point -> released when its epoch is barrier-acked.
+ */
+#ifndef REQ_REQUEST_H
+#define REQ_REQUEST_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/interval.h"
+#include "base/list.h"
+#include "base/pool.h"
+#include "base/status.h"
+#include "io/io.h"
+
+enum request_kind { REQUEST_READ, REQUEST_WRITE, REQUEST_ZERO, REQUEST_TRIM, REQUEST_FLUSH, REQUEST_EXTENTS };
+
+enum request_flags {
+    REQUEST_FUA = 1,
+    REQUEST_MAY_UNMAP = 2,  /* ZERO: the space may be given back */
+    REQUEST_FAST = 4,       /* ZERO: fail with ENOTSUP instead of writing zeroes */
+};
+
+struct volume;
+struct epoch;
+
+/* Something that waits for its extents to be in the activity log. */
+struct al_waiter {
+    struct list_head link;                      /* the volume's waiting or planned list */
+    uint32_t first, last;                       /* extents, inclusive */
+    bool has_reference;                         /* references are held and must be put */
+    void (*granted)(struct al_waiter *waiter);  /* called when the extents are active and referenced */
+};
+
+struct request {
+    struct list_head link;      /* free list, or the queue it waits in (held, remote reads, flush waiters) */
+    struct list_head tl;        /* transfer log: list of its epoch */
+    struct list_head sent;      /* protocol A: waiting for the socket to take the packet */
+    struct volume *volume;      /* set by volume_submit */
+    uint32_t index;             /* place in the request table; with `generation` the block_id on the wire */
+    uint32_t generation;        /* counts the uses of this entry */
+    uint8_t kind;               /* enum request_kind */
+    uint8_t flags;              /* enum request_flags */
+    uint64_t offset;            /* bytes, multiple of 512 */
+    uint64_t length;            /* bytes, multiple of 512; READ and WRITE at most 1 MiB, TRIM and ZERO at most 128 MiB */
+    struct buf *buf;            /* READ and WRITE: data (the request owns one reference) */
+    struct disk_extent *extents;    /* EXTENTS: filled on success, owned by the caller */
+    uint32_t extents_max, extents_count;
+
+    /* Result, valid in `done`. */
+    int error;                  /* 0 or errno for the client */
+    void (*done)(struct request *request);  /* told exactly once; the request must not be touched afterwards by others */
+    void *owner;                /* for the callback */
+
+    /* Progress; private to req/ and engine/. */
+    struct range range;         /* lock on the bytes it touches */
+    struct al_waiter al;        /* activity log extents */
+    struct disk_op op;          /* local part */
+    struct epoch *epoch;        /* epoch it was sent in */
+    uint64_t started_ns;        /* when it was started */
+    uint64_t tx_mark;           /* data stream position behind its packet */
+    uint64_t flush_epoch;       /* FLUSH: epochs up to this serial must be barrier-acked */
+    bool local_pending, local_ok;   /* local part running / succeeded */
+    bool net_pending, net_ok;       /* network part short of the protocol's point / succeeded */
+    bool ack_expected;          /* an ack packet for it may still come */
+    bool in_transfer_log;       /* waits for the barrier ack of its epoch */
+    bool completed;             /* the owner was told */
+    bool marked;                /* its bits are set already */
+    bool remote_read;           /* READ: asked from the peer */
+    bool range_held;            /* the range is inserted in the volume's lock */
+};
+
+/* Fixed table of requests; block ids are looked up here, never dereferenced. */
+struct request_table {
+    struct request *entries;    /* `count` of them */
+    uint32_t count;
+    uint32_t free_count;
+    struct list_head free;      /* most recently used first */
+};
+
+enum re_status request_table_init(struct request_table *table, uint32_t count);
+void request_table_destroy(struct request_table *table);
+/* A request with cleared progress, or NULL when all are in use. */
+struct request *request_take(struct request_table *table);
+void request_free(struct request_table *table, struct request *request);
+/* The id that goes out as block_id (never 0 and never all ones). */
+static inline uint64_t request_block_id(const struct request *request)
+{
+    return ((uint64_t)request->generation << 32) | (request->index + 1u);
+}
+/* The request in use that has this id, or NULL. */
+struct request *request_find(struct request_table *table, uint64_t block_id);
+
+#endif
