@@ -22,7 +22,7 @@ enum re_status request_table_init(struct request_table *table, uint32_t count)
         list_init(&request->sent);
         list_init(&request->al.link);
         list_init(&request->op.link);
-        list_init(&request->range.ready);
+        list_init(&request->lock.range.ready);
         list_add_tail(&table->free, &request->link);
     }
     return RE_OK;
@@ -47,14 +47,14 @@ struct request *request_take(struct request_table *table)
     list_init(&request->sent);
     list_init(&request->al.link);
     list_init(&request->op.link);
-    list_init(&request->range.ready);
+    list_init(&request->lock.range.ready);
     table->free_count--;
     return request;
 }
 
 void request_free(struct request_table *table, struct request *request)
 {
-    CHECK(!request->in_transfer_log && !request->local_pending && !request->range_held);
+    CHECK(!request->in_transfer_log && !request->local_pending && !request->lock.range.inserted);
     if (request->buf)
         buf_put(request->buf);
     request->buf = NULL;

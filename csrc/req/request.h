@@ -28,6 +28,15 @@ enum request_flags {
 struct volume;
 struct epoch;
 
+/* A range in a volume's lock and what to do when it is granted later. */
+struct range_item {
+    struct range range;                             /* bytes */
+    void (*granted)(struct range_item *item);       /* called from a tick, not from range_acquire */
+};
+
+/* Where a held request goes on. */
+enum request_stage { STAGE_NEW, STAGE_LOCKED, STAGE_ADMITTED };
+
 /* Something that waits for its extents to be in the activity log. */
 struct al_waiter {
     struct list_head link;                      /* the volume's waiting or planned list */
@@ -57,7 +66,7 @@ struct request {
     void *owner;                /* for the callback */
 
     /* Progress; private to req/ and engine/. */
-    struct range range;         /* lock on the bytes it touches */
+    struct range_item lock;     /* lock on the bytes it touches */
     struct al_waiter al;        /* activity log extents */
     struct disk_op op;          /* local part */
     struct epoch *epoch;        /* epoch it was sent in */
@@ -71,7 +80,8 @@ struct request {
     bool completed;             /* the owner was told */
     bool marked;                /* its bits are set already */
     bool remote_read;           /* READ: asked from the peer */
-    bool range_held;            /* the range is inserted in the volume's lock */
+    bool told;                  /* `done` was called */
+    uint8_t stage;              /* enum request_stage: where it goes on when the volume thaws */
 };
 
 /* Fixed table of requests; block ids are looked up here, never dereferenced. */
