@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the control plane tells the engine: one frozen dataclass for each command of repl_engine.h.
+
+Inputs: numbers in the units of their names (bytes, milliseconds, KiB/s; DRBD's 0.1 s where there is none).
+Outputs: :func:`encode_command` turns a command into a ``struct re_command`` and its blob for any cffi
+module that was made from that header (the product's engine and the simulator's).  Roles, connection and
+disk states are DRBD's numbers.  Fields of a command named ``volume``, ``stream`` and ``fd`` go to the
+struct's member of that name, a nested value (``attach``, ``state``, …) to the nested struct, and a
+``bytes`` field is the blob.
+Errors: OverflowError from cffi when a number does not fit its member, ValueError from a value that cannot
+be right.  Facts: csrc/include/repl_engine.h.  Nothing here needs the compiled module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+VOLUMES_MAX = 64
+STREAMS_MAX = 256
+SUPERBLOCK_BYTES = 4096
+
+
+class CommandType(enum.IntEnum):
+    """``enum re_command_type``."""
+
+    NONE = 0
+    VOLUME_ATTACH = 1
+    VOLUME_DETACH = 2
+    VOLUME_STATE = 3
+    VOLUME_RESYNC = 4
+    MD_WRITE = 5
+    BITMAP_SET_ALL = 6
+    BITMAP_CLEAR_ALL = 7
+    BITMAP_WRITE = 8
+    AL_INITIALIZE = 9
+    VOLUME_DRAIN = 10
+    STREAM_ADD = 11
+    STREAM_SEND = 12
+    STREAM_RESUME = 13
+    STREAM_CLOSE = 14
+    LINK_UP = 15
+    LINK_DOWN = 16
+    LINK_RESOLVE = 17
+    PING = 18
+    LINK_OPTIONS = 19
+    BITMAP_SEND = 20
+    NBD_ADD = 21
+    NBD_CLOSE = 22
+    STOP = 23
+
+
+class AttachFlags(enum.IntFlag):
+    """``enum re_attach_flags``."""
+
+    BITMAP_ALL_SET = 1
+    NO_DISK_FLUSHES = 2
+    NO_DISK_DRAIN = 4
+    NO_MD_FLUSHES = 8
+    DIRECT = 16
+    INLINE = 32
+    BITMAP_EMPTY = 64
+
+
+class NbdFlags(enum.IntFlag):
+    """``enum re_nbd_flags``."""
+
+    READ_ONLY = 1
+    STRUCTURED = 2
+    ALLOCATION = 4
+
+
+# ---- values (the nested structs) -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """``struct re_attach``: where a volume's data and metadata lie (offsets in bytes on ``md_fd``)."""
+
+    data_fd: int
+    md_fd: int
+    size_bytes: int
+    superblock_offset: int
+    al_offset: int
+    bitmap_offset: int
+    bitmap_bytes: int
+    al_extents: int = 1237
+    al_stripes: int = 1
+    al_stripe_size_4k: int = 8
+    flags: AttachFlags = AttachFlags(0)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """``struct re_state``: a volume's states as DRBD's numbers."""
+
+    role: int
+    peer_role: int
+    connection: int
+    disk: int
+    peer_disk: int
+    suspended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Resync:
+    """``struct re_resync``: the resync controller's settings; the defaults are DRBD's."""
+
+    resync_rate_kib: int = 250
+    plan_ahead: int = 20
+    delay_target: int = 10
+    fill_target: int = 100
+    max_rate_kib: int = 102400
+    min_rate_kib: int = 250
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """``struct re_link``: the replication link's sockets, agreed version and network options."""
+
+    data_stream: int
+    meta_stream: int
+    version: int
+    features: int = 0
+    protocol: int = 3
+    timeout_ms: int = 6000
+    ping_int_ms: int = 10000
+    ping_timeout_ms: int = 500
+    ko_count: int = 7
+    max_epoch_size: int = 2048
+    max_buffers: int = 2048
+    strict_flush: bool = True
+    use_rle: bool = True
+    resolve_conflicts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Nbd:
+    """``struct re_nbd``: an NBD client's socket and what its negotiation agreed on."""
+
+    fd: int
+    flags: NbdFlags = NbdFlags(0)
+    context_id: int = 0
+
+
+# ---- commands --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeAttach:
+    """Take a volume's disk into use; DONE comes when the bitmap has been read."""
+
+    type: ClassVar[CommandType] = CommandType.VOLUME_ATTACH
+    volume: int
+    attach: Attach
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeDetach:
+    """Wait for disk operations in flight, then forget the disk; after DONE the descriptors are free."""
+
+    type: ClassVar[CommandType] = CommandType.VOLUME_DETACH
+    volume: int
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeState:
+    """The volume's states as decided; takes effect at once."""
+
+    type: ClassVar[CommandType] = CommandType.VOLUME_STATE
+    volume: int
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeResync:
+    """New settings of the volume's resync controller."""
+
+    type: ClassVar[CommandType] = CommandType.VOLUME_RESYNC
+    volume: int
+    resync: Resync
+
+
+@dataclass(frozen=True, slots=True)
+class MdWrite:
+    """Write the superblock (4096 bytes) and make it stable; ends with DONE."""
+
+    type: ClassVar[CommandType] = CommandType.MD_WRITE
+    volume: int
+    superblock: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.superblock) != SUPERBLOCK_BYTES:
+            raise ValueError(f"a superblock has {SUPERBLOCK_BYTES} bytes, not {len(self.superblock)}")
+
+
+@dataclass(frozen=True, slots=True)
+class BitmapSetAll:
+    """Set every bit of the bitmap and write it; ends with DONE."""
+
+    type: ClassVar[CommandType] = CommandType.BITMAP_SET_ALL
+    volume: int
+
+
+@dataclass(frozen=True, slots=True)
+class BitmapClearAll:
+    """Clear every bit of the bitmap and write it; ends with DONE."""
+
+    type: ClassVar[CommandType] = CommandType.BITMAP_CLEAR_ALL
+    volume: int
+
+
+@dataclass(frozen=True, slots=True)
+class BitmapWrite:
+    """Write all changed bitmap pages and flush; ends with DONE."""
+
+    type: ClassVar[CommandType] = CommandType.BITMAP_WRITE
+    volume: int
+
+
+@dataclass(frozen=True, slots=True)
+class AlInitialize:
+    """Rewrite the whole activity log as initialized blocks and flush; ends with DONE."""
+
+    type: ClassVar[CommandType] = CommandType.AL_INITIALIZE
+    volume: int
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeDrain:
+    """DONE when no application request is in flight and every replicated write is barrier-acked."""
+
+    type: ClassVar[CommandType] = CommandType.VOLUME_DRAIN
+    volume: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamAdd:
+    """A connected socket, known as ``stream`` from now on.  The engine takes ``fd`` over."""
+
+    type: ClassVar[CommandType] = CommandType.STREAM_ADD
+    stream: int
+    fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSend:
+    """Send whole packets, header included."""
+
+    type: ClassVar[CommandType] = CommandType.STREAM_SEND
+    stream: int
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamResume:
+    """Go on parsing a stream that stopped after a PACKET event."""
+
+    type: ClassVar[CommandType] = CommandType.STREAM_RESUME
+    stream: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamClose:
+    """Close a stream."""
+
+    type: ClassVar[CommandType] = CommandType.STREAM_CLOSE
+    stream: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    """Two streams become the replication link."""
+
+    type: ClassVar[CommandType] = CommandType.LINK_UP
+    link: Link
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    """Give the link up: both sockets are closed, no LINK_LOST follows."""
+
+    type: ClassVar[CommandType] = CommandType.LINK_DOWN
+
+
+@dataclass(frozen=True, slots=True)
+class LinkResolve:
+    """After LINK_LOST or :class:`LinkDown`, once the new states are set; ends with DONE."""
+
+    type: ClassVar[CommandType] = CommandType.LINK_RESOLVE
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Send P_PING; DONE with its acknowledgement, or CANCELED when the link breaks first."""
+
+    type: ClassVar[CommandType] = CommandType.PING
+
+
+@dataclass(frozen=True, slots=True)
+class LinkOptions:
+    """New protocol and timeouts while the link is up."""
+
+    type: ClassVar[CommandType] = CommandType.LINK_OPTIONS
+    link: Link
+
+
+@dataclass(frozen=True, slots=True)
+class BitmapSend:
+    """Send the volume's whole bitmap; DONE when it is queued completely."""
+
+    type: ClassVar[CommandType] = CommandType.BITMAP_SEND
+    volume: int
+
+
+@dataclass(frozen=True, slots=True)
+class NbdAdd:
+    """An NBD client that has finished negotiation.  ``leftover``: bytes that were read ahead."""
+
+    type: ClassVar[CommandType] = CommandType.NBD_ADD
+    volume: int
+    stream: int
+    nbd: Nbd
+    leftover: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class NbdClose:
+    """Close an NBD client."""
+
+    type: ClassVar[CommandType] = CommandType.NBD_CLOSE
+    stream: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Close everything and end the engine's thread; STOPPED follows."""
+
+    type: ClassVar[CommandType] = CommandType.STOP
+
+
+Command = (
+    VolumeAttach
+    | VolumeDetach
+    | VolumeState
+    | VolumeResync
+    | MdWrite
+    | BitmapSetAll
+    | BitmapClearAll
+    | BitmapWrite
+    | AlInitialize
+    | VolumeDrain
+    | StreamAdd
+    | StreamSend
+    | StreamResume
+    | StreamClose
+    | LinkUp
+    | LinkDown
+    | LinkResolve
+    | Ping
+    | LinkOptions
+    | BitmapSend
+    | NbdAdd
+    | NbdClose
+    | Stop
+)
+
+
+def encode_command(ffi: Any, command: Command, cookie: int = 0) -> tuple[Any, bytes]:
+    """Make a ``struct re_command`` owned by the caller, and the blob that goes with it (b"" if none)."""
+    encoded = ffi.new("struct re_command *")
+    encoded.type = int(command.type)
+    encoded.volume = -1
+    encoded.stream = -1
+    encoded.fd = -1
+    encoded.cookie = cookie
+    blob = b""
+    for part in dataclasses.fields(command):
+        value = getattr(command, part.name)
+        if isinstance(value, bytes):
+            blob = value
+        elif isinstance(value, int):
+            setattr(encoded, part.name, value)
+        else:
+            nested = getattr(encoded, part.name)
+            for member in dataclasses.fields(value):
+                setattr(nested, member.name, int(getattr(value, member.name)))
+    return encoded, blob
