@@ -1,0 +1,512 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generation UUIDs: rotation, comparison at the handshake, and the decision who resyncs from whom.
+
+Everything is a pure function of 64-bit integers; the random source is passed in (a callable that returns any
+64-bit number).  Bit 0 of a UUID is the owner's Primary mark and never takes part in a comparison.
+Raises ``InternalError`` if the random source is broken, ``UsageError`` for a policy that is not implemented.
+Facts: DRBD 8.4's generation identifiers, rule numbers as its driver logs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum, IntEnum, IntFlag
+from types import MappingProxyType
+
+from repl.drbd.states import DiskState, Role
+from repl.errors import InternalError, UsageError
+
+UUID_JUST_CREATED = 4
+UUID_SYNC_STEP = 1 << 48
+UUID_MASK = (1 << 64) - 1
+PRIMARY_BIT = 1
+RANDOM_TRIES_MAX = 64
+
+RandomU64 = Callable[[], int]
+
+
+def base(uuid: int) -> int:
+    """The UUID without its Primary mark."""
+    return uuid & UUID_MASK & ~PRIMARY_BIT
+
+
+def with_primary_bit(uuid: int, primary: bool) -> int:
+    """The UUID with bit 0 set according to the owner's role."""
+    return base(uuid) | (PRIMARY_BIT if primary else 0)
+
+
+def sync_uuid_after(uuid: int) -> int:
+    """``uuid`` + 2^48, in 64 bits."""
+    return (uuid + UUID_SYNC_STEP) & UUID_MASK
+
+
+def random_uuid(random: RandomU64) -> int:
+    """A new random UUID with bit 0 clear; never "none" (0) and never "just created" (4)."""
+    for _ in range(RANDOM_TRIES_MAX):
+        uuid = base(random())
+        if uuid not in (0, UUID_JUST_CREATED):
+            return uuid
+    raise InternalError(f"The random source gave no usable UUID in {RANDOM_TRIES_MAX} tries.")
+
+
+@dataclass(frozen=True, slots=True)
+class Uuids:
+    """The four slots of one volume on one node; history1 is younger than history2."""
+
+    current: int = UUID_JUST_CREATED
+    bitmap: int = 0
+    history1: int = 0
+    history2: int = 0
+
+    @property
+    def just_created(self) -> bool:
+        return base(self.current) == UUID_JUST_CREATED
+
+    def same_generation(self, other: Uuids) -> bool:
+        """True if both current UUIDs name the same data."""
+        return base(self.current) == base(other.current)
+
+    def __str__(self) -> str:
+        return f"{self.current:016X}:{self.bitmap:016X}:{self.history1:016X}:{self.history2:016X}"
+
+
+# --- changes ----------------------------------------------
+
+
+def rotate_bitmap_into_history(uuids: Uuids) -> Uuids:
+    """Push the bitmap UUID into the history (nothing happens if it is 0); the bitmap slot keeps its value."""
+    if uuids.bitmap == 0:
+        return uuids
+    return replace(uuids, history1=uuids.bitmap, history2=uuids.history1)
+
+
+def set_primary(uuids: Uuids, primary: bool) -> Uuids:
+    """Role change: only bit 0 of the current UUID follows the role."""
+    return replace(uuids, current=with_primary_bit(uuids.current, primary))
+
+
+def new_current(uuids: Uuids, random: RandomU64, *, primary: bool, keep_bitmap: bool = False) -> Uuids:
+    """A new generation starts; the bitmap is relative to the former one.
+
+    ``keep_bitmap``: an old bitmap UUID goes to the history first (the ``new-current-uuid`` command does
+    that); otherwise it is overwritten, which callers avoid by not calling while it is set.
+    """
+    rotated = rotate_bitmap_into_history(uuids) if keep_bitmap else uuids
+    current = with_primary_bit(random_uuid(random), primary)
+    return replace(rotated, bitmap=uuids.current, current=current)
+
+
+def clear_bitmap_uuid(uuids: Uuids) -> Uuids:
+    """The bitmap was cleared by order: nothing differs any more, no history is written."""
+    return replace(uuids, bitmap=0)
+
+
+def adopt_current(uuids: Uuids, current: int, *, primary: bool) -> Uuids:
+    """Take over the peer's current UUID without resync (skip-initial-sync)."""
+    return replace(uuids, current=with_primary_bit(current, primary), bitmap=0)
+
+
+def start_source_sync_uuid(uuids: Uuids, random: RandomU64) -> Uuids:
+    """Become resync source.  The new bitmap UUID of the result is what P_SYNC_UUID carries."""
+    old = uuids.bitmap
+    new = sync_uuid_after(old)
+    # differs: 2^48 after the last possible value is 0 (or 4); those two have a meaning of their own, so
+    # random.
+    if base(old) in (0, UUID_JUST_CREATED) or base(new) in (0, UUID_JUST_CREATED):
+        new = random_uuid(random)
+    return replace(rotate_bitmap_into_history(uuids), bitmap=new)
+
+
+def target_accept_sync_uuid(uuids: Uuids, sync_uuid: int) -> Uuids:
+    """Become resync target: the data is now an incomplete copy named by the sync UUID."""
+    return replace(uuids, current=base(sync_uuid), bitmap=0)
+
+
+def finish_source(uuids: Uuids) -> Uuids:
+    """The resync ended without failed blocks, source side."""
+    return replace(rotate_bitmap_into_history(uuids), bitmap=0)
+
+
+def finish_target(uuids: Uuids, peer_at_handshake: Uuids, *, primary: bool) -> Uuids:
+    """The resync ended without failed blocks, target side.
+
+    ``peer_at_handshake``: the source's UUIDs as last received before the resync, with the corrections of the
+    verdict applied.  The result equals the source's own result except for bit 0 of the current UUID.
+    """
+    sync_uuid = uuids.current
+    copied = rotate_bitmap_into_history(peer_at_handshake)
+    return Uuids(
+        current=with_primary_bit(peer_at_handshake.current, primary),
+        bitmap=0,
+        history1=sync_uuid,
+        history2=copied.history1,
+    )
+
+
+# --- comparison ----------------------------------------------
+
+
+class Feature(IntFlag):
+    """feature_flags of P_CONNECTION_FEATURES."""
+
+    NONE = 0
+    TRIM = 1
+    THIN_RESYNC = 2
+    WSAME = 4
+    WZEROES = 8
+    KERNEL = 15
+
+
+class UuidFlag(IntFlag):
+    """Flags of P_UUIDS."""
+
+    NONE = 0
+    DISCARD_MY_DATA = 1
+    CRASHED_PRIMARY = 2
+    INCONSISTENT = 4
+    SKIP_INITIAL_SYNC = 8
+
+
+CODE_NONE = 0
+CODE_BITMAP = 1
+CODE_FULL = 2
+CODE_SPLIT_BRAIN = 100
+CODE_UNRELATED = -1000
+CODE_NEEDS_VERSION = -1091
+CODE_NEEDS_WSAME = -1001
+PROTOCOL_CORRECTIONS = 91
+PROTOCOL_SYNC_STEP = 96
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What one node brings into the handshake of one volume: its P_UUIDS and P_STATE, nothing else.
+
+    Both nodes must feed the values that went over the wire, otherwise the results are not mirror images.
+    """
+
+    uuids: Uuids
+    role: Role = Role.SECONDARY
+    disk: DiskState = DiskState.CONSISTENT
+    dirty_bits: int = 0
+    crashed_primary: bool = False
+    discard_my_data: bool = False
+
+    @property
+    def primary(self) -> bool:
+        return self.role == Role.PRIMARY
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Result of the UUID comparison as seen by self: code > 0 self is source, < 0 target.
+
+    ``self_corrected`` / ``peer_corrected``: UUIDs to go on with instead of the given ones.
+    differs: they are to be kept in memory until the resync has started, the driver writes them at once.
+    """
+
+    rule: int
+    code: int
+    text: str
+    self_corrected: Uuids | None = None
+    peer_corrected: Uuids | None = None
+
+
+def _end_missed(uuids: Uuids) -> Uuids:
+    return replace(rotate_bitmap_into_history(uuids), bitmap=0)
+
+
+def _start_undone(uuids: Uuids) -> Uuids:
+    return replace(uuids, bitmap=uuids.history1, history1=uuids.history2)
+
+
+def _needs_version(rule: int, version: int) -> Verdict:
+    return Verdict(
+        rule,
+        CODE_NEEDS_VERSION,
+        f"This resync decision needs protocol {PROTOCOL_CORRECTIONS}, the peer agreed only to {version}.",
+    )
+
+
+def _compare_equal(
+    me: Side, peer: Side, *, version: int, features: Feature, resolve_conflicts: bool
+) -> Verdict:
+    mine, theirs = me.uuids, peer.uuids
+    if base(mine.bitmap) != 0 and base(theirs.bitmap) == 0:
+        missed = base(mine.bitmap) == base(theirs.history1) and base(mine.history1) == base(theirs.history2)
+        rule = 34 if missed else 36
+        if version < PROTOCOL_CORRECTIONS:
+            return _needs_version(rule, version)
+        if missed:
+            return Verdict(34, 1, "This node missed the end of its resync as source.", _end_missed(mine))
+        return Verdict(36, 1, "The peer did not record the start of its resync as target.")
+    if base(mine.bitmap) == 0 and base(theirs.bitmap) != 0:
+        missed = base(theirs.bitmap) == base(mine.history1) and base(theirs.history1) == base(mine.history2)
+        rule = 35 if missed else 37
+        if version < PROTOCOL_CORRECTIONS:
+            return _needs_version(rule, version)
+        if missed:
+            text = "The peer missed the end of its resync as source."
+            return Verdict(35, -1, text, None, _end_missed(theirs))
+        return Verdict(37, -1, "This node did not record the start of its resync as target.")
+    if not (me.crashed_primary or peer.crashed_primary):
+        return Verdict(40, CODE_NONE, "Both nodes have the same data.")
+    if me.primary or peer.primary:
+        if Feature.WSAME not in features:
+            text = (
+                "A node crashed as Primary and one is Primary now; the peer is too old to decide that alike."
+            )
+            return Verdict(41, CODE_NEEDS_WSAME, text)
+        if me.primary and peer.primary:
+            return Verdict(41, -CODE_SPLIT_BRAIN, "A node crashed as Primary and both are Primary now.")
+        code = CODE_BITMAP if me.primary else -CODE_BITMAP
+        return Verdict(41, code, "A node crashed as Primary; the one that is Primary now has the good data.")
+    if me.crashed_primary and peer.crashed_primary:
+        code = -CODE_BITMAP if resolve_conflicts else CODE_BITMAP
+        return Verdict(40, code, "Both nodes crashed as Primary.")
+    if me.crashed_primary:
+        return Verdict(40, CODE_BITMAP, "This node crashed as Primary and is ahead of the peer.")
+    return Verdict(40, -CODE_BITMAP, "The peer crashed as Primary and is ahead of this node.")
+
+
+def _start_lost(ahead: Uuids, behind: Uuids, version: int) -> bool:
+    """``ahead`` generated a sync UUID that ``behind`` never got."""
+    if base(behind.current) != base(ahead.history1):
+        return False
+    if version >= PROTOCOL_SYNC_STEP:
+        return base(ahead.bitmap) == sync_uuid_after(base(ahead.history1))
+    return base(behind.history1) == base(ahead.history2)
+
+
+def compare(me: Side, peer: Side, *, version: int, features: Feature, resolve_conflicts: bool) -> Verdict:
+    """Compare the generations of both sides; first rule that matches wins.
+
+    ``version`` and ``features`` are the agreed ones, ``resolve_conflicts`` is the flag of this node.
+    """
+    mine, theirs = me.uuids, peer.uuids
+    my_current, peer_current = base(mine.current), base(theirs.current)
+    my_history = (base(mine.history1), base(mine.history2))
+    peer_history = (base(theirs.history1), base(theirs.history2))
+    if my_current == UUID_JUST_CREATED and peer_current == UUID_JUST_CREATED:
+        return Verdict(10, CODE_NONE, "Both nodes have just created metadata.")
+    if my_current in (0, UUID_JUST_CREATED):
+        return Verdict(20, -CODE_FULL, "This node has no data yet.")
+    if peer_current in (0, UUID_JUST_CREATED):
+        return Verdict(30, CODE_FULL, "The peer has no data yet.")
+    if my_current == peer_current:
+        return _compare_equal(
+            me, peer, version=version, features=features, resolve_conflicts=resolve_conflicts
+        )
+    if my_current == base(theirs.bitmap):
+        return Verdict(50, -CODE_BITMAP, "The peer went on from the data of this node.")
+    if _start_lost(theirs, mine, version):
+        if version < PROTOCOL_CORRECTIONS:
+            return _needs_version(51, version)
+        text = "This node never got the last sync UUID of the peer."
+        return Verdict(51, -CODE_BITMAP, text, None, _start_undone(theirs))
+    if my_current in peer_history:
+        return Verdict(60, -CODE_FULL, "The data of this node is an older generation of the peer's.")
+    if base(mine.bitmap) == peer_current:
+        return Verdict(70, CODE_BITMAP, "This node went on from the data of the peer.")
+    if _start_lost(mine, theirs, version):
+        if version < PROTOCOL_CORRECTIONS:
+            return _needs_version(71, version)
+        text = "The peer never got the last sync UUID of this node."
+        return Verdict(71, CODE_BITMAP, text, _start_undone(mine))
+    if peer_current in my_history:
+        return Verdict(80, CODE_FULL, "The data of the peer is an older generation of this node's.")
+    if base(mine.bitmap) != 0 and base(mine.bitmap) == base(theirs.bitmap):
+        return Verdict(90, CODE_SPLIT_BRAIN, "Both nodes changed the data after the same generation.")
+    # Empty slots count as equal, as they do for the driver: both nodes have to see the same thing.
+    if set(my_history) & set(peer_history):
+        return Verdict(100, -CODE_SPLIT_BRAIN, "Both nodes changed the data after a generation long ago.")
+    return Verdict(100, CODE_UNRELATED, "The nodes have never had the same data.")
+
+
+# --- decision ----------------------------------------------
+
+
+class AfterSplitBrain(IntEnum):
+    """after-sb-*pri policies, numbers as in P_PROTOCOL."""
+
+    DISCONNECT = 0
+    DISCARD_YOUNGER_PRIMARY = 1
+    DISCARD_OLDER_PRIMARY = 2
+    DISCARD_ZERO_CHANGES = 3
+    DISCARD_LEAST_CHANGES = 4
+    DISCARD_LOCAL = 5
+    DISCARD_REMOTE = 6
+    CONSENSUS = 7
+    DISCARD_SECONDARY = 8
+    CALL_PRI_LOST = 9
+    VIOLENTLY_AS_0P = 10
+
+    def seen_by_peer(self) -> AfterSplitBrain:
+        """The number that the peer must have configured to agree (local and remote are relative)."""
+        if self == AfterSplitBrain.DISCARD_LOCAL:
+            return AfterSplitBrain.DISCARD_REMOTE
+        if self == AfterSplitBrain.DISCARD_REMOTE:
+            return AfterSplitBrain.DISCARD_LOCAL
+        return self
+
+
+class ResyncConflict(Enum):
+    """rr-conflict: a decided resync would overwrite a Primary's good data."""
+
+    DISCONNECT = "disconnect"
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """What to do about a split brain, by number of Primaries, and about a resync over a Primary."""
+
+    after_sb_0pri: AfterSplitBrain = AfterSplitBrain.DISCONNECT
+    after_sb_1pri: AfterSplitBrain = AfterSplitBrain.DISCONNECT
+    after_sb_2pri: AfterSplitBrain = AfterSplitBrain.DISCONNECT
+    always_asbp: bool = False
+    rr_conflict: ResyncConflict = ResyncConflict.DISCONNECT
+
+
+# A policy gets (self, peer, resolve_conflicts) and returns +1 (self is source), -1 (target) or 0 (no
+# decision).
+PolicyFunction = Callable[[Side, Side, bool], int]
+
+
+def _no_decision(me: Side, peer: Side, resolve_conflicts: bool) -> int:
+    return 0
+
+
+POLICY_FUNCTIONS: Mapping[AfterSplitBrain, PolicyFunction] = MappingProxyType(
+    {AfterSplitBrain.DISCONNECT: _no_decision}
+)
+
+
+def _apply_policy(me: Side, peer: Side, resolve_conflicts: bool, policies: Policies) -> int:
+    primaries = int(me.primary) + int(peer.primary)
+    chosen = (policies.after_sb_0pri, policies.after_sb_1pri, policies.after_sb_2pri)[primaries]
+    if chosen not in POLICY_FUNCTIONS:
+        name = chosen.name.lower().replace("_", "-")
+        raise UsageError(
+            f"after-sb-{primaries}pri {name} is not supported.", advice='Use "disconnect" and decide by hand.'
+        )
+    return POLICY_FUNCTIONS[chosen](me, peer, resolve_conflicts)
+
+
+class DecisionKind(Enum):
+    """What this node does now."""
+
+    NONE = "none"
+    SOURCE = "source"
+    TARGET = "target"
+    REFUSE = "refuse"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Result of the handshake of one volume.
+
+    ``full``: set all bits of the own bitmap first.
+    ``split_brain``: one was detected (call handlers), solved or not.
+    ``reason``: one sentence for the log.  ``dirty_bits_rule``: the resync was decided by left-over dirty
+    bits.
+    ``tentative``: only say what would happen, then drop the connection for good.
+    """
+
+    kind: DecisionKind
+    full: bool
+    split_brain: bool
+    reason: str
+    rule: int
+    verdict: Verdict
+    dirty_bits_rule: bool = False
+    tentative: bool = field(default=False)
+
+
+def _better_than_inconsistent(disk: DiskState) -> bool:
+    return disk > DiskState.INCONSISTENT
+
+
+def _left_over_direction(me: Side, peer: Side, resolve_conflicts: bool) -> int:
+    """Direction of a resync of left-over dirty bits: +1 self is source, -1 target, 0 two Primaries."""
+    if me.primary != peer.primary:
+        return 1 if me.primary else -1
+    if me.primary:
+        return 0
+    mine_outdated = me.disk == DiskState.OUTDATED
+    if mine_outdated != (peer.disk == DiskState.OUTDATED):
+        return -1 if mine_outdated else 1
+    return -1 if resolve_conflicts else 1
+
+
+def decide(
+    me: Side,
+    peer: Side,
+    *,
+    version: int,
+    features: Feature,
+    resolve_conflicts: bool,
+    policies: Policies | None = None,
+    peer_is_ours: bool = False,
+    tentative: bool = False,
+) -> Decision:
+    """Who resyncs from whom.  Both nodes reach mirrored results when fed with the exchanged values.
+
+    ``peer_is_ours``: the peer runs this software too, so the rule about left-over dirty bits may be used; a
+    DRBD kernel peer does not know it and would wait for ever.
+    """
+    verdict = compare(me, peer, version=version, features=features, resolve_conflicts=resolve_conflicts)
+    code, full, split_brain, reason = verdict.code, False, False, verdict.text
+
+    def end(kind: DecisionKind, text: str, *, whole: bool = False, left_over: bool = False) -> Decision:
+        return Decision(kind, whole, split_brain, text, verdict.rule, verdict, left_over, tentative)
+
+    if code == CODE_UNRELATED:
+        return end(DecisionKind.REFUSE, "Unrelated data, aborting!")
+    if code in (CODE_NEEDS_VERSION, CODE_NEEDS_WSAME):
+        return end(DecisionKind.REFUSE, verdict.text)
+
+    if me.disk == DiskState.INCONSISTENT and _better_than_inconsistent(peer.disk):
+        full = code == -CODE_SPLIT_BRAIN or abs(code) == CODE_FULL
+        code, reason = -1, "This node is Inconsistent, the peer is better."
+    elif peer.disk == DiskState.INCONSISTENT and _better_than_inconsistent(me.disk):
+        full = code == -CODE_SPLIT_BRAIN or abs(code) == CODE_FULL
+        code, reason = 1, "The peer is Inconsistent, this node is better."
+    elif abs(code) == CODE_SPLIT_BRAIN:
+        split_brain = True
+        solved = 0
+        rules = policies or Policies()
+        if code == CODE_SPLIT_BRAIN or rules.always_asbp:
+            solved = _apply_policy(me, peer, resolve_conflicts, rules)
+            reason = "Split-Brain detected, automatically solved."
+        if not solved and me.discard_my_data != peer.discard_my_data:
+            solved = -1 if me.discard_my_data else 1
+            reason = "Split-Brain detected, manually solved."
+        if not solved:
+            return end(DecisionKind.REFUSE, "Split-Brain detected but unresolved, dropping connection!")
+        # differs: with discard-my-data the driver copies only the blocks of the bitmaps even if they have no
+        # common base; nothing then says that the other blocks are equal.
+        full = code == -CODE_SPLIT_BRAIN
+        code = solved
+    elif abs(code) == CODE_FULL:
+        full = True
+
+    left_over = False
+    # differs: a "no resync" with dirty bits left is a resync, never just a log line.
+    if code == CODE_NONE and verdict.rule != 10 and peer_is_ours and (me.dirty_bits or peer.dirty_bits):
+        code = _left_over_direction(me, peer, resolve_conflicts)
+        left_over = True
+        reason = (
+            f"Equal generations, but {me.dirty_bits} and {peer.dirty_bits} blocks are marked as different."
+        )
+        if code == 0:
+            return end(DecisionKind.REFUSE, reason + " Both nodes are Primary.", left_over=True)
+
+    if code > 0 and me.disk <= DiskState.INCONSISTENT:
+        return end(DecisionKind.REFUSE, "This node should be resync source but has no good data.")
+    if code < 0 and me.primary and me.disk >= DiskState.CONSISTENT:
+        return end(DecisionKind.REFUSE, "This node is Primary but should become resync target; refused.")
+    if code == CODE_NONE:
+        return end(DecisionKind.NONE, reason)
+    kind = DecisionKind.SOURCE if code > 0 else DecisionKind.TARGET
+    return end(kind, reason, whole=full, left_over=left_over)
