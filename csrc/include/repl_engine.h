@@ -221,6 +221,7 @@ struct re_volume_stats {
     uint64_t flushes, zeroes;               /* application */
     uint64_t disk_read_bytes, disk_written_bytes, disk_flushes;
     uint64_t sent_bytes, received_bytes;    /* replicated and resync payload */
+    uint64_t peer_writes;                   /* writes of the peer's application carried out here */
     uint64_t al_writes, bitmap_writes;      /* 4 KiB metadata writes */
     uint64_t out_of_sync_bits;
     uint64_t size_bytes;

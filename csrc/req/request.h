@@ -42,6 +42,7 @@ struct al_waiter {
     struct list_head link;                      /* the volume's waiting or planned list */
     uint32_t first, last;                       /* extents, inclusive */
     bool has_reference;                         /* references are held and must be put */
+    uint32_t attachment;                        /* which attached disk the references belong to */
     void (*granted)(struct al_waiter *waiter);  /* called when the extents are active and referenced */
 };
 

@@ -1,0 +1,422 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Application requests: writes, reads, flushes of the NBD clients.
+ *
+ * Invariants: a write is completed only after its local part is finished and its network part has reached the protocol's
+ * point; what the peer may not have is marked dirty before the completion; data of a cold extent waits for the activity
+ * log; overlapping writes run one after the other in the order of arrival.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/check.h"
+#include "engine/internal.h"
+
+static bool is_write(const struct request *r)
+{
+    return r->kind == REQUEST_WRITE || r->kind == REQUEST_ZERO || r->kind == REQUEST_TRIM;
+}
+
+static void complete(struct request *r, int error)
+{
+    struct volume *v = r->volume;
+    CHECK(!r->completed);
+    r->completed = true;
+    r->error = error;
+    volume_unlock_range(v, &r->lock);
+    if (r->in_transfer_log)
+        sender_close_epoch(v->core, r->epoch);
+    list_del(&r->link);
+    list_add_tail(&v->core->completed, &r->link);
+}
+
+/* Free what is not needed any more. */
+static void release(struct request *r)
+{
+    if (r->local_pending || r->in_transfer_log)
+        return;
+    volume_al_put(r->volume, &r->al);
+    if (r->told)
+        request_free(&r->volume->core->requests, r);
+}
+
+void core_complete_requests(struct core *core)
+{
+    for (struct list_head *link; (link = list_pop(&core->completed));) {
+        struct request *r = list_entry(link, struct request, link);
+        struct volume *v = r->volume;
+        v->stats.upper_pending--;
+        r->done(r);
+        r->told = true;
+        release(r);
+        if (v->drain_cookie)
+            volume_check_idle(v);
+    }
+}
+
+void request_settle(struct request *r)
+{
+    if (!r->completed && !r->local_pending && !r->net_pending)
+        complete(r, r->local_ok || r->net_ok ? 0 : r->error ? r->error : EIO);
+    release(r);
+}
+
+void request_net_done(struct request *r, bool ok)
+{
+    if (!r->net_pending)
+        return;
+    r->net_pending = false;
+    r->net_ok = ok;
+    list_del(&r->sent);
+}
+
+void request_mark_dirty(struct request *r)
+{
+    if (!r->marked && is_write(r)) {
+        r->marked = true;
+        volume_set_dirty(r->volume, r->offset, r->length);
+    }
+}
+
+static void hold(struct request *r, enum request_stage stage)
+{
+    r->stage = (uint8_t)stage;
+    list_del(&r->link);
+    list_add_tail(&r->volume->held, &r->link);
+}
+
+/* ---- writes ---- */
+
+static void write_local_done(struct disk_op *op)
+{
+    struct request *r = op->owner;
+    struct volume *v = r->volume;
+    r->local_pending = false;
+    r->local_ok = op->error == 0;
+    volume_disk_finished(v, op);
+    if (op->error) {
+        r->error = op->error;
+        bool has_copy = r->in_transfer_log || r->net_ok;
+        bool soft = (op->error == ENOTSUP && (r->flags & REQUEST_FAST)) || (op->error == ENOSPC && !has_copy);
+        /* differs: a full backing store without a peer is the client's error, not the disk's (decision 0004). */
+        if (!soft)
+            volume_disk_error(v, op, r->kind == REQUEST_WRITE ? RE_DISK_WRITE : RE_DISK_ZERO);
+    }
+    request_settle(r);
+}
+
+static void write_local(struct request *r)
+{
+    struct volume *v = r->volume;
+    uint32_t flags = 0;
+    if (r->flags & REQUEST_FUA)
+        flags |= DISK_FUA;
+    if (r->flags & REQUEST_FAST)
+        flags |= DISK_FAST;
+    if (r->kind == REQUEST_TRIM || (r->flags & REQUEST_MAY_UNMAP))
+        flags |= DISK_MAY_UNMAP;
+    r->op = (struct disk_op){.kind = r->kind == REQUEST_WRITE ? DISK_WRITE : DISK_ZERO,
+                             .flags = flags,
+                             .fd = v->disk.data_fd,
+                             .offset = r->offset,
+                             .length = r->length,
+                             .data = r->buf ? r->buf->data : NULL};
+    r->local_pending = true;
+    volume_disk_submit(v, &r->op, write_local_done, r);
+}
+
+/* The peer must be able to carry this kind of request in one packet. */
+static bool peer_can_carry(const struct volume *v, const struct request *r)
+{
+    if (r->kind == REQUEST_WRITE)
+        return true;
+    uint32_t features = v->core->link.options.features;
+    uint64_t most = features & FEATURE_WSAME ? 128u << 20 : 4u << 20;
+    return (features & (FEATURE_WZEROES | FEATURE_TRIM)) && r->length <= most && !(r->flags & REQUEST_FAST);
+}
+
+static void write_start(struct request *r)
+{
+    struct volume *v = r->volume;
+    if (volume_is_frozen(v)) {
+        hold(r, STAGE_ADMITTED);
+        return;
+    }
+    bool local = volume_disk_usable(v);
+    bool remote = volume_replicates(v);
+    bool good = (local && v->state.disk == D_UP_TO_DATE) || (remote && v->state.peer_disk == D_UP_TO_DATE);
+    if (!good || v->state.role != ROLE_PRIMARY) {
+        complete(r, EIO);
+        release(r);
+        return;
+    }
+    if (remote && !peer_can_carry(v, r)) {
+        complete(r, ENOTSUP);   /* the client falls back to writing zeroes */
+        release(r);
+        return;
+    }
+    r->started_ns = v->core->now_ns;
+    if (remote)
+        sender_write(v->core, r);
+    else {
+        request_mark_dirty(r);
+        if (volume_notifies_out_of_sync(v))
+            sender_out_of_sync(v, r->offset, r->length);
+    }
+    if (local)
+        write_local(r);
+    request_settle(r);
+}
+
+static void write_admitted(struct al_waiter *waiter)
+{
+    write_start(container_of(waiter, struct request, al));
+}
+
+static void write_locked(struct request *r)
+{
+    struct volume *v = r->volume;
+    if (volume_is_frozen(v)) {
+        hold(r, STAGE_LOCKED);
+        return;
+    }
+    if (volume_disk_usable(v) && v->state.role == ROLE_PRIMARY) {
+        r->al.granted = write_admitted;
+        volume_al_begin(v, &r->al, r->offset, r->length);
+    } else
+        write_start(r);
+}
+
+static void write_granted(struct range_item *item)
+{
+    write_locked(container_of(item, struct request, lock));
+}
+
+static void write_new(struct request *r)
+{
+    struct volume *v = r->volume;
+    uint64_t first = r->offset / AL_EXTENT_BYTES, last = (r->offset + r->length - 1) / AL_EXTENT_BYTES;
+    if (last - first >= AL_EXTENTS_PER_REQUEST_MAX || (v->al && last - first >= v->disk.al_extents)) {
+        complete(r, EINVAL);
+        return;
+    }
+    if (volume_lock_range(v, &r->lock, r->offset, r->length, true, write_granted))
+        write_locked(r);
+}
+
+/* ---- reads ---- */
+
+static void read_local_done(struct disk_op *op)
+{
+    struct request *r = op->owner;
+    struct volume *v = r->volume;
+    r->local_pending = false;
+    r->local_ok = op->error == 0;
+    volume_disk_finished(v, op);
+    if (!op->error) {
+        request_settle(r);
+        return;
+    }
+    r->error = op->error;
+    volume_disk_error(v, op, RE_DISK_READ);
+    request_read_start(r);      /* the peer may have the data */
+}
+
+void request_read_start(struct request *r)
+{
+    struct volume *v = r->volume;
+    if (v->state.suspended) {
+        hold(r, STAGE_NEW);
+        return;
+    }
+    bool dirty = v->bitmap && v->state.disk != D_UP_TO_DATE &&
+                 bitmap_any_in(v->bitmap, r->offset / BLOCK_BYTES, (r->offset + r->length - 1) / BLOCK_BYTES);
+    bool local = volume_disk_usable(v) && (v->state.disk == D_UP_TO_DATE ||
+                                           (v->state.disk == D_INCONSISTENT && link_is_up(v->core) &&
+                                            v->state.peer_disk == D_UP_TO_DATE && !dirty));
+    if (local) {
+        r->op = (struct disk_op){.kind = DISK_READ,
+                                 .fd = v->disk.data_fd,
+                                 .offset = r->offset,
+                                 .length = r->length,
+                                 .data = r->buf->data};
+        r->local_pending = true;
+        volume_disk_submit(v, &r->op, read_local_done, r);
+        return;
+    }
+    if (link_is_up(v->core) && v->state.peer_disk == D_UP_TO_DATE) {
+        r->remote_read = true;
+        r->net_pending = true;
+        r->started_ns = v->core->now_ns;
+        list_del(&r->link);
+        list_add_tail(&v->remote_reads, &r->link);
+        v->stats.peer_pending++;
+        sender_data_request(v, r);
+        return;
+    }
+    if (v->core->link.phase == LINK_LOST) {
+        hold(r, STAGE_NEW);
+        return;
+    }
+    complete(r, r->error ? r->error : EIO);
+}
+
+/* ---- flushes ---- */
+
+static void flush_local_done(struct disk_op *op)
+{
+    struct request *r = op->owner;
+    r->local_pending = false;
+    r->local_ok = op->error == 0;
+    volume_disk_finished(r->volume, op);
+    if (op->error) {
+        r->error = op->error;
+        volume_disk_error(r->volume, op, RE_DISK_FLUSH);    /* a failed flush is final for the device */
+    }
+    request_settle(r);
+}
+
+static void flush_new(struct request *r)
+{
+    struct volume *v = r->volume;
+    struct core *core = v->core;
+    if (volume_is_frozen(v)) {
+        hold(r, STAGE_NEW);
+        return;
+    }
+    bool local = volume_disk_usable(v);
+    bool remote = volume_replicates(v);
+    if (!local && !remote) {
+        complete(r, EIO);
+        return;
+    }
+    r->net_ok = remote;
+    if (remote) {
+        sender_close_epoch(core, NULL);
+        struct list_head *last = list_last(&core->link.log.epochs);
+        /* differs: DRBD reports a flush as replicated once the barrier is sent; we wait for its ack (decision 0002). */
+        if (last && core->link.options.strict_flush && core->link.options.protocol == 3) {
+            r->net_pending = true;
+            r->flush_epoch = list_entry(last, struct epoch, link)->serial;
+            list_del(&r->link);
+            list_add_tail(&v->flush_waiters, &r->link);
+        }
+    }
+    if (local && !(v->disk.flags & RE_ATTACH_NO_DISK_FLUSHES)) {
+        r->op = (struct disk_op){.kind = DISK_FLUSH, .fd = v->disk.data_fd};
+        r->local_pending = true;
+        volume_disk_submit(v, &r->op, flush_local_done, r);
+    } else
+        r->local_ok = local;
+    request_settle(r);
+}
+
+/* Barrier acks arrived (or the link was resolved): which flushes are through? */
+void app_flush_check(struct core *core)
+{
+    struct epoch *oldest = transfer_log_oldest(&core->link.log);
+    for (int i = 0; i < RE_VOLUMES_MAX; i++) {
+        struct volume *v = core->volumes[i];
+        if (!v)
+            continue;
+        while (!list_empty(&v->flush_waiters)) {
+            struct request *r = list_entry(list_first(&v->flush_waiters), struct request, link);
+            if (core->link.phase == LINK_UP && oldest && oldest->serial <= r->flush_epoch)
+                break;
+            list_del(&r->link);
+            r->net_pending = false;
+            request_settle(r);
+        }
+    }
+}
+
+/* ---- allocation ---- */
+
+static void extents_done(struct disk_op *op)
+{
+    struct request *r = op->owner;
+    r->local_pending = false;
+    r->local_ok = true;
+    volume_disk_finished(r->volume, op);
+    if (op->error || op->extents_count == 0) {      /* no answer is an answer: all of it is data */
+        r->extents[0] = (struct disk_extent){.length = r->length, .hole = false};
+        r->extents_count = 1;
+    } else
+        r->extents_count = op->extents_count;
+    request_settle(r);
+}
+
+static void extents_new(struct request *r)
+{
+    struct volume *v = r->volume;
+    if (!volume_disk_usable(v) || v->state.disk != D_UP_TO_DATE) {
+        r->extents[0] = (struct disk_extent){.length = r->length, .hole = false};
+        r->extents_count = 1;
+        complete(r, 0);
+        return;
+    }
+    r->op = (struct disk_op){.kind = DISK_EXTENTS,
+                             .fd = v->disk.data_fd,
+                             .offset = r->offset,
+                             .length = r->length,
+                             .extents = r->extents,
+                             .extents_max = r->extents_max};
+    r->local_pending = true;
+    volume_disk_submit(v, &r->op, extents_done, r);
+}
+
+/* ---- entry ---- */
+
+static void request_new(struct request *r)
+{
+    switch ((enum request_kind)r->kind) {
+    case REQUEST_WRITE:
+    case REQUEST_ZERO:
+    case REQUEST_TRIM:
+        if (volume_is_frozen(r->volume))
+            hold(r, STAGE_NEW);
+        else
+            write_new(r);
+        break;
+    case REQUEST_READ:
+        request_read_start(r);
+        break;
+    case REQUEST_FLUSH:
+        flush_new(r);
+        break;
+    case REQUEST_EXTENTS:
+        extents_new(r);
+        break;
+    }
+}
+
+void request_resume(struct request *r)
+{
+    if (r->stage == STAGE_NEW)
+        request_new(r);
+    else if (r->stage == STAGE_LOCKED)
+        write_locked(r);
+    else
+        write_start(r);
+}
+
+void volume_submit(struct volume *v, struct request *r)
+{
+    r->volume = v;
+    v->stats.upper_pending++;
+    if (is_write(r)) {
+        v->stats.writes++;
+        v->stats.written_bytes += r->length;
+        if (r->kind != REQUEST_WRITE)
+            v->stats.zeroes++;
+    } else if (r->kind == REQUEST_READ) {
+        v->stats.reads++;
+        v->stats.read_bytes += r->length;
+    } else if (r->kind == REQUEST_FLUSH)
+        v->stats.flushes++;
+    if (r->kind != REQUEST_FLUSH && !u64_range_inside(r->offset, r->length, v->size_bytes)) {
+        complete(r, is_write(r) ? ENOSPC : EINVAL);
+        return;
+    }
+    request_new(r);
+}

@@ -1,0 +1,421 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The core's own structures: what ties volumes, link and clients together.  Only engine/ includes this.
+ *
+ * Queues of a tick: everything that may start something else (finished disk operations, granted ranges, finished requests)
+ * goes through a list that core_tick() drains, so no call chain grows with the load.
+ */
+#ifndef ENGINE_INTERNAL_H
+#define ENGINE_INTERNAL_H
+
+#include "base/interval.h"
+#include "base/list.h"
+#include "base/pool.h"
+#include "engine/core.h"
+#include "io/stream.h"
+#include "meta/activity_log.h"
+#include "meta/bitmap.h"
+#include "nbd/session.h"
+#include "peer/packet.h"
+#include "req/epoch.h"
+#include "req/request.h"
+#include "resync/rate.h"
+
+/* DRBD's numbers (docs/protocol.md). */
+enum role { ROLE_UNKNOWN = 0, ROLE_PRIMARY = 1, ROLE_SECONDARY = 2 };
+enum disk_state {
+    D_DISKLESS = 0,
+    D_ATTACHING = 1,
+    D_FAILED = 2,
+    D_NEGOTIATING = 3,
+    D_INCONSISTENT = 4,
+    D_OUTDATED = 5,
+    D_UNKNOWN = 6,
+    D_CONSISTENT = 7,
+    D_UP_TO_DATE = 8,
+};
+enum connection_state {
+    C_STANDALONE = 0,
+    C_WF_REPORT_PARAMS = 9,
+    C_CONNECTED = 10,
+    C_WF_BITMAP_S = 13,
+    C_WF_BITMAP_T = 14,
+    C_WF_SYNC_UUID = 15,
+    C_SYNC_SOURCE = 16,
+    C_SYNC_TARGET = 17,
+    C_VERIFY_S = 18,
+    C_VERIFY_T = 19,
+    C_PAUSED_SYNC_S = 20,
+    C_PAUSED_SYNC_T = 21,
+    C_AHEAD = 22,
+    C_BEHIND = 23,
+};
+
+enum {
+    REQUESTS_DEFAULT = 4096,
+    APP_BUFFER_BYTES_DEFAULT = 128 << 20,
+    PEER_BUFFER_BYTES_DEFAULT = 64 << 20,
+    METADATA_BUFFER_BYTES = 8 << 20,
+    RESYNC_REQUEST_BYTES_MAX = 256 << 10,
+    RESYNC_REQUESTS_MAX = 1024,     /* of a target, in flight */
+    PEER_REQUESTS_MAX = 8192,       /* writes and reads of the peer in progress */
+    MD_JOBS_MAX = 64,
+    META_TX_BYTES_MAX = 4 << 20,    /* acks waiting for a slow peer before its data is no longer read */
+    BITMAP_TX_BYTES_LOW = 256 << 10,
+};
+
+#define CONTROL_BODY_MAX 4096u
+#define NS_PER_MS UINT64_C(1000000)
+
+struct core;
+struct volume;
+
+/* ---- what the peer asked of us --------------------------------------------------------------------------------- */
+
+enum peer_kind { PEER_WRITE, PEER_ZERO, PEER_READ, PEER_RESYNC_READ };
+
+/* Epoch of the peer's writes: its writes are on stable storage before those of the next one are started. */
+struct receive_epoch {
+    struct list_head link;          /* the link's list, oldest first; or the free list */
+    struct list_head waiting;       /* writes that wait for their turn, in order of arrival */
+    uint8_t number[4];              /* barrier number, echoed byte for byte */
+    uint32_t count;                 /* writes that belong to it */
+    uint32_t pending;               /* of these, not finished */
+    uint32_t flushes;               /* flush operations in flight */
+    uint64_t volumes;               /* bit per volume written to */
+    bool closed;                    /* its P_BARRIER was received (or the link was lost) */
+    bool flushing;                  /* its flush has started */
+    bool acked;                     /* a barrier ack is wanted: false once the link is lost */
+};
+
+/* The flush before a barrier ack; only the oldest epoch flushes, so a volume needs one. */
+struct epoch_flush {
+    struct disk_op op;
+    struct receive_epoch *epoch;
+    struct volume *v;
+};
+
+struct peer_request {
+    struct list_head link;          /* free list or the queue it waits in */
+    struct volume *volume;
+    uint8_t kind;                   /* enum peer_kind */
+    bool thin;                      /* RESYNC_READ: zeroes may be answered with P_RS_DEALLOCATED */
+    bool granted;                   /* WRITE: holds its range */
+    bool flushed_first;             /* WRITE with DP_FLUSH: the flush before it is done */
+    uint32_t link_generation;       /* the link it came over */
+    uint64_t block_id;              /* echoed */
+    uint64_t sector;
+    uint32_t bytes;                 /* length of the area */
+    uint32_t dp_flags;
+    struct buf *buf;                /* payload */
+    struct receive_epoch *epoch;    /* WRITE, ZERO */
+    struct range_item lock;
+    struct al_waiter al;
+    struct disk_op op;
+};
+
+/* ---- a resync target's requests -------------------------------------------------------------------------------- */
+
+enum resync_stage { RESYNC_FREE, RESYNC_LOCKING, RESYNC_ASKED, RESYNC_RECEIVING, RESYNC_WRITING, RESYNC_WRITTEN };
+
+struct resync_request {
+    struct list_head link;          /* free list, in flight, or written and not yet flushed */
+    struct volume *volume;
+    uint8_t stage;                  /* enum resync_stage */
+    uint32_t link_generation;
+    uint32_t run;                   /* resync run it belongs to */
+    uint64_t offset;                /* bytes */
+    uint32_t bytes;
+    struct buf *buf;
+    struct range_item lock;
+    struct disk_op op;
+};
+
+struct resync_target {
+    uint32_t run;                   /* counts runs: answers of an earlier run are dropped */
+    uint64_t cursor_bit;            /* next bit to look at */
+    uint32_t in_flight;             /* requests not finished */
+    uint64_t in_flight_bytes;       /* asked for and not arrived */
+    struct list_head requests;      /* in flight */
+    struct list_head written;       /* on disk, not yet flushed */
+    struct list_head flushing;      /* covered by the flush in flight */
+    struct disk_op flush_op;
+    bool flush_in_flight;
+    bool finished_reported;
+    uint64_t failed_bits;
+    bool made_progress;             /* a bit was cleared since the cursor last stood at 0 */
+    struct rate_control rate;
+    uint64_t rate_tick_ns;          /* next tick of the controller */
+    int64_t allowed_sectors;        /* may still be asked for in this tick */
+    uint64_t arrived_sectors;       /* since the last tick */
+    uint64_t application_seen;      /* writes seen at the last tick, for c-min-rate */
+    uint64_t mark_ns, mark_done_bits;   /* for the rate shown */
+};
+
+/* ---- metadata jobs ---------------------------------------------------------------------------------------------- */
+
+enum md_job_kind { MD_SUPERBLOCK, MD_BITMAP_WRITE, MD_AL_INITIALIZE, MD_LOAD_BITMAP };
+
+struct md_job {
+    struct list_head link;          /* the volume's queue, or the free list */
+    uint8_t kind;                   /* enum md_job_kind */
+    uint64_t cookie;                /* of the command, 0 = none */
+    struct volume *volume;
+    uint64_t cursor;                /* page or block to go on with */
+    uint64_t pages;                 /* pages of the operation in flight */
+    bool flushing;                  /* last step: the flush is in flight */
+    uint8_t *superblock;            /* SUPERBLOCK: copy of the blob */
+    struct buf *buf;
+    struct disk_op op;
+};
+
+/* ---- volume ----------------------------------------------------------------------------------------------------- */
+
+enum al_phase { AL_IDLE, AL_WRITING_BITMAP, AL_WRITING_BLOCK };
+
+struct volume {
+    struct core *core;
+    int number;
+    bool attached;                  /* a disk is there */
+    uint32_t attachment;            /* counts attached disks: references of an earlier one are void */
+    bool loading;                   /* its bitmap is being read */
+    bool disk_failed;               /* an error was reported: no new operation is started */
+    bool detaching;
+    uint64_t detach_cookie;
+    uint64_t drain_cookie;
+    struct re_attach disk;
+    struct re_state state;
+    struct re_resync resync_options;
+    uint64_t size_bytes;
+    struct range_lock ranges;
+    struct list_head held;          /* requests that wait for the volume to thaw */
+    struct list_head remote_reads;  /* asked from the peer */
+    struct list_head flush_waiters; /* flushes that wait for barrier acks */
+    uint32_t seq_out;               /* sequence number of the last packet that consumes one */
+
+    struct activity_log *al;
+    struct list_head al_waiting;    /* no slot, or behind one that has none */
+    struct list_head al_planned;    /* in the next transaction */
+    struct list_head al_committing; /* in the transaction in flight */
+    uint8_t al_phase;               /* enum al_phase */
+    bool al_retry;                  /* references were put: look at al_waiting again */
+    uint32_t al_pages_pending;      /* bitmap pages to be written before the transaction */
+    uint32_t al_evicted[64];
+    uint32_t al_evicted_count;
+    struct buf *al_block;
+    struct disk_op al_op;
+    struct disk_op al_page_ops[64];
+    struct buf *al_page_bufs[64];
+
+    struct bitmap *bitmap;
+    struct list_head md_jobs;       /* first one runs */
+    bool md_job_in_flight;
+
+    bool bitmap_sending;            /* P_BITMAP packets are being produced */
+    bool bitmap_last_plain;         /* the last one was plain: an empty one ends the series */
+    uint64_t bitmap_send_bit;
+    uint64_t bitmap_send_cookie;
+    uint64_t bitmap_receive_bit;    /* how far the peer's bitmap was received */
+    bool bitmap_receiving;          /* WFBitMapS/T: the peer's bitmap is expected */
+
+    struct resync_target target;
+    struct epoch_flush epoch_flush;
+    bool source_finished_reported;
+    struct re_volume_stats stats;
+};
+
+/* ---- link ------------------------------------------------------------------------------------------------------- */
+
+enum link_phase { LINK_DOWN, LINK_UP, LINK_LOST };
+
+struct ping_waiter {
+    uint64_t cookie;
+    uint64_t serial;                /* answered by the P_PING_ACK number `serial` */
+};
+
+enum { PING_WAITERS_MAX = 32 };
+
+struct link {
+    uint8_t phase;                  /* enum link_phase */
+    uint32_t generation;            /* counts links */
+    struct re_link options;
+    struct peer_stream *data, *meta;
+    struct transfer_log log;
+    struct list_head unsent;        /* protocol A: requests whose packet has not left, by request.sent */
+    struct list_head epochs;        /* struct receive_epoch */
+    struct list_head free_epochs;
+    struct receive_epoch *epoch_entries;
+    uint32_t peer_writes;           /* received and not finished */
+    uint64_t resolve_cookie;        /* LINK_RESOLVE waits for peer_writes == 0 */
+    bool receive_starved;           /* the data socket waits for buffers or entries */
+
+    bool ping_outstanding;
+    uint64_t ping_sent_ns;
+    uint64_t pings_sent, pings_acked;
+    struct ping_waiter ping_waiters[PING_WAITERS_MAX];
+    uint32_t ping_waiter_count;
+};
+
+/* ---- streams ---------------------------------------------------------------------------------------------------- */
+
+enum stream_owner { STREAM_UNUSED, STREAM_PEER, STREAM_NBD };
+
+/* A socket to the peer.  Until LINK_UP every packet goes to the control plane. */
+struct peer_stream {
+    struct stream stream;
+    bool paused;                    /* waits for STREAM_RESUME */
+    bool closed_reported;
+    bool in_link;
+    bool is_meta;
+    enum { RX_NONE, RX_PEER_REQUEST, RX_REMOTE_READ, RX_RESYNC, RX_DROP } rx_kind;   /* whose payload is coming in */
+    void *rx_object;
+};
+
+struct stream_slot {
+    uint8_t owner;                  /* enum stream_owner */
+    union {
+        struct peer_stream *peer;
+        struct nbd_session *session;
+    };
+};
+
+/* ---- core ------------------------------------------------------------------------------------------------------- */
+
+struct event_node {
+    struct list_head link;
+    struct re_event event;
+    uint8_t *blob;
+};
+
+struct core {
+    const struct io_ops *io;
+    void *io_ctx;
+    uint64_t now_ns;                /* read once per tick */
+    bool stopped;
+
+    struct request_table requests;
+    struct buf_pool app_buffers, peer_buffers, md_buffers;
+    struct volume *volumes[RE_VOLUMES_MAX];
+    struct link link;
+    struct stream_slot streams[RE_STREAMS_MAX];
+    struct peer_request *peer_entries;
+    struct list_head peer_free;
+    struct resync_request *resync_entries;
+    struct list_head resync_free;
+    struct md_job *md_entries;
+    struct list_head md_free;
+
+    struct list_head done;          /* finished disk operations */
+    struct list_head granted;       /* ranges granted by a release, by range.ready */
+    struct list_head completed;     /* requests whose owner has to be told, by request.link */
+    struct list_head submit;        /* disk operations to be handed to the shell */
+    struct list_head events;        /* struct event_node */
+    struct nbd_host nbd_host;
+    struct re_engine_stats stats;
+};
+
+/* core.c */
+void core_emit(struct core *core, const struct re_event *event, const uint8_t *blob, size_t blob_length);
+void core_done(struct core *core, uint64_t cookie, int volume, enum re_result result, int error);
+void core_stream_closed(struct core *core, struct peer_stream *peer, enum re_status status);
+
+/* volume.c */
+struct volume *volume_get(struct core *core, int number);
+void volume_destroy(struct volume *v);
+void volume_attach(struct volume *v, const struct re_attach *attach, uint64_t cookie);
+void volume_attach_finished(struct volume *v, uint64_t cookie, int error);
+void volume_detach(struct volume *v, uint64_t cookie);
+void volume_set_state(struct volume *v, const struct re_state *state);
+void volume_drain(struct volume *v, uint64_t cookie);
+void volume_check_idle(struct volume *v);       /* ends a detach or drain that waits */
+bool volume_is_frozen(const struct volume *v);
+void volume_thaw(struct volume *v);
+bool volume_disk_usable(const struct volume *v);    /* operations on data may be started */
+void volume_disk_submit(struct volume *v, struct disk_op *op, void (*done)(struct disk_op *), void *owner);
+void volume_disk_finished(struct volume *v, struct disk_op *op);
+void volume_disk_error(struct volume *v, const struct disk_op *op, enum re_disk_op what);
+bool volume_lock_range(struct volume *v, struct range_item *item, uint64_t offset, uint64_t length, bool exclusive,
+                       void (*granted)(struct range_item *));
+void volume_unlock_range(struct volume *v, struct range_item *item);
+void volume_set_dirty(struct volume *v, uint64_t offset, uint64_t length);
+void volume_clear_dirty(struct volume *v, uint64_t offset, uint64_t length);
+
+/* activity.c */
+void volume_al_begin(struct volume *v, struct al_waiter *waiter, uint64_t offset, uint64_t length);
+void volume_al_put(struct volume *v, struct al_waiter *waiter);
+void volume_al_tick(struct volume *v);
+void volume_al_abandon(struct volume *v);
+
+/* metadata.c */
+enum re_status volume_md_job(struct volume *v, enum md_job_kind kind, uint64_t cookie, const uint8_t *superblock);
+void volume_md_tick(struct volume *v);
+
+/* app.c: application requests */
+void volume_submit(struct volume *v, struct request *request);
+void request_resume(struct request *request);   /* after a thaw */
+void request_settle(struct request *request);
+void request_mark_dirty(struct request *request);
+void request_read_start(struct request *request);
+void request_net_done(struct request *request, bool ok);
+void app_flush_check(struct core *core);
+void core_complete_requests(struct core *core);
+
+/* link.c */
+enum re_status link_init(struct core *core);
+void link_up(struct core *core, const struct re_link *options);
+void link_lost(struct core *core, enum re_lost reason, unsigned detail, uint64_t value, bool report);
+void link_resolve(struct core *core, uint64_t cookie);
+void link_check_resolved(struct core *core);
+void link_ping(struct core *core, uint64_t cookie);
+uint64_t link_timers(struct core *core);
+bool link_is_up(const struct core *core);
+
+/* sender.c: what goes to the peer */
+bool volume_replicates(const struct volume *v);
+bool volume_notifies_out_of_sync(const struct volume *v);
+void sender_write(struct core *core, struct request *request);
+void sender_out_of_sync(struct volume *v, uint64_t offset, uint64_t length);
+void sender_data_request(struct volume *v, struct request *request);
+void sender_resync_request(struct volume *v, uint64_t offset, uint32_t bytes);
+void sender_reply(struct volume *v, unsigned command, const struct peer_request *request);
+void sender_deallocated(struct volume *v, const struct peer_request *request);
+void sender_ack(struct volume *v, unsigned command, uint64_t sector, uint64_t block_id, uint32_t bytes);
+void sender_barrier_ack(struct core *core, const uint8_t number[4], uint32_t count);
+void sender_close_epoch(struct core *core, const struct epoch *completed);
+void sender_barrier(struct core *core);
+void sender_sent(struct core *core);
+void sender_raw(struct core *core, bool meta, unsigned command, unsigned volume, const void *body, size_t bytes);
+
+/* receiver.c: what comes from the peer */
+void receiver_parse(struct core *core, struct peer_stream *peer);
+void receiver_drop_payload(struct core *core, struct peer_stream *peer);
+
+/* peer_write.c */
+void peer_write_received(struct core *core, struct peer_request *pr);
+void peer_barrier(struct core *core, const uint8_t number[4]);
+void peer_epochs_check(struct core *core);
+void peer_epochs_orphan(struct core *core);
+struct receive_epoch *peer_epoch_open(struct core *core);
+struct peer_request *peer_request_take(struct core *core, struct volume *v, enum peer_kind kind);
+void peer_request_free(struct core *core, struct peer_request *pr);
+
+/* peer_read.c */
+void peer_read_received(struct core *core, struct peer_request *pr);
+
+/* bitmap_exchange.c */
+void bitmap_send_start(struct volume *v, uint64_t cookie);
+void bitmap_send_pump(struct volume *v);
+bool bitmap_receive(struct volume *v, unsigned command, const uint8_t *body, uint32_t length);
+
+/* resync_target.c */
+void resync_target_start(struct volume *v);
+void resync_target_stop(struct volume *v);
+void resync_target_pump(struct volume *v);
+uint64_t resync_target_deadline(const struct volume *v);
+struct resync_request *resync_target_find(struct volume *v, uint64_t sector, uint32_t bytes);
+void resync_target_data(struct resync_request *rq);
+void resync_target_failed(struct volume *v, uint64_t sector, uint32_t bytes);
+void resync_target_again(struct volume *v, uint64_t sector, uint32_t bytes);
+void resync_source_acked(struct volume *v, uint64_t sector, uint32_t bytes);
+void resync_source_check(struct volume *v);
+
+#endif

@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The peer's writes on our disk: in order of epochs, acknowledged as asked, flushed before a barrier ack.
+ *
+ * Invariants: a write of an epoch is not started before every earlier epoch is on stable storage; the acks of an epoch
+ * precede its barrier ack; barrier acks leave in order; what was received is written even if the link breaks, since a
+ * P_RECV_ACK may have promised it.
+ */
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/check.h"
+#include "engine/internal.h"
+
+struct peer_request *peer_request_take(struct core *core, struct volume *v, enum peer_kind kind)
+{
+    struct list_head *link = list_pop(&core->peer_free);
+    if (!link)
+        return NULL;
+    struct peer_request *pr = list_entry(link, struct peer_request, link);
+    *pr = (struct peer_request){
+        .volume = v, .kind = (uint8_t)kind, .link_generation = core->link.generation};
+    list_init(&pr->link);
+    list_init(&pr->al.link);
+    list_init(&pr->op.link);
+    list_init(&pr->lock.range.ready);
+    return pr;
+}
+
+void peer_request_free(struct core *core, struct peer_request *pr)
+{
+    CHECK(!pr->lock.range.inserted);
+    if (pr->buf)
+        buf_put(pr->buf);
+    pr->buf = NULL;
+    list_del(&pr->link);
+    list_add(&core->peer_free, &pr->link);
+}
+
+static bool is_current_link(const struct peer_request *pr)
+{
+    const struct link *link = &pr->volume->core->link;
+    return link->phase == LINK_UP && link->generation == pr->link_generation;
+}
+
+/* ---- epochs ---- */
+
+struct receive_epoch *peer_epoch_open(struct core *core)
+{
+    struct link *link = &core->link;
+    struct list_head *last = list_last(&link->epochs);
+    struct receive_epoch *epoch = last ? list_entry(last, struct receive_epoch, link) : NULL;
+    if (epoch && !epoch->closed)
+        return epoch;
+    struct list_head *free_link = list_pop(&link->free_epochs);
+    CHECK(free_link);
+    epoch = list_entry(free_link, struct receive_epoch, link);
+    *epoch = (struct receive_epoch){.acked = true};
+    list_init(&epoch->waiting);
+    list_add_tail(&link->epochs, &epoch->link);
+    return epoch;
+}
+
+void peer_barrier(struct core *core, const uint8_t number[4])
+{
+    struct list_head *last = list_last(&core->link.epochs);
+    struct receive_epoch *epoch = last ? list_entry(last, struct receive_epoch, link) : NULL;
+    if (!epoch || epoch->closed)
+        return;     /* an epoch without writes is never acknowledged */
+    memcpy(epoch->number, number, 4);
+    epoch->closed = true;
+}
+
+/* The link is gone: finish what was received, acknowledge nothing. */
+void peer_epochs_orphan(struct core *core)
+{
+    list_for_each(pos, &core->link.epochs) {
+        struct receive_epoch *epoch = list_entry(pos, struct receive_epoch, link);
+        epoch->closed = true;
+        epoch->acked = false;
+    }
+    core->link.receive_starved = false;
+}
+
+static bool is_oldest(const struct core *core, const struct receive_epoch *epoch)
+{
+    return list_first(&core->link.epochs) == &epoch->link;
+}
+
+static void write_start(struct peer_request *pr);
+
+static void epoch_flushed(struct core *core, struct receive_epoch *epoch)
+{
+    struct link *link = &core->link;
+    if (epoch->acked && link->phase == LINK_UP)
+        sender_barrier_ack(core, epoch->number, epoch->count);
+    list_del(&epoch->link);
+    list_add_tail(&link->free_epochs, &epoch->link);
+    struct list_head *next = list_first(&link->epochs);
+    if (!next)
+        return;
+    struct receive_epoch *now = list_entry(next, struct receive_epoch, link);
+    struct list_head waiting;
+    list_init(&waiting);
+    list_splice_tail(&waiting, &now->waiting);
+    for (struct list_head *l; (l = list_pop(&waiting));)
+        write_start(list_entry(l, struct peer_request, link));
+}
+
+static void flush_done(struct disk_op *op)
+{
+    struct epoch_flush *flush = op->owner;
+    struct volume *v = flush->v;
+    volume_disk_finished(v, op);
+    if (op->error)
+        volume_disk_error(v, op, RE_DISK_FLUSH);
+    flush->epoch->flushes--;
+}
+
+static void start_flushes(struct core *core, struct receive_epoch *epoch)
+{
+    epoch->flushing = true;
+    for (int i = 0; i < RE_VOLUMES_MAX; i++) {
+        struct volume *v = core->volumes[i];
+        if (!v || !(epoch->volumes & (UINT64_C(1) << i)) || !volume_disk_usable(v) ||
+            (v->disk.flags & RE_ATTACH_NO_DISK_FLUSHES))
+            continue;
+        struct epoch_flush *flush = &v->epoch_flush;
+        *flush = (struct epoch_flush){.epoch = epoch, .v = v};
+        flush->op = (struct disk_op){.kind = DISK_FLUSH, .fd = v->disk.data_fd};
+        epoch->flushes++;
+        volume_disk_submit(v, &flush->op, flush_done, flush);
+    }
+}
+
+void peer_epochs_check(struct core *core)
+{
+    for (;;) {
+        struct list_head *first = list_first(&core->link.epochs);
+        if (!first)
+            break;
+        struct receive_epoch *epoch = list_entry(first, struct receive_epoch, link);
+        if (!epoch->closed || epoch->pending)
+            break;
+        if (!epoch->flushing)
+            start_flushes(core, epoch);
+        if (epoch->flushes)
+            break;
+        epoch_flushed(core, epoch);
+    }
+    link_check_resolved(core);
+}
+
+/* ---- one write ---- */
+
+static void write_finished(struct peer_request *pr, bool ok)
+{
+    struct volume *v = pr->volume;
+    struct core *core = v->core;
+    volume_unlock_range(v, &pr->lock);
+    volume_al_put(v, &pr->al);
+    uint64_t offset = pr->sector * SECTOR_BYTES;
+    if (ok && pr->bytes && v->state.peer_disk < D_INCONSISTENT && v->state.connection >= C_CONNECTED)
+        volume_set_dirty(v, offset, pr->bytes);     /* the writer has no disk: only we have this */
+    if (is_current_link(pr)) {
+        const struct re_link *o = &core->link.options;
+        bool write_ack = o->version >= 100 ? pr->dp_flags & DP_SEND_WRITE_ACK : o->protocol == 3;
+        if (!ok) {
+            volume_set_dirty(v, offset, pr->bytes);
+            sender_ack(v, P_NEG_ACK, pr->sector, pr->block_id, pr->bytes);
+        } else if (write_ack || (pr->dp_flags & DP_MAY_SET_IN_SYNC)) {
+            bool resync = (pr->dp_flags & DP_MAY_SET_IN_SYNC) && v->state.connection >= C_SYNC_SOURCE &&
+                          v->state.connection <= C_PAUSED_SYNC_T;
+            if (resync)
+                volume_clear_dirty(v, offset, pr->bytes);
+            sender_ack(v, resync ? P_RS_WRITE_ACK : P_WRITE_ACK, pr->sector, pr->block_id, pr->bytes);
+        }
+    }
+    v->stats.unacked--;
+    pr->epoch->pending--;
+    core->link.peer_writes--;
+    peer_request_free(core, pr);
+}
+
+static void write_done(struct disk_op *op)
+{
+    struct peer_request *pr = op->owner;
+    struct volume *v = pr->volume;
+    volume_disk_finished(v, op);
+    if (op->error)
+        volume_disk_error(v, op, pr->kind == PEER_WRITE ? RE_DISK_WRITE : RE_DISK_ZERO);
+    write_finished(pr, op->error == 0);
+}
+
+static void write_submit(struct peer_request *pr)
+{
+    struct volume *v = pr->volume;
+    if (!volume_disk_usable(v)) {
+        write_finished(pr, false);
+        return;
+    }
+    uint32_t flags = pr->dp_flags & DP_FUA ? DISK_FUA : 0;
+    if (pr->dp_flags & DP_FLUSH)
+        flags |= DISK_PREFLUSH;
+    if (pr->dp_flags & DP_DISCARD)
+        flags |= DISK_MAY_UNMAP;
+    if (v->disk.flags & RE_ATTACH_NO_DISK_FLUSHES)
+        flags |= DISK_NO_SYNC;
+    uint8_t kind = pr->bytes == 0 ? DISK_FLUSH : pr->kind == PEER_WRITE ? DISK_WRITE : DISK_ZERO;
+    pr->op = (struct disk_op){.kind = kind,
+                              .flags = flags,
+                              .fd = v->disk.data_fd,
+                              .offset = pr->sector * SECTOR_BYTES,
+                              .length = pr->bytes,
+                              .data = pr->buf ? pr->buf->data : NULL};
+    volume_disk_submit(v, &pr->op, write_done, pr);
+}
+
+static void write_admitted(struct al_waiter *waiter)
+{
+    write_submit(container_of(waiter, struct peer_request, al));
+}
+
+/* Both its range and its epoch's turn are there. */
+static void write_start(struct peer_request *pr)
+{
+    struct volume *v = pr->volume;
+    struct core *core = v->core;
+    if (!is_oldest(core, pr->epoch)) {
+        list_add_tail(&pr->epoch->waiting, &pr->link);
+        return;
+    }
+    /* The writer has no disk of its own: our activity log has to cover its writes. */
+    if (volume_disk_usable(v) && pr->bytes && v->state.peer_disk < D_INCONSISTENT &&
+        v->state.connection >= C_CONNECTED) {
+        pr->al.granted = write_admitted;
+        volume_al_begin(v, &pr->al, pr->sector * SECTOR_BYTES, pr->bytes);
+    } else
+        write_submit(pr);
+}
+
+static void write_granted(struct range_item *item)
+{
+    write_start(container_of(item, struct peer_request, lock));
+}
+
+void peer_write_received(struct core *core, struct peer_request *pr)
+{
+    struct volume *v = pr->volume;
+    const struct re_link *o = &core->link.options;
+    v->stats.unacked++;
+    v->stats.peer_writes++;
+    v->stats.received_bytes += pr->buf ? pr->bytes : 0;
+    bool receive_ack = o->version >= 100 ? pr->dp_flags & DP_SEND_RECEIVE_ACK : o->protocol == 2;
+    if (receive_ack)
+        sender_ack(v, P_RECV_ACK, pr->sector, pr->block_id, pr->bytes);
+    uint64_t length = pr->bytes ? pr->bytes : SECTOR_BYTES;
+    if (volume_lock_range(v, &pr->lock, pr->sector * SECTOR_BYTES, length, true, write_granted))
+        write_start(pr);
+}

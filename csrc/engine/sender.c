@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What goes to the peer: replicated writes with their epochs, requests, replies, acks.
+ *
+ * Invariant: the order of P_DATA packets on the data socket is the order of the transfer log, and the P_BARRIER of a closed
+ * epoch stands before the first write of the next one.
+ */
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/check.h"
+#include "engine/internal.h"
+
+bool volume_replicates(const struct volume *v)
+{
+    const struct re_state *s = &v->state;
+    return link_is_up(v->core) &&
+           (s->peer_disk == D_UP_TO_DATE ? s->connection >= C_CONNECTED && s->connection != C_WF_BITMAP_S &&
+                                               s->connection != C_AHEAD
+                                         : s->peer_disk >= D_INCONSISTENT && s->peer_disk != D_UNKNOWN &&
+                                               s->connection >= C_WF_BITMAP_T && s->connection <= C_PAUSED_SYNC_T);
+}
+
+bool volume_notifies_out_of_sync(const struct volume *v)
+{
+    return link_is_up(v->core) && (v->state.connection == C_WF_BITMAP_S || v->state.connection == C_AHEAD);
+}
+
+void sender_raw(struct core *core, bool meta, unsigned command, unsigned volume, const void *body, size_t bytes)
+{
+    struct peer_stream *peer = meta ? core->link.meta : core->link.data;
+    uint8_t packet[PACKET_HEADER_MAX + 64];
+    if (core->link.phase != LINK_UP || !peer)
+        return;
+    CHECK(bytes <= 64);
+    size_t header =
+        packet_header_put(packet, core->link.options.version, command, volume, (uint32_t)bytes);
+    if (bytes)
+        memcpy(packet + header, body, bytes);
+    stream_queue_bytes(&peer->stream, packet, header + bytes);
+}
+
+/* ---- epochs ---- */
+
+void sender_close_epoch(struct core *core, const struct epoch *completed)
+{
+    struct epoch *open = transfer_log_open_epoch(&core->link.log);
+    if (open && (!completed || completed == open))
+        transfer_log_close(&core->link.log);
+}
+
+void sender_barrier(struct core *core)
+{
+    struct epoch *epoch = transfer_log_barrier_due(&core->link.log);
+    if (!epoch || core->link.phase != LINK_UP)
+        return;
+    uint8_t body[PACKET_BARRIER_BODY] = {0};
+    le32_put(body, epoch->number);
+    epoch->barrier_sent = true;
+    epoch->barrier_sent_ns = core->now_ns;
+    core->stats.barriers_sent++;
+    sender_raw(core, false, P_BARRIER, 0, body, sizeof(body));
+}
+
+/* ---- writes ---- */
+
+static uint32_t write_flags(const struct core *core, struct request *r)
+{
+    const struct re_link *options = &core->link.options;
+    const struct volume *v = r->volume;
+    uint32_t flags = DP_RW_SYNC;
+    bool fua = r->flags & REQUEST_FUA;
+    if (fua)
+        flags |= DP_FUA;
+    if (r->kind != REQUEST_WRITE) {
+        bool unmap = r->kind == REQUEST_TRIM || (r->flags & REQUEST_MAY_UNMAP);
+        if (options->features & FEATURE_WZEROES)
+            flags |= DP_ZEROES | (unmap ? DP_DISCARD : 0u);
+        else
+            flags |= DP_DISCARD;
+    }
+    bool resync = v->state.connection >= C_SYNC_SOURCE && v->state.connection <= C_PAUSED_SYNC_T &&
+                  v->state.connection != C_VERIFY_S && v->state.connection != C_VERIFY_T;
+    bool write_ack = options->protocol == 3 || resync;
+    if (resync)
+        flags |= DP_MAY_SET_IN_SYNC;
+    if (options->version >= 100) {
+        if (write_ack)
+            flags |= DP_SEND_WRITE_ACK;
+        else if (options->protocol == 2)
+            flags |= DP_SEND_RECEIVE_ACK;
+    }
+    r->ack_expected = write_ack || options->protocol == 2;
+    return flags;
+}
+
+void sender_write(struct core *core, struct request *r)
+{
+    struct link *link = &core->link;
+    struct volume *v = r->volume;
+    struct epoch *open = transfer_log_open_epoch(&link->log);
+    if (open && open->count >= link->options.max_epoch_size)
+        transfer_log_close(&link->log);
+    sender_barrier(core);
+    transfer_log_append(&link->log, r);
+    v->stats.peer_pending++;
+
+    uint8_t packet[PACKET_HEADER_MAX + PACKET_TRIM_SUB];
+    unsigned command = r->kind == REQUEST_WRITE                       ? P_DATA
+                       : link->options.features & FEATURE_WZEROES ? P_ZEROES
+                                                                       : P_TRIM;
+    size_t sub_bytes = r->kind == REQUEST_WRITE ? PACKET_DATA_SUB : PACKET_TRIM_SUB;
+    size_t payload = r->kind == REQUEST_WRITE ? r->length : 0;
+    size_t header = packet_header_put(packet, link->options.version, command, (unsigned)v->number,
+                                      (uint32_t)(sub_bytes + payload));
+    struct data_sub sub = {.sector = r->offset / SECTOR_BYTES,
+                           .block_id = request_block_id(r),
+                           .seq_num = ++v->seq_out,
+                           .dp_flags = write_flags(core, r)};
+    packet_data_sub_put(packet + header, &sub);
+    if (!payload)
+        be32_put(packet + header + PACKET_DATA_SUB, (uint32_t)r->length);
+    stream_queue_bytes(&link->data->stream, packet, header + sub_bytes);
+    if (payload)
+        stream_queue_buf(&link->data->stream, r->buf, r->buf->data, payload);
+    v->stats.sent_bytes += payload;
+    r->tx_mark = link->data->stream.tx_queued_total;
+    r->net_pending = true;
+    if (link->options.protocol == 1)
+        list_add_tail(&link->unsent, &r->sent);
+}
+
+/* Protocol A: the socket has taken these packets. */
+void sender_sent(struct core *core)
+{
+    struct link *link = &core->link;
+    if (link->phase != LINK_UP)
+        return;
+    while (!list_empty(&link->unsent)) {
+        struct request *r = list_entry(list_first(&link->unsent), struct request, sent);
+        if (link->data->stream.tx_sent_total < r->tx_mark)
+            return;
+        list_del(&r->sent);
+        request_net_done(r, true);
+        request_settle(r);
+    }
+}
+
+void sender_out_of_sync(struct volume *v, uint64_t offset, uint64_t length)
+{
+    uint8_t body[PACKET_OUT_OF_SYNC_BODY] = {0};
+    be64_put(body, offset / SECTOR_BYTES);
+    be32_put(body + 8, (uint32_t)length);
+    sender_raw(v->core, false, P_OUT_OF_SYNC, (unsigned)v->number, body, sizeof(body));
+}
+
+/* ---- requests ---- */
+
+static void send_request(struct volume *v, unsigned command, uint64_t offset, uint64_t block_id, uint32_t bytes)
+{
+    uint8_t body[PACKET_REQUEST_BODY] = {0};
+    be64_put(body, offset / SECTOR_BYTES);
+    be64_put(body + 8, block_id);
+    be32_put(body + 16, bytes);
+    sender_raw(v->core, false, command, (unsigned)v->number, body, sizeof(body));
+}
+
+void sender_data_request(struct volume *v, struct request *r)
+{
+    send_request(v, P_DATA_REQUEST, r->offset, request_block_id(r), (uint32_t)r->length);
+}
+
+void sender_resync_request(struct volume *v, uint64_t offset, uint32_t bytes)
+{
+    send_request(v, P_RS_DATA_REQUEST, offset, ID_SYNCER, bytes);
+}
+
+/* ---- replies and acks ---- */
+
+void sender_reply(struct volume *v, unsigned command, const struct peer_request *pr)
+{
+    struct link *link = &v->core->link;
+    uint8_t packet[PACKET_HEADER_MAX + PACKET_DATA_SUB];
+    if (link->phase != LINK_UP)
+        return;
+    size_t header = packet_header_put(packet, link->options.version, command, (unsigned)v->number,
+                                      PACKET_DATA_SUB + pr->bytes);
+    packet_data_sub_put(packet + header, &(struct data_sub){.sector = pr->sector, .block_id = pr->block_id});
+    stream_queue_bytes(&link->data->stream, packet, header + PACKET_DATA_SUB);
+    stream_queue_buf(&link->data->stream, pr->buf, pr->buf->data, pr->bytes);
+    v->stats.sent_bytes += pr->bytes;
+}
+
+void sender_deallocated(struct volume *v, const struct peer_request *pr)
+{
+    uint8_t body[PACKET_OUT_OF_SYNC_BODY] = {0};
+    be64_put(body, pr->sector);
+    be32_put(body + 8, pr->bytes);
+    sender_raw(v->core, false, P_RS_DEALLOCATED, (unsigned)v->number, body, sizeof(body));
+}
+
+void sender_ack(struct volume *v, unsigned command, uint64_t sector, uint64_t block_id, uint32_t bytes)
+{
+    uint8_t body[PACKET_ACK_BODY];
+    packet_ack_put(body, &(struct ack_body){.sector = sector,
+                                            .block_id = block_id,
+                                            .size_bytes = bytes,
+                                            .seq_num = ++v->seq_out});
+    sender_raw(v->core, true, command, (unsigned)v->number, body, sizeof(body));
+}
+
+void sender_barrier_ack(struct core *core, const uint8_t number[4], uint32_t count)
+{
+    uint8_t body[PACKET_BARRIER_BODY];
+    memcpy(body, number, 4);
+    be32_put(body + 4, count);
+    sender_raw(core, true, P_BARRIER_ACK, 0, body, sizeof(body));
+}

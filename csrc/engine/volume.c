@@ -1,0 +1,266 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A volume: its disk, its states, its range lock, its dirty bits.
+ *
+ * Invariant: `stats.lower_pending` counts every operation on its descriptors, so a detach is finished exactly when it is 0.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "engine/internal.h"
+
+struct volume *volume_get(struct core *core, int number)
+{
+    if (number < 0 || number >= RE_VOLUMES_MAX)
+        return NULL;
+    if (core->volumes[number])
+        return core->volumes[number];
+    struct volume *v = calloc(1, sizeof(*v));
+    CHECK(v);
+    v->core = core;
+    v->number = number;
+    v->state = (struct re_state){.role = ROLE_SECONDARY, .disk = D_DISKLESS, .peer_disk = D_UNKNOWN};
+    range_lock_init(&v->ranges);
+    list_init(&v->held);
+    list_init(&v->remote_reads);
+    list_init(&v->flush_waiters);
+    list_init(&v->al_waiting);
+    list_init(&v->al_planned);
+    list_init(&v->al_committing);
+    list_init(&v->md_jobs);
+    list_init(&v->target.requests);
+    list_init(&v->target.written);
+    list_init(&v->target.flushing);
+    list_init(&v->al_op.link);
+    list_init(&v->target.flush_op.link);
+    for (int i = 0; i < 64; i++)
+        list_init(&v->al_page_ops[i].link);
+    core->volumes[number] = v;
+    return v;
+}
+
+static void forget_disk(struct volume *v)
+{
+    if (v->al)
+        al_destroy(v->al);
+    if (v->bitmap)
+        bitmap_destroy(v->bitmap);
+    v->al = NULL;
+    v->bitmap = NULL;
+    v->attached = false;
+    v->loading = false;
+    v->disk_failed = false;
+    v->detaching = false;
+    v->al_phase = AL_IDLE;
+}
+
+void volume_destroy(struct volume *v)
+{
+    forget_disk(v);
+    free(v);
+}
+
+void volume_attach(struct volume *v, const struct re_attach *attach, uint64_t cookie)
+{
+    uint64_t bits = (attach->size_bytes + BLOCK_BYTES - 1) / BLOCK_BYTES;
+    if (v->attached || v->loading || attach->size_bytes == 0 || attach->size_bytes % SECTOR_BYTES ||
+        (bits + 7) / 8 > attach->bitmap_bytes) {
+        core_done(v->core, cookie, v->number, RE_RESULT_INVALID, 0);
+        return;
+    }
+    v->disk = *attach;
+    v->size_bytes = attach->size_bytes;
+    v->stats.size_bytes = attach->size_bytes;
+    v->al = al_create(attach->al_extents);
+    v->bitmap = bitmap_create(bits);
+    CHECK(v->al && v->bitmap);
+    v->attached = true;
+    v->attachment++;
+    v->disk_failed = false;
+    if (attach->flags & (RE_ATTACH_BITMAP_ALL_SET | RE_ATTACH_BITMAP_EMPTY)) {
+        if (attach->flags & RE_ATTACH_BITMAP_ALL_SET)
+            bitmap_set_all(v->bitmap);
+        core_done(v->core, cookie, v->number, RE_RESULT_OK, 0);
+        return;
+    }
+    v->loading = true;
+    if (volume_md_job(v, MD_LOAD_BITMAP, cookie, NULL) != RE_OK)
+        volume_attach_finished(v, cookie, 12 /* ENOMEM */);
+}
+
+void volume_attach_finished(struct volume *v, uint64_t cookie, int error)
+{
+    v->loading = false;
+    if (error)
+        forget_disk(v);
+    core_done(v->core, cookie, v->number, error ? RE_RESULT_IO : RE_RESULT_OK, error);
+}
+
+void volume_detach(struct volume *v, uint64_t cookie)
+{
+    if (!v->attached || v->detaching) {
+        core_done(v->core, cookie, v->number, RE_RESULT_INVALID, 0);
+        return;
+    }
+    v->detaching = true;
+    v->detach_cookie = cookie;
+    volume_check_idle(v);
+}
+
+void volume_drain(struct volume *v, uint64_t cookie)
+{
+    if (v->drain_cookie)
+        core_done(v->core, v->drain_cookie, v->number, RE_RESULT_CANCELED, 0);
+    v->drain_cookie = cookie;
+    volume_check_idle(v);
+}
+
+void volume_check_idle(struct volume *v)
+{
+    struct core *core = v->core;
+    if (v->drain_cookie && v->stats.upper_pending == 0 && v->stats.peer_pending == 0) {
+        core_done(core, v->drain_cookie, v->number, RE_RESULT_OK, 0);
+        v->drain_cookie = 0;
+    }
+    if (v->detaching && v->stats.lower_pending == 0) {
+        volume_al_abandon(v);
+        while (!list_empty(&v->md_jobs)) {
+            struct md_job *job = list_entry(list_first(&v->md_jobs), struct md_job, link);
+            list_del(&job->link);
+            core_done(core, job->cookie, v->number, RE_RESULT_CANCELED, 0);
+            free(job->superblock);
+            if (job->buf)
+                buf_put(job->buf);
+            list_add_tail(&core->md_free, &job->link);
+        }
+        uint64_t cookie = v->detach_cookie;
+        forget_disk(v);
+        core_done(core, cookie, v->number, RE_RESULT_OK, 0);
+    }
+}
+
+bool volume_is_frozen(const struct volume *v)
+{
+    return v->state.suspended || v->core->link.phase == LINK_LOST || v->loading;
+}
+
+void volume_thaw(struct volume *v)
+{
+    if (volume_is_frozen(v))
+        return;
+    struct list_head held;
+    list_init(&held);
+    list_splice_tail(&held, &v->held);
+    for (struct list_head *link; (link = list_pop(&held));)
+        request_resume(list_entry(link, struct request, link));
+}
+
+void volume_set_state(struct volume *v, const struct re_state *state)
+{
+    uint8_t before = v->state.connection;
+    uint8_t now = state->connection;
+    v->state = *state;
+    if (before != now) {
+        bool exchange = now == C_WF_BITMAP_S || now == C_WF_BITMAP_T;
+        if (exchange && before != C_WF_BITMAP_S && before != C_WF_BITMAP_T) {
+            v->bitmap_receiving = true;
+            v->bitmap_receive_bit = 0;
+        } else if (!exchange)
+            v->bitmap_receiving = false;
+        bool was_target = before == C_SYNC_TARGET || before == C_PAUSED_SYNC_T;
+        bool is_target = now == C_SYNC_TARGET || now == C_PAUSED_SYNC_T;
+        if (is_target && !was_target)
+            resync_target_start(v);
+        else if (was_target && !is_target)
+            resync_target_stop(v);
+        if (now == C_SYNC_SOURCE && before != C_PAUSED_SYNC_S) {
+            v->source_finished_reported = false;
+            v->stats.resync_total_bits = v->bitmap ? v->bitmap->count : 0;
+            v->stats.resync_done_bits = 0;
+            v->stats.resync_failed_bits = 0;
+            v->stats.resync_started_ns = v->core->now_ns;
+            v->stats.resync_finished_ns = 0;
+        }
+        if (before == C_SYNC_SOURCE && now != C_PAUSED_SYNC_S)
+            v->stats.resync_finished_ns = v->core->now_ns;
+    }
+    if (now == C_SYNC_SOURCE)
+        resync_source_check(v);
+    volume_thaw(v);
+}
+
+bool volume_disk_usable(const struct volume *v)
+{
+    return v->attached && !v->loading && !v->disk_failed && !v->detaching && v->state.disk >= D_INCONSISTENT;
+}
+
+void volume_disk_submit(struct volume *v, struct disk_op *op, void (*done)(struct disk_op *), void *owner)
+{
+    op->done = done;
+    op->owner = owner;
+    op->error = 0;
+    if (v->disk.flags & RE_ATTACH_INLINE)
+        op->flags |= DISK_INLINE;
+    v->stats.lower_pending++;
+    list_init(&op->link);
+    list_add_tail(&v->core->submit, &op->link);
+}
+
+void volume_disk_finished(struct volume *v, struct disk_op *op)
+{
+    CHECK(v->stats.lower_pending > 0);
+    v->stats.lower_pending--;
+    if (!op->error) {
+        if (op->kind == DISK_READ)
+            v->stats.disk_read_bytes += op->length;
+        else if (op->kind == DISK_WRITE)
+            v->stats.disk_written_bytes += op->length;
+        else if (op->kind == DISK_FLUSH)
+            v->stats.disk_flushes++;
+    }
+    if (v->detaching)
+        volume_check_idle(v);
+}
+
+void volume_disk_error(struct volume *v, const struct disk_op *op, enum re_disk_op what)
+{
+    if (v->disk_failed || !v->attached)
+        return;
+    v->disk_failed = true;
+    core_emit(v->core,
+              &(struct re_event){.type = RE_EV_DISK_ERROR,
+                                 .volume = v->number,
+                                 .stream = -1,
+                                 .error = op->error,
+                                 .detail = what,
+                                 .value = op->offset},
+              NULL, 0);
+}
+
+bool volume_lock_range(struct volume *v, struct range_item *item, uint64_t offset, uint64_t length, bool exclusive,
+                       void (*granted)(struct range_item *))
+{
+    range_init(&item->range, offset, offset + length, exclusive ? RANGE_EXCLUSIVE : RANGE_SHARED, item);
+    item->granted = granted;
+    return range_acquire(&v->ranges, &item->range);
+}
+
+void volume_unlock_range(struct volume *v, struct range_item *item)
+{
+    if (item->range.inserted)
+        range_release(&v->ranges, &item->range, &v->core->granted);
+}
+
+void volume_set_dirty(struct volume *v, uint64_t offset, uint64_t length)
+{
+    if (v->bitmap && length)
+        bitmap_set_bytes(v->bitmap, offset, length);
+}
+
+void volume_clear_dirty(struct volume *v, uint64_t offset, uint64_t length)
+{
+    if (v->bitmap && length) {
+        uint64_t cleared = bitmap_clear_bytes(v->bitmap, offset, length, v->size_bytes);
+        v->stats.resync_done_bits += cleared;
+    }
+}
