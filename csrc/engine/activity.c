@@ -77,7 +77,6 @@ void volume_al_abandon(struct volume *v)
         buf_put(v->al_block);
     v->al_block = NULL;
     v->al_phase = AL_IDLE;
-    grant_all(&v->al_committing);
     grant_all(&v->al_planned);
     grant_all(&v->al_waiting);
 }
@@ -100,7 +99,18 @@ static void block_written(struct disk_op *op)
     v->stats.al_writes++;
     al_commit_done(v->al);
     v->al_retry = true;
-    grant_all(&v->al_committing);
+    struct list_head planned;
+    list_init(&planned);
+    list_splice_tail(&planned, &v->al_planned);
+    while (!list_empty(&planned)) {
+        struct al_waiter *waiter = list_entry(list_first(&planned), struct al_waiter, link);
+        if (al_range_active(v->al, waiter->first, waiter->last))
+            grant(waiter);
+        else {      /* some of its extents are in the next transaction */
+            list_del(&waiter->link);
+            list_add_tail(&v->al_planned, &waiter->link);
+        }
+    }
 }
 
 static void write_block(struct volume *v)
@@ -180,7 +190,6 @@ static void commit(struct volume *v)
     v->al_evicted_count = al_commit_begin(v->al, buf->data, &number, v->al_evicted);
     uint32_t block = al_ring_block(number, v->disk.al_stripes, v->disk.al_stripe_size_4k);
     v->al_op.offset = v->disk.al_offset + (uint64_t)block * BLOCK_BYTES;
-    list_splice_tail(&v->al_committing, &v->al_planned);
     if (write_evicted_pages(v))
         v->al_phase = AL_WRITING_BITMAP;
     else {

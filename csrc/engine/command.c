@@ -52,10 +52,8 @@ static void stream_drop(struct core *core, const struct re_command *c)
     struct peer_stream *peer = peer_of(core, c->stream);
     if (!peer)
         return;
-    if (peer->in_link) {
-        link_lost(core, RE_LOST_NONE, 0, 0, false);
-        return;
-    }
+    if (peer->in_link)
+        return;     /* LINK_DOWN closes those */
     (void)stream_flush(&peer->stream);      /* a last packet may explain why */
     stream_close(&peer->stream);
     free(peer);
@@ -172,6 +170,10 @@ void core_command(struct core *core, const struct re_command *c, const uint8_t *
         link_up(core, &c->link);
         break;
     case RE_CMD_LINK_DOWN:
+        if (core->link.phase == LINK_UP) {      /* an answer that is queued should still leave */
+            (void)stream_flush(&core->link.data->stream);
+            (void)stream_flush(&core->link.meta->stream);
+        }
         link_lost(core, RE_LOST_NONE, 0, 0, false);
         core_done(core, c->cookie, -1, RE_RESULT_OK, 0);
         break;

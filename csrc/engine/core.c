@@ -172,6 +172,13 @@ const struct re_engine_stats *core_stats(const struct core *core)
 
 void core_stream_closed(struct core *core, struct peer_stream *peer, enum re_status status)
 {
+    if (peer->in_link && peer->is_meta && core->link.phase == LINK_UP && !core->link.data->stream.failed) {
+        /* The peer's last words may still stand on the data socket: read them first. */
+        peer->stream.failed = true;
+        core->link.meta_gone_ns = core->now_ns;
+        stream_update_interest(&peer->stream);
+        return;
+    }
     if (peer->in_link) {
         link_lost(core, status == RE_EOF ? RE_LOST_EOF : RE_LOST_RESET, 0, 0, true);
         return;

@@ -194,8 +194,7 @@ struct volume {
 
     struct activity_log *al;
     struct list_head al_waiting;    /* no slot, or behind one that has none */
-    struct list_head al_planned;    /* in the next transaction */
-    struct list_head al_committing; /* in the transaction in flight */
+    struct list_head al_planned;    /* in the transaction in flight or the next one */
     uint8_t al_phase;               /* enum al_phase */
     bool al_retry;                  /* references were put: look at al_waiting again */
     uint32_t al_pages_pending;      /* bitmap pages to be written before the transaction */
@@ -246,6 +245,7 @@ struct link {
     struct receive_epoch *epoch_entries;
     uint32_t peer_writes;           /* received and not finished */
     uint64_t resolve_cookie;        /* LINK_RESOLVE waits for peer_writes == 0 */
+    uint64_t meta_gone_ns;          /* when the meta socket ended before the data socket; 0 = it has not */
     bool receive_starved;           /* the data socket waits for buffers or entries */
 
     bool ping_outstanding;
@@ -309,6 +309,7 @@ struct core {
     struct list_head completed;     /* requests whose owner has to be told, by request.link */
     struct list_head submit;        /* disk operations to be handed to the shell */
     struct list_head events;        /* struct event_node */
+    uint32_t illegal_reason;        /* why the packet in hand is illegal (receiver.c) */
     struct nbd_host nbd_host;
     struct re_engine_stats stats;
 };

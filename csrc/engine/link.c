@@ -58,6 +58,7 @@ void link_up(struct core *core, const struct re_link *options)
     meta->is_meta = true;
     meta->paused = false;
     link->ping_outstanding = false;
+    link->meta_gone_ns = 0;
     link->pings_sent = link->pings_acked = 0;
     data->stream.rx_last_ns = meta->stream.rx_last_ns = core->now_ns;
     for (int i = 0; i < RE_VOLUMES_MAX; i++)
@@ -242,6 +243,10 @@ uint64_t link_timers(struct core *core)
             link_lost(core, RE_LOST_SEND_TIMEOUT, 0, 0, true);
             return UINT64_MAX;
         }
+    }
+    if (expired(core, link->meta_gone_ns, o->ping_timeout_ms * NS_PER_MS, &next)) {
+        link_lost(core, RE_LOST_EOF, 0, 0, true);
+        return UINT64_MAX;
     }
     if (expired(core, link->meta->stream.tx_blocked_since_ns, timeout, &next)) {
         link_lost(core, RE_LOST_SEND_TIMEOUT, 1, 0, true);

@@ -138,6 +138,7 @@ static void al_step(struct md_job *job)
     uint64_t blocks = (uint64_t)v->disk.al_stripes * v->disk.al_stripe_size_4k;
     if (job->cursor == blocks) {
         al_reset(v->al);
+        v->attachment++;    /* references taken before are void */
         job_flush(job);
         return;
     }

@@ -11,7 +11,7 @@
 #include "engine/internal.h"
 
 /* What a handler did with the packet. */
-enum handled { HANDLED, NEEDS_MORE, STARVED, ILLEGAL, LOST };
+enum handled { HANDLED, NEEDS_MORE, STARVED, ILLEGAL };
 
 struct packet_view {
     struct packet_header header;
@@ -33,11 +33,9 @@ enum illegal {
     ILLEGAL_BITMAP,
 };
 
-static enum illegal illegal_reason;     /* of the packet being handled; one thread per engine, read right after */
-
-static enum handled illegal(enum illegal reason)
+static enum handled illegal(struct core *core, enum illegal reason)
 {
-    illegal_reason = reason;
+    core->illegal_reason = reason;
     return ILLEGAL;
 }
 
@@ -112,13 +110,13 @@ static enum handled on_write(struct core *core, struct peer_stream *peer, const 
     if (p->body_available < sub_bytes)
         return NEEDS_MORE;
     if (!p->v)
-        return illegal(ILLEGAL_VOLUME);
+        return illegal(core, ILLEGAL_VOLUME);
     struct data_sub sub;
     packet_data_sub_get(p->body, &sub);
     uint64_t bytes = zero ? be32_get(p->body + PACKET_DATA_SUB) : p->header.length - PACKET_DATA_SUB;
     bool empty_flush = !zero && bytes == 0 && (sub.dp_flags & DP_FLUSH);
     if (!empty_flush && !range_ok(p->v, sub.sector, bytes, zero ? PEER_DISCARD_BYTES_MAX : PEER_REQUEST_BYTES_MAX))
-        return illegal(ILLEGAL_RANGE);
+        return illegal(core, ILLEGAL_RANGE);
     struct peer_request *pr = peer_request_take(core, p->v, zero || empty_flush ? PEER_ZERO : PEER_WRITE);
     if (!pr)
         return STARVED;
@@ -155,11 +153,11 @@ static enum handled on_barrier(struct core *core, const struct packet_view *p)
 static enum handled on_read_request(struct core *core, const struct packet_view *p)
 {
     if (!p->v)
-        return illegal(ILLEGAL_VOLUME);
+        return illegal(core, ILLEGAL_VOLUME);
     uint64_t sector = be64_get(p->body);
     uint32_t bytes = be32_get(p->body + 16);
     if (!range_ok(p->v, sector, bytes, PEER_REQUEST_BYTES_MAX))
-        return illegal(ILLEGAL_RANGE);
+        return illegal(core, ILLEGAL_RANGE);
     bool resync = p->header.command != P_DATA_REQUEST;
     struct peer_request *pr = peer_request_take(core, p->v, resync ? PEER_RESYNC_READ : PEER_READ);
     if (!pr)
@@ -186,7 +184,7 @@ static enum handled on_data_reply(struct core *core, struct peer_stream *peer, c
     uint64_t bytes = p->header.length - PACKET_DATA_SUB;
     struct request *r = request_find(&core->requests, sub.block_id);
     if (!r || !r->remote_read || r->volume != p->v || r->offset / SECTOR_BYTES != sub.sector || r->length != bytes)
-        return illegal(ILLEGAL_ID);
+        return illegal(core, ILLEGAL_ID);
     r->remote_read = false;
     return take_payload(core, peer, p, PACKET_DATA_SUB, r->buf->data, bytes, RX_REMOTE_READ, r);
 }
@@ -196,15 +194,15 @@ static enum handled on_resync_reply(struct core *core, struct peer_stream *peer,
     if (p->body_available < PACKET_DATA_SUB)
         return NEEDS_MORE;
     if (!p->v)
-        return illegal(ILLEGAL_VOLUME);
+        return illegal(core, ILLEGAL_VOLUME);
     struct data_sub sub;
     packet_data_sub_get(p->body, &sub);
     uint64_t bytes = p->header.length - PACKET_DATA_SUB;
     if (!range_ok(p->v, sub.sector, bytes, PEER_REQUEST_BYTES_MAX))
-        return illegal(ILLEGAL_RANGE);
+        return illegal(core, ILLEGAL_RANGE);
     struct resync_request *rq = resync_target_find(p->v, sub.sector, (uint32_t)bytes);
     if (!rq)
-        return illegal(ILLEGAL_ID);
+        return illegal(core, ILLEGAL_ID);
     rq->buf = buf_take(&core->peer_buffers, bytes);
     if (!rq->buf)
         return STARVED;
@@ -212,29 +210,27 @@ static enum handled on_resync_reply(struct core *core, struct peer_stream *peer,
     return take_payload(core, peer, p, PACKET_DATA_SUB, rq->buf->data, bytes, RX_RESYNC, rq);
 }
 
-static enum handled on_bitmap(struct core *core, struct peer_stream *peer, const struct packet_view *p)
+static enum handled on_bitmap(struct core *core, const struct packet_view *p)
 {
-    (void)core;
-    (void)peer;
     if (p->header.length > BLOCK_BYTES - p->header.header_bytes)
-        return illegal(ILLEGAL_LENGTH);
+        return illegal(core, ILLEGAL_LENGTH);
     if (p->body_available < p->header.length)
         return NEEDS_MORE;
     if (!p->v)
-        return illegal(ILLEGAL_VOLUME);
+        return illegal(core, ILLEGAL_VOLUME);
     if (!p->v->bitmap || !p->v->bitmap_receiving)
-        return illegal(ILLEGAL_STATE);
-    return bitmap_receive(p->v, p->header.command, p->body, p->header.length) ? HANDLED : illegal(ILLEGAL_BITMAP);
+        return illegal(core, ILLEGAL_STATE);
+    return bitmap_receive(p->v, p->header.command, p->body, p->header.length) ? HANDLED : illegal(core, ILLEGAL_BITMAP);
 }
 
-static enum handled on_out_of_sync(const struct packet_view *p)
+static enum handled on_out_of_sync(struct core *core, const struct packet_view *p)
 {
     if (!p->v)
-        return illegal(ILLEGAL_VOLUME);
+        return illegal(core, ILLEGAL_VOLUME);
     uint64_t sector = be64_get(p->body);
     uint32_t bytes = be32_get(p->body + 8);
     if (!range_ok(p->v, sector, bytes, PEER_DISCARD_BYTES_MAX))
-        return illegal(ILLEGAL_RANGE);
+        return illegal(core, ILLEGAL_RANGE);
     volume_set_dirty(p->v, sector * SECTOR_BYTES, bytes);
     return HANDLED;
 }
@@ -254,7 +250,7 @@ static enum handled on_data_packet(struct core *core, struct peer_stream *peer, 
         return on_resync_reply(core, peer, p);
     case P_BITMAP:
     case P_COMPRESSED_BITMAP:
-        result = on_bitmap(core, peer, p);
+        result = on_bitmap(core, p);
         break;
     case P_BARRIER:
     case P_DATA_REQUEST:
@@ -268,14 +264,14 @@ static enum handled on_data_packet(struct core *core, struct peer_stream *peer, 
         if (p->header.command == P_BARRIER)
             result = on_barrier(core, p);
         else if (p->header.command == P_OUT_OF_SYNC)
-            result = on_out_of_sync(p);
+            result = on_out_of_sync(core, p);
         else if (p->header.command == P_UNPLUG_REMOTE || p->header.command == P_DELAY_PROBE)
             result = HANDLED;
         else
             result = on_read_request(core, p);
         break;
     default:
-        return illegal(ILLEGAL_COMMAND);    /* known, but nothing that we have asked or announced */
+        return illegal(core, ILLEGAL_COMMAND);    /* known, but nothing that we have asked or announced */
     }
     if (result == HANDLED)
         stream_consume(&peer->stream, consume);
@@ -290,7 +286,7 @@ static enum handled on_write_ack(struct core *core, const struct packet_view *p,
     bool negative = p->header.command == P_NEG_ACK;
     if (!r || !r->in_transfer_log || r->volume != p->v || r->offset / SECTOR_BYTES != ack->sector) {
         if (!negative)
-            return illegal(ILLEGAL_ID);
+            return illegal(core, ILLEGAL_ID);
         if (range_ok(p->v, ack->sector, ack->size_bytes, PEER_DISCARD_BYTES_MAX))
             volume_set_dirty(p->v, ack->sector * SECTOR_BYTES, ack->size_bytes);
         return HANDLED;
@@ -313,7 +309,7 @@ static enum handled on_read_refused(struct core *core, const struct packet_view 
 {
     struct request *r = request_find(&core->requests, ack->block_id);
     if (!r || !r->remote_read || r->volume != p->v)
-        return illegal(ILLEGAL_ID);
+        return illegal(core, ILLEGAL_ID);
     r->remote_read = false;
     r->volume->stats.peer_pending--;
     list_del(&r->link);
@@ -326,7 +322,7 @@ static enum handled on_ack(struct core *core, const struct packet_view *p)
 {
     struct ack_body ack;
     if (!p->v)
-        return illegal(ILLEGAL_VOLUME);
+        return illegal(core, ILLEGAL_VOLUME);
     packet_ack_get(p->body, &ack);
     switch (p->header.command) {
     case P_NEG_DREPLY:
@@ -334,7 +330,7 @@ static enum handled on_ack(struct core *core, const struct packet_view *p)
     case P_NEG_RS_DREPLY:
     case P_RS_CANCEL:
         if (!range_ok(p->v, ack.sector, ack.size_bytes, PEER_REQUEST_BYTES_MAX))
-            return illegal(ILLEGAL_RANGE);
+            return illegal(core, ILLEGAL_RANGE);
         if (p->header.command == P_RS_CANCEL)
             resync_target_again(p->v, ack.sector, ack.size_bytes);
         else
@@ -344,7 +340,7 @@ static enum handled on_ack(struct core *core, const struct packet_view *p)
     case P_NEG_ACK:
         if (ack.block_id == ID_SYNCER) {
             if (!range_ok(p->v, ack.sector, ack.size_bytes, PEER_REQUEST_BYTES_MAX))
-                return illegal(ILLEGAL_RANGE);
+                return illegal(core, ILLEGAL_RANGE);
             if (p->header.command == P_RS_WRITE_ACK)
                 resync_source_acked(p->v, ack.sector, ack.size_bytes);
             else
@@ -356,7 +352,7 @@ static enum handled on_ack(struct core *core, const struct packet_view *p)
     case P_WRITE_ACK:
         return on_write_ack(core, p, &ack);
     default:
-        return illegal(ILLEGAL_COMMAND);
+        return illegal(core, ILLEGAL_COMMAND);
     }
 }
 
@@ -366,7 +362,7 @@ static enum handled on_barrier_ack(struct core *core, const struct packet_view *
     struct epoch *epoch = transfer_log_oldest(&link->log);
     if (!epoch || !epoch->barrier_sent || epoch->number != le32_get(p->body) ||
         epoch->count != be32_get(p->body + 4))
-        return illegal(ILLEGAL_BARRIER);
+        return illegal(core, ILLEGAL_BARRIER);
     core->stats.barrier_acks_received++;
     while (!list_empty(&epoch->requests)) {
         struct request *r = list_entry(list_first(&epoch->requests), struct request, tl);
@@ -456,30 +452,30 @@ static enum handled one_packet(struct core *core, struct peer_stream *peer, stru
     if (parsed == PACKET_INCOMPLETE)
         return NEEDS_MORE;
     if (parsed == PACKET_BAD)
-        return illegal(ILLEGAL_HEADER);
+        return illegal(core, ILLEGAL_HEADER);
     p->body = bytes + p->header.header_bytes;
     p->body_available = available - p->header.header_bytes;
     if (!peer->in_link)
-        return p->header.length > CONTROL_BODY_MAX ? illegal(ILLEGAL_LENGTH) : on_control(core, peer, p);
+        return p->header.length > CONTROL_BODY_MAX ? illegal(core, ILLEGAL_LENGTH) : on_control(core, peer, p);
     /* From version 100 on only the long header is legal. */
     if (core->link.options.version >= 100 && p->header.header_bytes != PACKET_HEADER_MAX)
-        return illegal(ILLEGAL_HEADER);
+        return illegal(core, ILLEGAL_HEADER);
     enum packet_kind kind = packet_kind(peer->is_meta, p->header.command);
     if (kind == PACKET_UNKNOWN)
-        return illegal(ILLEGAL_COMMAND);
+        return illegal(core, ILLEGAL_COMMAND);
     if (!packet_length_ok(p->header.command, p->header.length) ||
         p->header.length > PEER_REQUEST_BYTES_MAX + PACKET_TRIM_SUB)
-        return illegal(ILLEGAL_LENGTH);
+        return illegal(core, ILLEGAL_LENGTH);
     p->v = p->header.volume < RE_VOLUMES_MAX ? core->volumes[p->header.volume] : NULL;
     if (kind == PACKET_CONTROL)
-        return p->header.length > CONTROL_BODY_MAX ? illegal(ILLEGAL_LENGTH) : on_control(core, peer, p);
+        return p->header.length > CONTROL_BODY_MAX ? illegal(core, ILLEGAL_LENGTH) : on_control(core, peer, p);
     return peer->is_meta ? on_meta_packet(core, peer, p) : on_data_packet(core, peer, p);
 }
 
 static void end_illegal(struct core *core, struct peer_stream *peer, const struct packet_view *p)
 {
     if (peer->in_link) {
-        link_lost(core, RE_LOST_PROTOCOL, p->header.command, illegal_reason, true);
+        link_lost(core, RE_LOST_PROTOCOL, p->header.command, core->illegal_reason, true);
         return;
     }
     peer->stream.failed = true;
@@ -492,7 +488,7 @@ static void end_illegal(struct core *core, struct peer_stream *peer, const struc
                                  .volume = -1,
                                  .stream = peer->stream.number,
                                  .status = RE_RESULT_INVALID,
-                                 .detail = illegal_reason},
+                                 .detail = core->illegal_reason},
               NULL, 0);
 }
 

@@ -26,7 +26,6 @@ struct volume *volume_get(struct core *core, int number)
     list_init(&v->flush_waiters);
     list_init(&v->al_waiting);
     list_init(&v->al_planned);
-    list_init(&v->al_committing);
     list_init(&v->md_jobs);
     list_init(&v->target.requests);
     list_init(&v->target.written);
