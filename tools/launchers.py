@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the console scripts of pyproject.toml into .venv/bin, so that a checkout runs like an installation."""
+"""Writes the console scripts of pyproject.toml into .venv/bin: a checkout runs like an installation."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lists source files for the build, sorted, one a line.
 
-usage: sources.py [--relative-to DIR] PATTERN...     patterns from the checkout's root; a leading "!" takes away
-       sources.py --version                          the product's version
+usage: sources.py [--relative-to DIR] PATTERN...   patterns from the checkout's root; "!" in front takes away
+       sources.py --version                        the product's version
 """
 
 from __future__ import annotations

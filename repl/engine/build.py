@@ -3,9 +3,9 @@
 
 usage: build.py [--sim] --output FILE HEADER...
 
-Inputs: the headers that cffi parses (``repl_engine.h``; for the simulator ``repl_sim.h`` as well), where lines
-between ``/* cffi: off */`` and ``/* cffi: on */`` are for the C compiler only.  Output: the source of module
-``repl.engine._engine``, or of ``_repl_sim`` with ``--sim``.
+Inputs: the headers that cffi parses (``repl_engine.h``; for the simulator ``repl_sim.h`` as well), where
+lines between ``/* cffi: off */`` and ``/* cffi: on */`` are for the C compiler only.  Output: the source of
+module ``repl.engine._engine``, or of ``_repl_sim`` with ``--sim``.
 """
 
 from __future__ import annotations

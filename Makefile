@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+# On a fresh Debian 12 machine `make demo` and `make test` need nothing else.
+SHELL := /bin/bash
+VENV := .venv/bin
+RUN := tools/run-tests
+SEEDS ?= 1000
+SECONDS_PER_TARGET ?= 60
+
+.DEFAULT_GOAL := help
+.PHONY: help bootstrap build demo test check sim planted bench fmt lint docs clean asan tsan interop guest fuzz
+
+help: ## this list
+	@sed -n 's/^\([a-z][a-z ]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 18
+
+bootstrap:
+	@tools/bootstrap build
+
+build: bootstrap ## install what is missing for building, compile into build/dev, make .venv/bin/replctl and repld
+	@tools/build dev
+
+demo: build ## two nodes on this machine: write, kill the primary, promote the other, nothing is lost
+	@if [ -x tools/demo ]; then tools/demo; else echo "make demo: tools/demo does not exist yet" >&2; exit 1; fi
+
+test: ## install what the tests need and run them all (under 15 minutes on two cores)
+	@tools/bootstrap test
+	@$(VENV)/python $(RUN)
+
+check: build ## the fast part: lint, style, unit tests
+	@$(VENV)/python $(RUN) --fast
+
+sim: build ## simulator: make sim SEEDS=1000
+	@REPL_SIM_SEEDS=$(SEEDS) $(VENV)/python -m pytest -q -n 2 --dist worksteal tests/sim
+
+planted: build ## plant known bugs one by one: the simulator must find each
+	@$(VENV)/python tools/planted.py
+
+bench: build ## measure (bench/README.md says how and what)
+	@$(VENV)/python -m bench.run
+
+lint: build ## ruff, mypy --strict, the style as a test
+	@$(VENV)/python $(RUN) --only lint,mypy,tidy
+
+fmt: bootstrap ## sort imports and format Python files
+	@$(VENV)/ruff check --quiet --select I --fix repl nbd tests tools bench
+	@$(VENV)/ruff format --quiet repl nbd tests tools bench
+
+docs: build ## generated pages of docs/
+	@if [ -f tools/docs.py ]; then $(VENV)/python tools/docs.py; else echo "make docs: nothing is generated yet"; fi
+
+asan: build ## C tests and some simulator seeds with the address and undefined-behaviour sanitizers
+	@$(VENV)/python $(RUN) --only asan-unit,asan-sim
+
+tsan: build ## C tests with the thread sanitizer
+	@$(VENV)/python $(RUN) --only tsan-unit
+
+interop guest: ## our engine against real kernels in User-mode Linux guests
+	@tools/bootstrap test
+	@tools/build dev
+	@$(VENV)/python -m pytest -v tests/guest
+
+fuzz: ## libFuzzer on every C target: make fuzz SECONDS_PER_TARGET=60
+	@tools/bootstrap test
+	@tools/build fuzz
+	@tools/fuzz $(SECONDS_PER_TARGET)
+
+clean: ## remove everything that was built (.venv as well)
+	rm -rf build .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis repl/engine/_engine.*.so
+	find repl nbd tests tools bench -name __pycache__ -prune -exec rm -rf {} +
