@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the node asks its shell to do.  The shell takes the list after every event (``Node.take_actions``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from repl.engine.commands import Command
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCommand:
+    """Give the engine a command; ``cookie`` comes back in its DONE event (0: none wanted)."""
+
+    command: Command
+    cookie: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SetTimer:
+    """Call ``Node.timer(timer_id)`` once, ``delay_ms`` from now."""
+
+    timer_id: int
+    delay_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTimer:
+    """Forget a timer (it may have been delivered already)."""
+
+    timer_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Open (or close) the replication listener; each connection ends in ``Node.accepted(fd)``.
+
+    A listener that cannot be opened is reported with ``Node.listen_failed(reason)``; the shell tries again by itself.
+    """
+
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Connect to the peer; ends in ``Node.dialled(dial_id, fd)`` or ``Node.dial_failed(dial_id, reason)``."""
+
+    dial_id: int
+    timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class CloseFd:
+    """Close a descriptor that the node does not want (it has not been given to the engine)."""
+
+    fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDisk:
+    """Open and lock the volume's disk and read its metadata (``repl.node.disk.prepare``), off the event loop.
+
+    Ends in ``Node.disk_opened(volume, prepared)`` or ``Node.disk_failed(volume, error)``.
+    """
+
+    volume: int
+
+
+@dataclass(frozen=True, slots=True)
+class CloseDisk:
+    """The engine has let the volume's descriptors go: close and unlock them."""
+
+    volume: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Answer to ``Node.command(token, …)``: exactly one of ``result`` and ``error``."""
+
+    token: Any
+    result: dict[str, Any] = field(default_factory=dict)
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StateEvent:
+    """Something changed; the log line and ``replctl events`` are rendered from it.
+
+    ``level``: "info", "warning" or "error".  ``fields`` hold plain values (old and new states, reason).
+    """
+
+    sequence: int
+    kind: str
+    message: str
+    level: str = "info"
+    volume: int = -1
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """The resource is down for good: stop the engine and end the process."""
+
+
+Action = (
+    EngineCommand
+    | SetTimer
+    | CancelTimer
+    | Listen
+    | Dial
+    | CloseFd
+    | OpenDisk
+    | CloseDisk
+    | Reply
+    | StateEvent
+    | Exit
+)
