@@ -10,7 +10,7 @@ incomplete.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -306,14 +306,13 @@ def apply(result: Replay, *, bitmap_bits: int, primary_ind: bool) -> Marks:
     if not primary_ind:
         return Marks((), ())
     extents_total = -(-bitmap_bits // EXTENT_BITS)
-    wanted: Iterable[int] = range(extents_total) if result.mark_everything else result.extents
     if result.mark_everything:
         length = extents_total * EXTENT_BITMAP_BYTES
         beyond = tuple(extent for extent in result.extents if extent >= extents_total)
         return Marks(((0, length),) if length else (), beyond)
     ranges: list[tuple[int, int]] = []
     past_end = []
-    for extent in wanted:
+    for extent in result.extents:
         if extent >= extents_total:
             past_end.append(extent)
             continue

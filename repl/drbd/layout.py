@@ -2,7 +2,8 @@
 """Where DRBD v08 metadata stands on a device: internal, flexible external, indexed external.
 
 Inputs: device size in bytes, activity log stripes, index.  Outputs: offsets and sizes in sectors
-(512 bytes) and bytes.  Raises ``MetadataError`` for devices and parameters that the DRBD 8.4 driver would refuse.
+(512 bytes) and bytes.
+Raises ``MetadataError`` for devices and parameters that the DRBD 8.4 driver would refuse.
 Facts: layouts as written by drbdmeta and checked by the driver at attach.
 """
 

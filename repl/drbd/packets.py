@@ -18,8 +18,8 @@ from enum import Enum, IntEnum, IntFlag
 from types import MappingProxyType
 from typing import ClassVar, NoReturn, TypeAlias
 
-from repl.drbd.states import StateChange, StateWord, state_code_text
-from repl.drbd.uuids import AfterSplitBrain, Feature, UuidFlag, Uuids
+from repl.drbd.states import DiskState, StateChange, StateWord, state_code_text
+from repl.drbd.uuids import AfterSplitBrain, Feature, Side, UuidFlag, Uuids
 from repl.errors import ProtocolError
 from repl.limits import SECTOR_BYTES
 
@@ -695,6 +695,25 @@ class StateChangeReply:
 
     def encode(self) -> bytes:
         return self.code.to_bytes(4, "big", signed=True)
+
+
+def peer_side(report: UuidReport, state: StateWord) -> Side:
+    """What the peer brings into the handshake: its P_UUIDS and its P_STATE.
+
+    A disk that is still Negotiating counts as what flag 4 of P_UUIDS says it will be.
+    """
+    disk = state.disk
+    if disk == DiskState.NEGOTIATING:
+        inconsistent = UuidFlag.INCONSISTENT in report.flags
+        disk = DiskState.INCONSISTENT if inconsistent else DiskState.CONSISTENT
+    return Side(
+        uuids=report.uuids,
+        role=state.role,
+        disk=disk,
+        dirty_bits=report.dirty_bits,
+        crashed_primary=UuidFlag.CRASHED_PRIMARY in report.flags,
+        discard_my_data=UuidFlag.DISCARD_MY_DATA in report.flags,
+    )
 
 
 # --- data ----------------------------------------------

@@ -253,8 +253,10 @@ _FROM_STATE = (
 def flags_from_state(previous: MdFlag, state: StateWord, *, crashed_primary: bool) -> MdFlag:
     """The flags after a state change; ``crashed_primary`` is the volatile mark.
 
-    Below Inconsistent (no disk, not yet or not any more) the flags stay what they were: a failed attach leaves
-    the superblock alone, and a detached disk keeps what it was.  FULL_SYNC and AL_DISABLED are not derived from
+    Below Inconsistent (no disk, not yet or not any more) the flags stay what they were: a failed attach
+    leaves
+    the superblock alone, and a detached disk keeps what it was.  FULL_SYNC and AL_DISABLED are not derived
+    from
     state.
     """
     if state.disk < DiskState.INCONSISTENT:

@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generation UUIDs: rotations, version limits of the rules, mirror symmetry on reachable histories."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from repl.drbd import uuids
+from repl.drbd.states import DiskState, Role
+from repl.drbd.uuids import (
+    AfterSplitBrain,
+    DecisionKind,
+    Feature,
+    Policies,
+    Side,
+    Uuids,
+    Verdict,
+    compare,
+    decide,
+)
+from repl.errors import InternalError, UsageError
+
+A, B, C, D, E = (0x1111111111111110 * factor for factor in range(1, 6))
+STEP = uuids.UUID_SYNC_STEP
+
+
+def verdict(me: Uuids, peer: Uuids, *, version: int = 101, features: Feature = Feature.KERNEL) -> Verdict:
+    return compare(Side(me), Side(peer), version=version, features=features, resolve_conflicts=False)
+
+
+def numbers(*values: int) -> uuids.RandomU64:
+    return iter(values).__next__
+
+
+def test_random_uuid_of_an_unlucky_source_skips_the_reserved_values() -> None:
+    assert uuids.random_uuid(numbers(0, 1, 4, 5, 77)) == 76
+
+
+def test_random_uuid_of_a_broken_source_is_an_internal_error() -> None:
+    with pytest.raises(InternalError):
+        uuids.random_uuid(lambda: 4)
+
+
+def test_resync_of_the_documented_example_gives_the_documented_uuids() -> None:
+    step = 1 << 48
+    before = Uuids(0x61FF * step, 0, 0x8047 * step, 4)
+    primary = uuids.new_current(before, numbers(0x93CC * step), primary=False)
+    assert primary == Uuids(0x93CC * step, 0x61FF * step, 0x8047 * step, 4)
+    source = uuids.start_source_sync_uuid(primary, numbers())
+    assert source == Uuids(0x93CC * step, 0x6200 * step, 0x61FF * step, 0x8047 * step)
+    target = uuids.target_accept_sync_uuid(before, source.bitmap)
+    assert target == Uuids(0x6200 * step, 0, 0x8047 * step, 4)
+    ended = Uuids(0x93CC * step, 0, 0x6200 * step, 0x61FF * step)
+    assert uuids.finish_source(source) == ended
+    assert uuids.finish_target(target, primary, primary=False) == ended
+
+
+def test_sync_uuid_without_bitmap_uuid_is_random() -> None:
+    assert uuids.start_source_sync_uuid(Uuids(A), numbers(C)) == Uuids(A, C, 0, 0)
+
+
+def test_sync_uuid_after_just_created_is_random_and_keeps_the_old_one_in_history() -> None:
+    assert uuids.start_source_sync_uuid(Uuids(A, 4), numbers(C)) == Uuids(A, C, 4, 0)
+
+
+def test_new_current_of_a_primary_sets_bit_0_and_keeps_the_old_mark_in_the_bitmap_slot() -> None:
+    assert uuids.new_current(Uuids(A | 1), numbers(C), primary=True) == Uuids(C | 1, A | 1)
+
+
+def test_role_change_touches_only_bit_0_of_the_current_uuid() -> None:
+    assert uuids.set_primary(Uuids(A, B, C, D), True) == Uuids(A | 1, B, C, D)
+    assert uuids.set_primary(Uuids(A | 1, B, C, D), False) == Uuids(A, B, C, D)
+
+
+def test_comparison_with_primary_marks_everywhere_ignores_them() -> None:
+    assert verdict(Uuids(A | 1, B), Uuids(C, A)).rule == 50
+    assert verdict(Uuids(A, B | 1), Uuids(A | 1, B)).rule == 40
+
+
+def test_missed_end_corrected_gives_what_the_peer_has() -> None:
+    found = verdict(Uuids(A, B, C, D), Uuids(A, 0, B, C))
+    assert (found.rule, found.code) == (34, 1)
+    assert found.self_corrected == Uuids(A, 0, B, C)
+    mirrored = verdict(Uuids(A, 0, B, C), Uuids(A, B, C, D))
+    assert (mirrored.rule, mirrored.code) == (35, -1)
+    assert mirrored.peer_corrected == Uuids(A, 0, B, C)
+
+
+def test_lost_sync_uuid_is_undone_on_both_sides() -> None:
+    found = verdict(Uuids(B, A + STEP, A, C), Uuids(A))
+    assert (found.rule, found.code, found.self_corrected) == (71, 1, Uuids(B, A, C, C))
+    mirrored = verdict(Uuids(A), Uuids(B, A + STEP, A, C))
+    assert (mirrored.rule, mirrored.code, mirrored.peer_corrected) == (51, -1, Uuids(B, A, C, C))
+
+
+@pytest.mark.parametrize(
+    ("me", "peer", "rule"),
+    [
+        (Uuids(A, B), Uuids(A), 36),
+        (Uuids(A), Uuids(A, B), 37),
+        (Uuids(A, B, C, D), Uuids(A, 0, B, C), 34),
+        (Uuids(A, 0, B, C), Uuids(A, B, C, D), 35),
+        (Uuids(A, 0, C, 0), Uuids(B, D, A, C), 51),
+        (Uuids(B, D, A, C), Uuids(A, 0, C, 0), 71),
+    ],
+)
+def test_correction_rule_below_protocol_91_refuses_the_connection(me: Uuids, peer: Uuids, rule: int) -> None:
+    found = verdict(me, peer, version=90)
+    assert (found.rule, found.code) == (rule, uuids.CODE_NEEDS_VERSION)
+    decision = decide(Side(me), Side(peer), version=90, features=Feature.NONE, resolve_conflicts=True)
+    assert decision.kind is DecisionKind.REFUSE
+
+
+def test_lost_sync_uuid_below_protocol_96_is_recognised_by_the_history() -> None:
+    assert verdict(Uuids(A, 0, C, 0), Uuids(B, D, A, C), version=95).rule == 51
+    assert verdict(Uuids(A, 0, C, 0), Uuids(B, D, A, C), version=96).rule == 60
+    assert verdict(Uuids(B, D, A, C), Uuids(A, 0, C, 0), version=95).rule == 71
+    assert verdict(Uuids(B, D, A, C), Uuids(A, 0, C, 0), version=96).rule == 80
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "code"),
+    [
+        (Role.PRIMARY, Role.SECONDARY, 1),
+        (Role.SECONDARY, Role.PRIMARY, -1),
+        (Role.PRIMARY, Role.PRIMARY, -100),
+    ],
+)
+def test_crashed_primary_with_a_primary_now_is_decided_by_the_role(
+    mine: Role, theirs: Role, code: int
+) -> None:
+    me, peer = Side(Uuids(A), role=mine), Side(Uuids(A), role=theirs, crashed_primary=True)
+    found = compare(me, peer, version=101, features=Feature.KERNEL, resolve_conflicts=True)
+    assert (found.rule, found.code) == (41, code)
+    without = compare(me, peer, version=101, features=Feature.TRIM, resolve_conflicts=True)
+    assert without.code == uuids.CODE_NEEDS_WSAME
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_two_crashed_primaries_are_decided_by_the_resolve_conflicts_flag(holds: bool) -> None:
+    crashed = Side(Uuids(A), crashed_primary=True)
+    found = compare(crashed, crashed, version=101, features=Feature.KERNEL, resolve_conflicts=holds)
+    assert (found.rule, found.code) == (40, -1 if holds else 1)
+
+
+def both(
+    a: Side, b: Side, *, ours: bool = True, a_holds: bool = True, policies: Policies | None = None
+) -> tuple[uuids.Decision, uuids.Decision]:
+    common = {"version": 101, "features": Feature.KERNEL, "peer_is_ours": ours, "policies": policies}
+    return (
+        decide(a, b, resolve_conflicts=a_holds, **common),  # type: ignore[arg-type]
+        decide(b, a, resolve_conflicts=not a_holds, **common),  # type: ignore[arg-type]
+    )
+
+
+UP = DiskState.UP_TO_DATE
+
+
+@pytest.mark.parametrize("dirty", [(1, 0), (0, 1), (7, 7)])
+def test_left_over_dirty_bits_of_two_secondaries_are_copied_from_the_node_without_the_flag(
+    dirty: tuple[int, int],
+) -> None:
+    a, b = (Side(Uuids(A), disk=UP, dirty_bits=count) for count in dirty)
+    first, second = both(a, b, a_holds=True)
+    assert (first.kind, second.kind) == (DecisionKind.TARGET, DecisionKind.SOURCE)
+    assert first.dirty_bits_rule and second.dirty_bits_rule and not first.full
+
+
+def test_left_over_dirty_bits_with_a_primary_are_copied_from_the_primary() -> None:
+    a = Side(Uuids(A), role=Role.PRIMARY, disk=UP)
+    b = Side(Uuids(A), disk=UP, dirty_bits=3)
+    for a_holds in (True, False):
+        first, second = both(a, b, a_holds=a_holds)
+        assert (first.kind, second.kind) == (DecisionKind.SOURCE, DecisionKind.TARGET)
+
+
+def test_left_over_dirty_bits_with_an_outdated_node_are_copied_to_it() -> None:
+    a = Side(Uuids(A), disk=DiskState.OUTDATED, dirty_bits=3)
+    b = Side(Uuids(A), disk=UP, dirty_bits=3)
+    for a_holds in (True, False):
+        assert both(a, b, a_holds=a_holds)[0].kind is DecisionKind.TARGET
+
+
+def test_left_over_dirty_bits_of_two_primaries_are_refused() -> None:
+    side = Side(Uuids(A), role=Role.PRIMARY, disk=UP, dirty_bits=1)
+    assert {decision.kind for decision in both(side, side)} == {DecisionKind.REFUSE}
+
+
+def test_left_over_dirty_bits_with_a_kernel_peer_are_left_alone() -> None:
+    side = Side(Uuids(A), disk=UP, dirty_bits=9)
+    assert {decision.kind for decision in both(side, side, ours=False)} == {DecisionKind.NONE}
+
+
+def test_just_created_nodes_with_all_bits_dirty_do_not_resync() -> None:
+    side = Side(Uuids(), disk=DiskState.INCONSISTENT, dirty_bits=1014)
+    decisions = both(side, side)
+    assert {decision.kind for decision in decisions} == {DecisionKind.NONE}
+    assert {decision.rule for decision in decisions} == {10}
+
+
+def test_resync_over_a_primary_with_good_data_is_refused() -> None:
+    a = Side(Uuids(A), role=Role.PRIMARY, disk=UP)
+    b = Side(Uuids(B, A), disk=UP)
+    assert both(a, b)[0].kind is DecisionKind.REFUSE
+
+
+def test_resync_from_an_inconsistent_disk_is_refused() -> None:
+    a = Side(Uuids(B, A), disk=DiskState.INCONSISTENT)
+    b = Side(Uuids(A), disk=DiskState.INCONSISTENT)
+    assert both(a, b)[0].kind is DecisionKind.REFUSE
+
+
+def test_forced_primary_against_a_fresh_node_is_a_full_resync() -> None:
+    a = Side(Uuids(A | 1, 4), role=Role.PRIMARY, disk=UP)
+    b = Side(Uuids(4), disk=DiskState.INCONSISTENT)
+    first, second = both(a, b)
+    assert (first.kind, second.kind) == (DecisionKind.SOURCE, DecisionKind.TARGET)
+    assert first.full and second.full
+
+
+def test_policy_that_is_not_implemented_is_a_usage_error() -> None:
+    side = Side(Uuids(A, C), disk=UP)
+    with pytest.raises(UsageError):
+        both(side, Side(Uuids(B, C), disk=UP), policies=Policies(AfterSplitBrain.DISCARD_LEAST_CHANGES))
+
+
+def test_relative_policies_are_swapped_for_the_peer() -> None:
+    assert AfterSplitBrain.DISCARD_LOCAL.seen_by_peer() is AfterSplitBrain.DISCARD_REMOTE
+    assert AfterSplitBrain.DISCARD_REMOTE.seen_by_peer() is AfterSplitBrain.DISCARD_LOCAL
+    assert AfterSplitBrain.CONSENSUS.seen_by_peer() is AfterSplitBrain.CONSENSUS
+
+
+def masked(value: Uuids) -> tuple[int, ...]:
+    slots = (value.current, value.bitmap, value.history1, value.history2)
+    return tuple(uuids.base(slot) for slot in slots)
+
+
+# --- histories of two nodes ----------------------------------------------------
+
+
+@dataclass
+class Node:
+    uuids: Uuids
+    primary: bool = False
+    crashed: bool = False
+    disk: DiskState = UP
+    dirty_bits: int = 0
+
+    def side(self, discard: bool = False) -> Side:
+        role = Role.PRIMARY if self.primary else Role.SECONDARY
+        return Side(self.uuids, role, self.disk, self.dirty_bits, self.crashed, discard)
+
+
+class World:
+    """Two nodes with good or lost luck; ``connected`` means a finished handshake without running resync."""
+
+    def __init__(self, first: int) -> None:
+        self.next = first
+        self.nodes = [Node(Uuids(self.random(), 0, 0, 0)), Node(Uuids())]
+        self.nodes[1].uuids = self.nodes[0].uuids
+        self.connected = True
+        self.codes: list[int] = []
+
+    def random(self) -> int:
+        self.next += 0x1234567890ABCDE
+        return self.next
+
+    def new_current(self, node: Node) -> None:
+        if uuids.base(node.uuids.bitmap) == 0 and node.disk == UP:
+            node.uuids = uuids.new_current(node.uuids, self.random, primary=node.primary)
+
+    def promote(self, index: int) -> None:
+        node = self.nodes[index]
+        if node.disk != UP or (self.connected and self.nodes[1 - index].primary):
+            return
+        node.primary = True
+        node.uuids = uuids.set_primary(node.uuids, True)
+        if not self.connected:
+            self.new_current(node)
+
+    def demote(self, index: int) -> None:
+        self.nodes[index].primary = False
+        self.nodes[index].uuids = uuids.set_primary(self.nodes[index].uuids, False)
+
+    def disconnect(self) -> None:
+        if self.connected:
+            self.connected = False
+            for node in self.nodes:
+                if node.primary:
+                    self.new_current(node)
+
+    def crash(self, index: int) -> None:
+        node = self.nodes[index]
+        node.crashed = node.crashed or node.primary
+        node.primary = False
+        self.disconnect()
+
+    def connect(self, holds: int, luck: int, discard: int) -> None:
+        if self.connected:
+            return
+        for index, node in enumerate(self.nodes):
+            node.dirty_bits = luck >> index & 1
+        sides = [node.side(discard == index) for index, node in enumerate(self.nodes)]
+        verdicts = [
+            compare(
+                sides[i], sides[1 - i], version=101, features=Feature.KERNEL, resolve_conflicts=holds == i
+            )
+            for i in (0, 1)
+        ]
+        mirrored = verdicts[1].code if abs(verdicts[1].code) >= 100 else -verdicts[1].code
+        assert verdicts[0].code == mirrored, (sides, verdicts)
+        assert verdicts[0].code != uuids.CODE_UNRELATED
+        for mine, other in ((0, 1), (1, 0)):
+            if verdicts[mine].self_corrected is not None:
+                assert verdicts[other].peer_corrected == verdicts[mine].self_corrected
+        decisions = [
+            decide(
+                sides[i],
+                sides[1 - i],
+                version=101,
+                features=Feature.KERNEL,
+                resolve_conflicts=holds == i,
+                peer_is_ours=True,
+            )
+            for i in (0, 1)
+        ]
+        kinds = [decision.kind for decision in decisions]
+        if DecisionKind.REFUSE in kinds:
+            return
+        if kinds == [DecisionKind.NONE, DecisionKind.NONE]:
+            self.finish()
+            return
+        assert set(kinds) == {DecisionKind.SOURCE, DecisionKind.TARGET}
+        assert decisions[0].full == decisions[1].full
+        s = kinds.index(DecisionKind.SOURCE)
+        self.resync(s, verdicts[s].self_corrected, luck)
+
+    def resync(self, s: int, corrected: Uuids | None, luck: int) -> None:
+        source, target = self.nodes[s], self.nodes[1 - s]
+        before = corrected or source.uuids
+        if luck == 0:
+            return  # broke before anything was recorded
+        source.uuids = uuids.start_source_sync_uuid(before, self.random)
+        if luck == 1:
+            return  # P_SYNC_UUID lost
+        target.uuids = uuids.target_accept_sync_uuid(target.uuids, source.uuids.bitmap)
+        target.disk = DiskState.INCONSISTENT
+        if luck == 2:
+            return  # broke in the middle
+        target.uuids = uuids.finish_target(target.uuids, before, primary=target.primary)
+        target.disk = UP
+        if luck == 3:
+            return  # the source missed the end
+        source.uuids = uuids.finish_source(source.uuids)
+        assert masked(source.uuids) == masked(target.uuids)
+        self.finish()
+
+    def finish(self) -> None:
+        self.connected = True
+        for node in self.nodes:
+            node.crashed = False
+            node.disk = UP
+
+
+ACTIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["promote", "demote", "disconnect", "crash", "connect", "connect", "connect"]),
+        st.integers(0, 1),
+        st.integers(0, 5),
+        st.integers(-1, 1),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(actions=ACTIONS, first=st.integers(0, (1 << 64) - 1))
+def test_verdicts_after_any_history_are_mirror_images(
+    actions: list[tuple[str, int, int, int]], first: int
+) -> None:
+    world = World(first)
+    for action, index, luck, discard in actions:
+        if action == "promote":
+            world.promote(index)
+        elif action == "demote":
+            world.demote(index)
+        elif action == "disconnect":
+            world.disconnect()
+        elif action == "crash":
+            world.crash(index)
+        else:
+            world.connect(index, luck, discard)
