@@ -1,0 +1,1 @@
+"""Benchmarks: our exports against other NBD servers and replicators, side by side in one run."""

@@ -1,0 +1,229 @@
+"""Our own replicated device as a contender, driven only through the public command line.
+
+Writes a resource file for two hosts on this machine (own run directories, disk files where the runner
+wants them) and calls `replctl --config F --node N --run-dir D VERB r0`. `up` starts the daemon, `down`
+ends it. Facts about verbs and syntax: docs of the command line. Raises `BenchError` with the command
+and what it printed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from bench.contenders import SYNC_TIMEOUT_S, Contender, free_port
+from bench.measure import BenchError, GrowthMeter, SyncSample, cpu_seconds, fill_file, make_sparse_file
+
+RESOURCE = "r0"
+COMMAND_TIMEOUT_S = 60.0
+PROMOTE_ATTEMPTS = 5
+PROMOTE_PAUSE_S = 0.5
+OUTPUT_TAIL_CHARS = 2000
+
+RES_TEMPLATE = """\
+resource {resource} {{
+    net {{ protocol {protocol}; }}
+    disk {{ c-plan-ahead 0; resync-rate 4000M; }}
+{hosts}}}
+"""
+HOST_TEMPLATE = """\
+    on {node} {{
+        device /dev/drbd0 minor 0;
+        disk {disk};
+        address 127.0.0.1:{port};
+        meta-disk internal;
+    }}
+"""
+
+
+def processes_mentioning(text: str) -> list[int]:
+    """Processes whose command line or environment contains `text` (a private run directory)."""
+    needle = text.encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            for part in ("cmdline", "environ"):
+                with contextlib.suppress(OSError):
+                    if needle in (entry / part).read_bytes():
+                        found.append(int(entry.name))
+                        break
+    return sorted(found)
+
+
+class Ours(Contender):
+    """One or two nodes of ours; alice is the Primary whose export is measured."""
+
+    nodes: tuple[str, ...] = ("alice", "bob")
+    protocol = "C"
+    files = 2
+    fill_target = True
+
+    def __init__(self, disk_dir: Path, run_dir: Path, size_bytes: int, replctl: Path) -> None:
+        super().__init__(disk_dir, run_dir, size_bytes)
+        self._replctl = replctl
+        self._uri = ""
+        self._up: list[str] = []
+        self._pids: list[int] = []
+
+    def missing(self) -> str | None:
+        if not self._replctl.exists():
+            return f"not built: {self._replctl} does not exist"
+        done = subprocess.run([self._replctl, "--help"], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            return f"not built: `replctl --help` fails: {(done.stderr.strip().splitlines() or ['?'])[-1]}"
+        return None
+
+    @property
+    def uri(self) -> str:
+        return self._uri
+
+    def pids(self) -> list[int]:
+        return self._pids
+
+    def disk_path(self, node: str) -> Path:
+        return self.disk_dir / node
+
+    def node_run_dir(self, node: str) -> Path:
+        return self.run_dir / node
+
+    @property
+    def config_path(self) -> Path:
+        return self.run_dir / "r0.res"
+
+    def call(self, node: str, *words: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
+        """Runs one replctl command on a node; what it wrote to stdout."""
+        command = [str(self._replctl), "--config", str(self.config_path), "--node", node,
+                   "--run-dir", str(self.node_run_dir(node)), *words]  # fmt: skip
+        called = f"`replctl --node {node} {' '.join(words)}`"
+        # The daemon that `up` leaves behind may keep our pipe open, so the output goes to files.
+        out_path, error_path = self.run_dir / "stdout", self.run_dir / "stderr"
+        with out_path.open("wb") as out, error_path.open("wb") as error:
+            try:
+                done = subprocess.run(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=error,
+                    check=False,
+                    timeout=timeout_s,
+                )
+            except subprocess.TimeoutExpired:
+                raise BenchError(f"{called} took more than {timeout_s:.0f} s") from None
+            except OSError as failure:
+                raise BenchError(f"cannot run {self._replctl}: {failure}") from failure
+        printed = out_path.read_text(errors="replace")
+        if done.returncode != 0:
+            said = (error_path.read_text(errors="replace") + printed).strip()[-OUTPUT_TAIL_CHARS:]
+            raise BenchError(f"{called} ended with status {done.returncode}: {said}")
+        return printed
+
+    def write_config(self) -> None:
+        hosts = "".join(
+            HOST_TEMPLATE.format(node=node, disk=self.disk_path(node), port=free_port())
+            for node in ("alice", "bob")
+        )
+        text = RES_TEMPLATE.format(resource=RESOURCE, protocol=self.protocol, hosts=hosts)
+        self.config_path.write_text(text)
+
+    def prepare(self) -> None:
+        """Disks with metadata, all nodes up, nobody promoted."""
+        self.write_config()
+        for node in self.nodes:
+            self.node_run_dir(node).mkdir()
+            fill = fill_file if node == "alice" or self.fill_target else make_sparse_file
+            fill(self.disk_path(node), self.size_bytes)
+            self.call(node, "create-md", RESOURCE)
+        for node in self.nodes:
+            self._up.append(node)
+            self.call(node, "up", RESOURCE)
+        self._pids = [
+            pid for node in self.nodes for pid in processes_mentioning(str(self.node_run_dir(node)))
+        ]
+        if not self._pids:
+            raise BenchError("no daemon found after `up`: no process mentions its run directory")
+
+    def promote(self) -> None:
+        for attempt in range(PROMOTE_ATTEMPTS):
+            try:
+                self.call("alice", "primary", "--force", RESOURCE)
+                return
+            except BenchError:
+                if attempt + 1 == PROMOTE_ATTEMPTS:
+                    raise
+                time.sleep(PROMOTE_PAUSE_S)
+
+    def start(self) -> None:
+        self.prepare()
+        self.promote()
+        if len(self.nodes) > 1:
+            self.call("alice", "wait-sync", RESOURCE, timeout_s=SYNC_TIMEOUT_S)
+        words = self.call("alice", "nbd-url", RESOURCE).split()
+        self._uri = next((word for word in words if word.startswith("nbd")), "")
+        if not self._uri:
+            raise BenchError("`replctl nbd-url` printed no URI")
+
+    def stop(self) -> None:
+        for node in reversed(self._up):
+            with contextlib.suppress(BenchError):
+                self.call(node, "down", RESOURCE)
+        self._up.clear()
+        # Whatever `down` left running in our private run directories was started by us.
+        for node in self.nodes:
+            for pid in processes_mentioning(str(self.node_run_dir(node))):
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self.disk_dir, ignore_errors=True)
+        shutil.rmtree(self.run_dir, ignore_errors=True)
+
+
+class OursPlain(Ours):
+    """Only alice is up: the export without a peer."""
+
+    name = "ours"
+    nodes = ("alice",)
+    files = 1
+
+
+class OursA(Ours):
+    """Two nodes, protocol A."""
+
+    name = "ours-A"
+    protocol = "A"
+
+
+class OursB(Ours):
+    """Two nodes, protocol B."""
+
+    name = "ours-B"
+    protocol = "B"
+
+
+class OursC(Ours):
+    """Two nodes, protocol C."""
+
+    name = "ours-C"
+
+
+class OursSync(Ours):
+    """The initial full synchronisation of a pair."""
+
+    name = "ours-C"
+    fill_target = False
+
+    def measure_sync(self) -> SyncSample:
+        self.prepare()
+        before_s = cpu_seconds(self.pids())
+        with GrowthMeter(self.disk_path("bob")) as meter:
+            started_s = time.monotonic()
+            self.promote()
+            self.call("alice", "wait-sync", RESOURCE, timeout_s=SYNC_TIMEOUT_S)
+            wall_s = time.monotonic() - started_s
+        used_s = cpu_seconds(self.pids()) - before_s
+        if meter.grown_bytes < self.size_bytes * 0.9:
+            raise BenchError(f"wait-sync returned after {meter.grown_bytes >> 20} MiB had reached bob's disk")
+        return SyncSample(meter.mb_per_s(), wall_s, used_s / (self.size_bytes / 1e9))
