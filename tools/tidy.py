@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SELF = Path(__file__).resolve()
-COLUMNS_MAX = 110
+COLUMNS_MAX = 120
 LINES_MAX = 700
 TAB_COLUMNS = 4
 SKIPPED_FOLDERS = {".git", ".venv", "build", "dist", "__pycache__"}

@@ -104,15 +104,5 @@ class Exit:
 
 
 Action = (
-    EngineCommand
-    | SetTimer
-    | CancelTimer
-    | Listen
-    | Dial
-    | CloseFd
-    | OpenDisk
-    | CloseDisk
-    | Reply
-    | StateEvent
-    | Exit
+    EngineCommand | SetTimer | CancelTimer | Listen | Dial | CloseFd | OpenDisk | CloseDisk | Reply | StateEvent | Exit
 )

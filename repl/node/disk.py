@@ -124,9 +124,7 @@ def replay(place: DiskPlace, found: Superblock, where: Layout) -> tuple[Superblo
     return clean, len(result.extents) if primary else 0
 
 
-def prepare(
-    place: DiskPlace, *, size_limit_sectors: int = 0, data_fd: int, md_fd: int, flags: int = 0
-) -> Prepared:
+def prepare(place: DiskPlace, *, size_limit_sectors: int = 0, data_fd: int, md_fd: int, flags: int = 0) -> Prepared:
     """Everything that has to happen before the engine may use the disk."""
     found, where = find_superblock(place)
     clean, extents = replay(place, found, where)

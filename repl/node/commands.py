@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator's verbs and the NBD server's opens.
+
+Each verb ends with a dict of plain values or raises a ``ReplError`` that says who refused, why and what to do next.
+Facts: DRBD's state change rules and codes (docs/protocol.md, section 5.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from repl.drbd import packets as pk
+from repl.drbd import superblock as sb
+from repl.drbd.states import ConnectionState, DiskState, Role, StateChange, StateWord
+from repl.drbd.uuids import UUID_JUST_CREATED, Uuids, base, clear_bitmap_uuid, new_current
+from repl.engine import commands as ec
+from repl.errors import PeerLost, RequestRefused, StateRefused, UsageError, WaitTimedOut
+from repl.node.refusals import refusal
+from repl.node.volume import Volume
+
+if TYPE_CHECKING:
+    from repl.node.node import Node
+
+_C = ConnectionState
+_D = DiskState
+PROMOTE_TRIES = 3
+Verb = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+class Commands:
+    """One method per verb."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self.is_promoting = False
+        self._verbs: dict[str, Verb] = {
+            "up": self._up,
+            "down": self._down,
+            "primary": self._primary,
+            "secondary": self._secondary,
+            "connect": self._connect,
+            "disconnect": self._disconnect,
+            "invalidate": self._invalidate,
+            "wait-connect": self._wait_connect,
+            "wait-sync": self._wait_sync,
+            "role": self._role,
+            "cstate": self._cstate,
+            "dstate": self._dstate,
+            "show-gi": self._show_gi,
+            "new-current-uuid": self._new_current_uuid,
+            "status": self._status,
+            "nbd-open": self._nbd_open,
+            "nbd-info": self._nbd_info,
+        }
+
+    async def run(self, verb: str, args: dict[str, Any]) -> dict[str, Any]:
+        """Carry out a verb."""
+        if verb not in self._verbs:
+            raise UsageError(f"Unknown command {verb!r}.", advice='"replctl --help" lists the commands.')
+        return await self._verbs[verb](args)
+
+    # ---- helpers ----
+
+    @property
+    def _name(self) -> str:
+        return self._node.settings.resource
+
+    def _volume(self, args: dict[str, Any]) -> Volume:
+        number = int(args.get("volume", -1))
+        volumes = self._node.volumes
+        if number == -1 and len(volumes) == 1:
+            return next(iter(volumes.values()))
+        if number not in volumes:
+            listed = ", ".join(f"{self._name}/{n}" for n in volumes)
+            raise UsageError(f"{self._name} has no volume {number}.", advice=f"There is {listed}.")
+        return volumes[number]
+
+    def _open_clients(self) -> int:
+        return sum(v.open_count for v in self._node.volumes.values())
+
+    # ---- life ----
+
+    async def _up(self, args: dict[str, Any]) -> dict[str, Any]:
+        node = self._node
+        node.is_up = True
+        try:
+            await node.disks.attach_all()
+        except Exception:
+            await node.disks.close_all()
+            node.is_up = False
+            raise
+        node.connection.start()
+        return {}
+
+    async def _down(self, args: dict[str, Any]) -> dict[str, Any]:
+        node = self._node
+        force = bool(args.get("force"))
+        if node.role == Role.PRIMARY:
+            await self._demote(force=force)
+        await node.connection.stop(force=force)
+        await node.disks.close_all()
+        node.is_up = False
+        return {}
+
+    # ---- roles ----
+
+    async def _primary(self, args: dict[str, Any]) -> dict[str, Any]:
+        await self._promote(force=bool(args.get("force")))
+        self._node.auto_promoted = False
+        return {}
+
+    async def _promote(self, *, force: bool) -> None:
+        node = self._node
+        if node.role == Role.PRIMARY:
+            return
+        if not node.is_up:
+            raise RequestRefused(f"{self._name} is not up.", number=127, advice=f'"replctl up {self._name}" first.')
+        self.is_promoting = True
+        try:
+            for _ in range(PROMOTE_TRIES):
+                try:
+                    await self._promote_once(force=force)
+                    return
+                except PeerLost:  # it decides as a disconnected node now
+                    await node.watch(lambda: not node.is_connected)
+            raise StateRefused(f"{self._name}: the connection comes and goes", number=-18, advice="Try again.")
+        finally:
+            self.is_promoting = False
+
+    async def _promote_once(self, *, force: bool) -> None:
+        node = self._node
+        if node.cstate == _C.WF_REPORT_PARAMS:
+            await node.watch(lambda: node.cstate != _C.WF_REPORT_PARAMS)
+        forced = self._check_data(force=force)
+        if node.is_connected:
+            if node.peer_role == Role.PRIMARY:
+                raise StateRefused(
+                    f"{self._name}: cannot become Primary: {node.settings.peer} is Primary",
+                    number=-1,
+                    advice=f'"replctl secondary {self._name}" on {node.settings.peer} first.',
+                )
+            for volume in node.volumes.values():
+                change = StateChange.of(role=Role.PRIMARY, disk=_D.UP_TO_DATE if volume.number in forced else None)
+                code = await node.connection.request_change(change, volume=volume.number)
+                if code < 1:
+                    raise refusal(node, "primary", code)
+
+        def uuids(volume: Volume) -> Uuids:
+            alone = not node.is_connected or volume.state.pdsk <= _D.FAILED
+            fresh_start = volume.number in forced or (alone and volume.uuids.bitmap == 0)
+            if volume.attached and fresh_start:
+                return new_current(volume.uuids, node.random, primary=True)
+            return volume.uuids
+
+        await node.transition(
+            lambda v, s: replace(s, disk=_D.UP_TO_DATE) if v.number in forced else s,
+            uuids=uuids,
+            role=Role.PRIMARY,
+            reason="forced" if forced else "",
+        )
+        for volume in node.volumes.values():
+            if node.is_connected:
+                if volume.number in forced:
+                    node.connection.send_uuids(volume)
+                node.connection.send_state(volume)
+
+    def _check_data(self, *, force: bool) -> set[int]:
+        """Volumes that have to be declared good; refuses where there is no good data."""
+        node, forced = self._node, set()
+        for volume in node.volumes.values():
+            state = volume.state
+            if state.disk == _D.UP_TO_DATE or (node.is_connected and state.pdsk == _D.UP_TO_DATE):
+                continue
+            if force and volume.attached and state.disk >= _D.INCONSISTENT:
+                forced.add(volume.number)
+                continue
+            advice = (
+                f'If this disk has the data you want: "replctl primary --force {self._name}"; '
+                "whatever the peer has is overwritten then."
+                if volume.attached
+                else "Attach a disk or connect to the peer first."
+            )
+            raise StateRefused(
+                f"{self._name}/{volume.number}: cannot become Primary: own disk is {state.disk}, "
+                f"{node.settings.peer}'s is {state.pdsk}: there is no UpToDate data",
+                number=-2,
+                advice=advice,
+            )
+        return forced
+
+    async def _secondary(self, args: dict[str, Any]) -> dict[str, Any]:
+        if self._node.role == Role.PRIMARY:
+            await self._demote(force=False)
+        return {}
+
+    async def _demote(self, *, force: bool) -> None:
+        node = self._node
+        count = self._open_clients()
+        if count and not force:
+            raise StateRefused(
+                f"{self._name}: cannot become Secondary: {count} NBD client{'s are' if count > 1 else ' is'} connected",
+                number=-12,
+                advice="Unmount and disconnect the clients (nbd-client -d, qemu, …) first.",
+            )
+        if not count:
+            for volume in node.volumes.values():
+                await node.ask(ec.VolumeDrain(volume.number))
+        await node.transition(lambda v, s: s, role=Role.SECONDARY)
+        for volume in node.volumes.values():
+            node.connection.send_state(volume)
+            if volume.attached:
+                await node.ask(ec.BitmapWrite(volume.number))
+
+    # ---- connection ----
+
+    async def _connect(self, args: dict[str, Any]) -> dict[str, Any]:
+        node, discard = self._node, bool(args.get("discard_my_data"))
+        if not node.is_up:
+            raise RequestRefused(f"{self._name} is not up.", number=127, advice=f'"replctl up {self._name}" first.')
+        if discard and node.role == Role.PRIMARY:
+            raise RequestRefused(
+                f"{self._name}: a Primary cannot discard its data",
+                number=123,
+                advice=f'"replctl secondary {self._name}" first.',
+            )
+        if node.cstate != _C.STANDALONE:
+            raise RequestRefused(
+                f"{self._name} has a connection already ({node.cstate})",
+                number=125,
+                advice=f'"replctl disconnect {self._name}" first.',
+            )
+        node.connection.start(discard_my_data=discard)
+        return {}
+
+    async def _disconnect(self, args: dict[str, Any]) -> dict[str, Any]:
+        node, force = self._node, bool(args.get("force"))
+        if node.role == Role.PRIMARY and not force:
+            for volume in node.volumes.values():
+                if volume.state.disk != _D.UP_TO_DATE and volume.state.pdsk == _D.UP_TO_DATE:
+                    raise StateRefused(
+                        f"{self._name}/{volume.number}: the peer has the only good data of this Primary",
+                        number=-2,
+                        advice="Wait for the resync, or --force: application I/O fails then.",
+                    )
+        await node.connection.stop(force=force)
+        return {}
+
+    # ---- data ----
+
+    async def _invalidate(self, args: dict[str, Any]) -> dict[str, Any]:
+        node, volume = self._node, self._volume(args)
+        if not volume.attached:
+            raise StateRefused(f"{self._name}/{volume.number} has no disk", number=-4)
+        if node.role == Role.PRIMARY:
+            raise StateRefused(
+                f"{self._name}: the data of a Primary is in use",
+                number=-10,
+                advice=f'"replctl secondary {self._name}" first.',
+            )
+        if node.is_connected:
+            if volume.state.pdsk != _D.UP_TO_DATE:
+                raise StateRefused(
+                    f"{self._name}/{volume.number}: {node.settings.peer} has no UpToDate data", number=-2
+                )
+            await node.resync.invalidate(volume)
+        elif node.cstate == _C.STANDALONE:
+            await node.transition(
+                lambda v, s: replace(s, disk=_D.INCONSISTENT) if v is volume else s,
+                full_sync=True,
+                only=volume,
+                reason="invalidated by order",
+            )
+            await node.ask(ec.BitmapSetAll(volume.number))
+            await node.transition(lambda v, s: s, full_sync=False, only=volume)
+        else:
+            raise StateRefused(
+                f"{self._name}: a resync needs a connection (it is {node.cstate})",
+                number=-15,
+                advice=f'"replctl wait-connect {self._name}", or "disconnect" to invalidate while StandAlone.',
+            )
+        return {}
+
+    async def _new_current_uuid(self, args: dict[str, Any]) -> dict[str, Any]:
+        node, volume, clear = self._node, self._volume(args), bool(args.get("clear_bitmap"))
+        if not volume.attached:
+            raise StateRefused(f"{self._name}/{volume.number} has no disk", number=-4)
+        report = volume.peer_report
+        fresh = base(volume.uuids.current) == UUID_JUST_CREATED
+        skip = (
+            clear
+            and volume.state.conn == _C.CONNECTED
+            and fresh
+            and report is not None
+            and base(report.uuids.current) == UUID_JUST_CREATED
+        )
+        if not skip and node.cstate != _C.STANDALONE:
+            raise RequestRefused(
+                f"{self._name}: the resource has to be StandAlone for this (it is {node.cstate})",
+                number=151,
+                advice="--clear-bitmap skips the initial sync of two freshly created, connected disks.",
+            )
+        if clear:
+            await node.ask(ec.BitmapClearAll(volume.number))
+
+        def uuids(v: Volume) -> Uuids:
+            if v is not volume:
+                return v.uuids
+            fresh_uuids = new_current(v.uuids, node.random, primary=node.role == Role.PRIMARY, keep_bitmap=True)
+            return clear_bitmap_uuid(fresh_uuids) if skip else fresh_uuids
+
+        def change(v: Volume, s: StateWord) -> StateWord:
+            return replace(s, disk=_D.UP_TO_DATE, pdsk=_D.UP_TO_DATE) if v is volume and skip else s
+
+        if skip:  # the peer has to know before our P_STATE could say UpToDate
+            await node.transition(change, uuids=uuids, reason="initial sync skipped by order")
+            node.connection.send_uuids(volume, extra_flags=pk.UuidFlag.SKIP_INITIAL_SYNC)
+        else:
+            await node.transition(change, uuids=uuids, reason="new generation by order")
+        return {}
+
+    # ---- waiting ----
+
+    async def _wait(self, condition: Callable[[], bool], args: dict[str, Any], what: str) -> None:
+        node = self._node
+        timeout = args.get("timeout_s")
+        timeout_ms = int(float(timeout) * 1000) if timeout else None
+        stuck = node.watch(lambda: condition() or node.cstate == _C.STANDALONE)
+        kept = node.watch(condition)
+        done = await node.within(stuck, timeout_ms) is None and not stuck.is_done
+        if done:
+            raise WaitTimedOut(f"{self._name}: {what} took longer than {timeout} s.", advice=node.reason)
+        if not kept.is_done and not condition():
+            raise RequestRefused(
+                f"{self._name} is StandAlone{': ' + node.reason if node.reason else ''}",
+                number=-15,
+                advice=node.advice or f'"replctl connect {self._name}" first.',
+            )
+
+    async def _wait_connect(self, args: dict[str, Any]) -> dict[str, Any]:
+        await self._wait(lambda: self._node.is_connected, args, "connecting")
+        return {}
+
+    async def _wait_sync(self, args: dict[str, Any]) -> dict[str, Any]:
+        volumes = self._node.volumes.values()
+        await self._wait(lambda: all(v.is_in_sync for v in volumes), args, "the resync")
+        return {}
+
+    # ---- looking ----
+
+    async def _role(self, args: dict[str, Any]) -> dict[str, Any]:
+        return {"role": str(self._node.role), "peer_role": str(self._node.peer_role)}
+
+    async def _cstate(self, args: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "connection": str(self._node.cstate),
+            "volumes": {n: str(v.state.conn) for n, v in self._node.volumes.items()},
+        }
+
+    async def _dstate(self, args: dict[str, Any]) -> dict[str, Any]:
+        return {"volumes": {n: [str(v.state.disk), str(v.state.pdsk)] for n, v in self._node.volumes.items()}}
+
+    async def _show_gi(self, args: dict[str, Any]) -> dict[str, Any]:
+        volume = self._volume(args)
+        if volume.superblock is None:
+            raise StateRefused(f"{self._name}/{volume.number} has no disk", number=-11)
+        return {"gi": sb.get_gi_text(volume.superblock), "size_sectors": volume.size_sectors}
+
+    async def _status(self, args: dict[str, Any]) -> dict[str, Any]:
+        return self._node.status()
+
+    # ---- NBD ----
+
+    async def _nbd_info(self, args: dict[str, Any]) -> dict[str, Any]:
+        volume = self._volume(args)
+        return {"size_bytes": volume.size_sectors * 512}
+
+    async def _nbd_open(self, args: dict[str, Any]) -> dict[str, Any]:
+        node, volume = self._node, self._volume(args)
+        if node.role != Role.PRIMARY:
+            if not node.settings.auto_promote:
+                raise StateRefused(
+                    f"{self._name} is Secondary on {node.settings.node}",
+                    number=-2,
+                    advice=f'"replctl primary {self._name}" first, or connect to {node.settings.peer}.',
+                )
+            await self._promote(force=False)
+            node.auto_promoted = True
+        volume.open_count += 1
+        return {"size_bytes": volume.size_sectors * 512}
+
+    def nbd_closed(self, volume_number: int) -> None:
+        """A client is gone; the last one takes an automatic promotion with it."""
+        node = self._node
+        volume = node.volumes.get(volume_number)
+        if volume is None or volume.open_count == 0:
+            return
+        volume.open_count -= 1
+        if self._open_clients() == 0 and node.auto_promoted and node.role == Role.PRIMARY:
+            node.auto_promoted = False
+            node.start(self._demote_idle(), "automatic demotion")
+
+    async def _demote_idle(self) -> None:
+        if self._open_clients() == 0:
+            await self._demote(force=False)

@@ -1,0 +1,432 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The connection to the peer: connect, agree, follow its packets, lose it, try again.
+
+A :class:`FinalDrop` ends StandAlone with a reason that is kept (the administrator has to act); losing the peer or a
+:class:`RetryDrop` leads back to connecting.  Facts: docs/protocol.md, sections "connection setup" and "state packets".
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from repl.drbd import packets as pk
+from repl.drbd.packets import Packet
+from repl.drbd.states import ConnectionState, DiskState, Role, StateChange, StateWord
+from repl.drbd.uuids import Feature, Uuids, new_current
+from repl.engine import commands as ec
+from repl.engine.events import Event, EventType, Lost
+from repl.errors import PeerLost, ProtocolError, ReplError
+from repl.node import actions as act
+from repl.node.flow import Cancelled, Flow, Mutex, Promise
+from repl.node.handshake import FinalDrop, Handshake
+from repl.node.refusals import refusal
+from repl.node.pair import Pair, PairMaker
+from repl.node.peer_packets import PeerPackets
+from repl.node.volume import Volume
+
+if TYPE_CHECKING:
+    from repl.node.node import Node
+
+RETRY_PAUSE_MS = 1000
+
+_C = ConnectionState
+_LOST_STATES = {
+    Lost.NONE: _C.DISCONNECTING,
+    Lost.EOF: _C.BROKEN_PIPE,
+    Lost.RESET: _C.BROKEN_PIPE,
+    Lost.PING_TIMEOUT: _C.NETWORK_FAILURE,
+    Lost.KO: _C.TIMEOUT,
+    Lost.SEND_TIMEOUT: _C.TIMEOUT,
+    Lost.PROTOCOL: _C.PROTOCOL_ERROR,
+}
+_ILLEGAL = {
+    1: "bad header",
+    2: "unexpected command",
+    3: "wrong length",
+    4: "unknown volume",
+    5: "beyond the device",
+    6: "not now",
+    7: "unknown block id",
+    8: "barrier does not match",
+    9: "bad bitmap",
+}
+
+
+class RetryDrop(ReplError):
+    """This attempt failed; another one may not."""
+
+
+class Connection:
+    """One link at a time."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.pairs = PairMaker(node)
+        self.wanted = False
+        self.discard_my_data = False
+        self.agreed = pk.Agreed()
+        self.peer_is_ours = False
+        self.resolve_conflicts = False
+        self._data_stream = -1
+        self._meta_stream = -1
+        self._packets: deque[Event] = deque()
+        self._arrival: Promise[Event] | None = None
+        self._link_up = False
+        self._lost: Event | None = None
+        self._flow: Flow[None] | None = None
+        self._children: list[Flow[object]] = []
+        self._reply: Promise[int] | None = None
+        self._change_lock = Mutex()
+        self._peer_leaves = False
+        self._graceful = False
+
+    # ---- the shell's and the engine's side ----
+
+    def accepted(self, fd: int) -> None:
+        self.pairs.accepted(fd)
+
+    def dialled(self, dial_id: int, fd: int) -> None:
+        self.pairs.dialled(dial_id, fd)
+
+    def dial_failed(self, dial_id: int, reason: str) -> None:
+        self.pairs.dial_failed(dial_id, reason)
+
+    def uses_stream(self, stream: int) -> bool:
+        return stream in (self._data_stream, self._meta_stream)
+
+    def engine_event(self, event: Event) -> None:
+        if event.type is EventType.LINK_LOST:
+            self._on_lost(event)
+        elif self.uses_stream(event.stream):
+            if event.type is EventType.PACKET and event.stream == self._meta_stream:
+                self._on_meta(event)
+            elif event.type is EventType.PACKET:
+                if self._arrival is not None:
+                    arrival, self._arrival = self._arrival, None
+                    arrival.keep(event)
+                else:
+                    self._packets.append(event)
+        else:
+            self.pairs.engine_event(event)
+
+    def _on_meta(self, event: Event) -> None:
+        if event.packet in (Packet.STATE_CHG_REPLY, Packet.CONN_ST_CHG_REPLY) and self._reply is not None:
+            reply, self._reply = self._reply, None
+            reply.keep(pk.StateChangeReply.decode(event.blob).code)
+
+    def _on_lost(self, event: Event) -> None:
+        if not self._link_up:
+            return
+        self._link_up = False
+        self._lost = event
+        error = PeerLost("The connection to the peer was lost.")
+        if self._reply is not None:
+            reply, self._reply = self._reply, None
+            reply.fail(error)
+        for child in self._children:
+            child.cancel("connection lost")
+        self._children.clear()
+        for volume in self.node.volumes.values():
+            volume.waiting_for_sync_uuid.fail(error)
+        if self._arrival is not None:
+            arrival, self._arrival = self._arrival, None
+            arrival.fail(error)
+
+    # ---- operator's side ----
+
+    def start(self, *, discard_my_data: bool = False) -> None:
+        """Go on connecting until somebody says otherwise."""
+        self.wanted = True
+        self.discard_my_data = discard_my_data
+        self.node.reason = self.node.advice = ""
+        if self._flow is None or self._flow.done.is_done:
+            self._flow = self.node.start(self._run(), "connection")
+
+    async def stop(self, *, force: bool = False) -> None:
+        """Disconnect: ask the peer if it is there, then go StandAlone."""
+        node = self.node
+        self._graceful = False
+        if node.is_connected and not force:
+            change = StateChange.of(conn=_C.DISCONNECTING)
+            try:
+                code = await self.request_change(change, connection_wide=True)
+            except PeerLost:
+                code = 1
+            if code < 1:
+                raise refusal(node, "disconnect", code)
+        self.wanted = False
+        if self._flow is None or self._flow.done.is_done:
+            return
+        if self._link_up:
+            self._on_lost(Event(EventType.LINK_LOST, reason=Lost.NONE))
+            node.send(ec.LinkDown())
+        else:
+            self._flow.cancel("disconnect")
+        await node.watch(lambda: node.cstate == _C.STANDALONE)
+
+    # ---- the life of the connection ----
+
+    async def _run(self) -> None:
+        node = self.node
+        try:
+            while self.wanted:
+                await self._attempt()
+        except FinalDrop as error:
+            self._say(error.message, error.advice)
+            await self._stand_alone(error.message)
+            return
+        except Cancelled:
+            pass
+        await self._stand_alone("disconnected")
+        node.notify_watchers()
+
+    async def _stand_alone(self, reason: str) -> None:
+        self.wanted = False
+        self.pairs.close()
+        self.node.act(act.Listen(False))
+        await self._set_connection(_C.STANDALONE, reason)
+
+    def _say(self, reason: str, advice: str = "") -> None:
+        self.node.reason, self.node.advice = reason, advice
+        self.node.emit("connection", reason, level="error", advice=advice)
+
+    async def _set_connection(self, cstate: ConnectionState, reason: str = "") -> None:
+        await self.node.transition(
+            lambda v, s: replace(s, conn=cstate), cstate=cstate, peer_role=Role.UNKNOWN, reason=reason
+        )
+
+    async def _attempt(self) -> None:
+        """From nothing to a connection, and until it is lost."""
+        node = self.node
+        if node.cstate != _C.WF_CONNECTION:
+            await self._set_connection(_C.WF_CONNECTION)
+        self.pairs.open()
+        node.act(act.Listen(True))
+        pair = await self.pairs.make()
+        node.act(act.Listen(False))
+        self.pairs.close()
+        self._begin(pair)
+        final: FinalDrop | None = None
+        retry = ""
+        try:
+            await self._converse()
+        except FinalDrop as error:
+            final = error
+        except (RetryDrop, ProtocolError) as error:
+            retry = error.message
+        except PeerLost:
+            pass
+        except Cancelled:
+            final = FinalDrop("disconnected")
+        was_connected = node.is_connected
+        await self._end(final.message if final else retry)
+        if final is not None:
+            raise final
+        if self.wanted and (retry or not was_connected):
+            await node.pause(RETRY_PAUSE_MS)
+
+    def _begin(self, pair: Pair) -> None:
+        self._data_stream, self._meta_stream = pair.data.stream, pair.meta.stream
+        self.resolve_conflicts = pair.resolve_conflicts
+        self._packets = deque(pair.data.early)
+        self._lost = None
+        self._peer_leaves = False
+        self.agreed = pk.Agreed(version=80, features=Feature.NONE)
+        for volume in self.node.volumes.values():
+            volume.new_connection()
+
+    async def _converse(self) -> None:
+        await self._set_connection(_C.WF_REPORT_PARAMS)
+        await Handshake(self).run()
+        packets = PeerPackets(self)
+        while True:
+            event = await self.next_packet()
+            await packets.handle(event)
+            self.resume()
+            if self._peer_leaves:
+                raise PeerLost("The peer has disconnected.")
+
+    async def _end(self, why: str) -> None:
+        """The link is gone or to be given up: new generation where needed, then let the engine go on."""
+        node = self.node
+        lost, self._lost = self._lost, None
+        had_link = self._link_up or lost is not None
+        if self._link_up:
+            self._on_lost(Event(EventType.LINK_LOST, reason=Lost.NONE))
+            self._lost = None
+            node.send(ec.LinkDown())
+        elif lost is None:
+            node.send(ec.StreamClose(self._data_stream))
+            node.send(ec.StreamClose(self._meta_stream))
+        self._data_stream = self._meta_stream = -1
+        for child in self._children:
+            child.cancel("connection lost")
+        self._children.clear()
+        state, text = self._lost_text(lost, why)
+        if node.is_connected:
+            node.emit("connection", f"lost the peer: {text}", level="warning")
+        # Volumes that lose the peer's good data start a new generation; it is durable before any write completes.
+        losing = {
+            v.number
+            for v in node.volumes.values()
+            if v.loses_peer_data and v.state.pdsk == DiskState.UP_TO_DATE and node.is_connected
+        }
+
+        def uuids(volume: Volume) -> Uuids:
+            if volume.number in losing:
+                return new_current(volume.uuids, node.random, primary=True)
+            return volume.uuids
+
+        await node.transition(
+            lambda v, s: replace(s, conn=state), uuids=uuids, cstate=state, peer_role=Role.UNKNOWN, reason=text
+        )
+        if had_link:
+            await node.ask(ec.LinkResolve())
+        if self.wanted:
+            await self._set_connection(_C.UNCONNECTED)
+
+    def _lost_text(self, lost: Event | None, why: str) -> tuple[ConnectionState, str]:
+        if self._peer_leaves:
+            return _C.TEAR_DOWN, "the peer has disconnected"
+        if why:
+            return _C.PROTOCOL_ERROR if self.wanted else _C.DISCONNECTING, why
+        if lost is None or lost.lost is Lost.NONE:
+            return _C.DISCONNECTING, "disconnected"
+        text = {
+            Lost.EOF: "the peer closed the connection",
+            Lost.RESET: "the connection was reset",
+            Lost.PING_TIMEOUT: "no answer to a ping",
+            Lost.KO: "a write was not acknowledged in time (ko-count x timeout)",
+            Lost.SEND_TIMEOUT: "the peer takes no data",
+        }.get(lost.lost, "")
+        if lost.lost is Lost.PROTOCOL:
+            try:
+                name = str(Packet(lost.detail))
+            except ValueError:
+                name = f"packet 0x{lost.detail:x}"
+            text = f"the peer broke the protocol: {name}, {_ILLEGAL.get(lost.value, 'illegal')}"
+            self.node.reason = text
+        return _LOST_STATES[lost.lost], text
+
+    # ---- packets ----
+
+    async def next_packet(self, wait_ms: int | None = None) -> Event:
+        """The next control packet of the data socket; PeerLost when the link breaks, RetryDrop after ``wait_ms``."""
+        if self._packets:
+            return self._packets.popleft()
+        if self._lost is not None:
+            raise PeerLost("The connection to the peer was lost.")
+        self._arrival = Promise()
+        event = await self.node.within(self._arrival, wait_ms)
+        if event is None:
+            self._arrival = None
+            raise RetryDrop("The peer did not answer in time.")
+        return event
+
+    def resume(self) -> None:
+        """The packet has been dealt with: the engine may read on."""
+        if self._data_stream >= 0:
+            self.node.send(ec.StreamResume(self._data_stream))
+
+    def send(self, packet: Packet, body: bytes, *, volume: int = 0) -> None:
+        """Queue a packet on the data socket."""
+        if self._data_stream >= 0 and (self._lost is None):
+            self.node.send(
+                ec.StreamSend(self._data_stream, pk.encode(packet, body, volume=volume, version=self.agreed.version))
+            )
+
+    def send_meta(self, packet: Packet, body: bytes, *, volume: int = 0) -> None:
+        """Queue a packet on the meta socket."""
+        if self._link_up:
+            self.node.send(
+                ec.StreamSend(self._meta_stream, pk.encode(packet, body, volume=volume, version=self.agreed.version))
+            )
+
+    def link_up(self, agreed: pk.Agreed) -> None:
+        """Version and features are known: the engine takes both sockets."""
+        net = self.node.settings.net
+        self.agreed = agreed
+        self._link_up = True
+        self.node.send(
+            ec.LinkUp(
+                ec.Link(
+                    data_stream=self._data_stream,
+                    meta_stream=self._meta_stream,
+                    version=agreed.version,
+                    features=int(agreed.features),
+                    protocol=net.protocol,
+                    timeout_ms=net.timeout_ms,
+                    ping_int_ms=net.ping_int_ms,
+                    ping_timeout_ms=net.ping_timeout_ms,
+                    ko_count=net.ko_count,
+                    max_epoch_size=net.max_epoch_size,
+                    max_buffers=net.max_buffers,
+                    strict_flush=net.strict_flush,
+                    use_rle=net.use_rle,
+                    resolve_conflicts=self.resolve_conflicts,
+                )
+            )
+        )
+
+    def child(self, flow: Flow[object]) -> None:
+        """A procedure that ends with the link."""
+        self._children = [f for f in self._children if not f.done.is_done]
+        self._children.append(flow)
+
+    def peer_leaves(self) -> None:
+        """The peer has asked for a graceful disconnect and we agreed."""
+        self._peer_leaves = True
+
+    # ---- what the peer is told ----
+
+    def send_state(self, volume: Volume, state: StateWord | None = None) -> None:
+        if self.node.is_connected or state is not None:
+            word = (state or volume.state).pack()
+            self.send(Packet.STATE, pk.State(StateWord.unpack(word)).encode(), volume=volume.number)
+
+    def send_uuids(self, volume: Volume, *, extra_flags: int = 0) -> None:
+        if not volume.attached:
+            return
+        volume.sent_dirty_bits = self.node.dirty_bits(volume)
+        flags = extra_flags
+        if self.discard_my_data:
+            flags |= pk.UuidFlag.DISCARD_MY_DATA
+        if volume.crashed_primary:
+            flags |= pk.UuidFlag.CRASHED_PRIMARY
+        if volume.state.disk == DiskState.INCONSISTENT:
+            flags |= pk.UuidFlag.INCONSISTENT
+        report = pk.UuidReport(volume.uuids, volume.sent_dirty_bits, pk.UuidFlag(flags))
+        self.send(Packet.UUIDS, report.encode(), volume=volume.number)
+
+    def send_sizes(self, volume: Volume) -> None:
+        cap = self.agreed.request_bytes_max
+        sizes = pk.Sizes(
+            d_size=volume.backing_sectors,
+            u_size=volume.settings.size_sectors,
+            c_size=volume.size_sectors,
+            max_bio_size=cap,
+            limits=pk.QueueLimits() if self.agreed.wsame else None,
+        )
+        self.send(Packet.SIZES, sizes.encode(), volume=volume.number)
+
+    # ---- changes that need the peer's agreement ----
+
+    async def request_change(self, change: StateChange, *, volume: int = 0, connection_wide: bool = False) -> int:
+        """Ask the peer; its code (>= 1: agreed).  PeerLost if the link breaks first."""
+        async with self._change_lock:
+            if not self._link_up:
+                raise PeerLost("The connection to the peer was lost.")
+            packet = Packet.STATE_CHG_REQ
+            if connection_wide and self.agreed.version >= pk.PROTOCOL_H100:
+                packet = Packet.CONN_ST_CHG_REQ
+            self._reply = Promise()
+            promise = self._reply
+            self.send(packet, pk.StateChangeRequest(change).encode(), volume=volume)
+            self.node.ask(ec.Ping())
+            return await promise
+
+    @property
+    def change_is_open(self) -> bool:
+        return self._reply is not None

@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The handshake: features, authentication, parameters, and per volume who resyncs from whom.
+
+Each mismatch ends in :class:`FinalDrop`: both nodes compare the same packets, so both end StandAlone and know why.
+Facts: docs/protocol.md, sections 1.4 to 1.9.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from repl.drbd import auth
+from repl.drbd import packets as pk
+from repl.drbd.packets import Packet
+from repl.drbd.states import ConnectionState, DiskState, Role, StateWord
+from repl.drbd.uuids import DecisionKind, Feature, Policies, Side, decide
+from repl.engine import commands as ec
+from repl.engine.events import Event
+from repl.errors import ProtocolError, ReplError
+from repl.node.volume import Volume
+
+if TYPE_CHECKING:
+    from repl.node.connection import Connection
+
+_C = ConnectionState
+_D = DiskState
+OUR_FEATURE = 1 << 24  # offered by this software only; a DRBD peer masks it away
+OFFERED_FEATURES = int(Feature.KERNEL) | OUR_FEATURE
+AUTH_PING_TIMEOUTS = 4
+PARAMETERS_WAIT_MS = 20_000
+
+
+class FinalDrop(ReplError):
+    """The nodes do not fit together; trying again would not help."""
+
+
+class Handshake:
+    """Runs once per link; leaves the connection Connected."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._c = connection
+        self._node = connection.node
+        self._net = connection.node.settings.net
+
+    async def run(self) -> None:
+        await self._features()
+        if self._net.cram_hmac_alg:
+            await self._authenticate()
+        self._send_parameters()
+        await self._receive_parameters()
+
+    # ---- step 1: features ----
+
+    async def _features(self) -> None:
+        c, net = self._c, self._net
+        mine = pk.Features(net.protocol_min, net.protocol_max, OFFERED_FEATURES)
+        c.send(Packet.CONNECTION_FEATURES, mine.encode())
+        wait_ms = net.ping_timeout_ms * AUTH_PING_TIMEOUTS
+        event = await c.next_packet(wait_ms)
+        if event.packet != Packet.CONNECTION_FEATURES:
+            raise FinalDrop(
+                f"{self._peer} did not answer with P_CONNECTION_FEATURES but with packet 0x{event.packet:x}.",
+                advice="Check that the address belongs to a DRBD 8.4 node.",
+            )
+        try:
+            theirs = pk.Features.decode(event.blob)
+            version, _ = pk.agree(mine, theirs)
+        except ProtocolError as error:
+            raise FinalDrop(f"{self._peer}: {error.message}") from None
+        flags = mine.feature_flags & theirs.feature_flags
+        c.peer_is_ours = bool(flags & OUR_FEATURE)
+        c.link_up(pk.Agreed(version=version, features=Feature(flags & int(Feature.KERNEL))))
+        c.resume()
+
+    # ---- steps 2 and 3: authentication ----
+
+    async def _authenticate(self) -> None:
+        c, net = self._c, self._net
+        wait_ms = net.ping_timeout_ms * AUTH_PING_TIMEOUTS
+        secret = net.shared_secret.encode()
+        own = self._node.random_bytes(pk.CHALLENGE_BYTES)
+        c.send(Packet.AUTH_CHALLENGE, own)
+        event = await c.next_packet(wait_ms)
+        if event.packet != Packet.AUTH_CHALLENGE:
+            raise FinalDrop(
+                f"{self._peer} does not authenticate (cram-hmac-alg {net.cram_hmac_alg} is set here).",
+                advice="Set the same cram-hmac-alg and shared-secret on both nodes.",
+            )
+        try:
+            auth.check_challenge(own, event.blob)
+            c.send(Packet.AUTH_RESPONSE, auth.respond(net.cram_hmac_alg, secret, event.blob))
+            c.resume()
+            event = await c.next_packet(wait_ms)
+            if event.packet != Packet.AUTH_RESPONSE:
+                raise ProtocolError("no P_AUTH_RESPONSE came.")
+            auth.check_response(net.cram_hmac_alg, secret, own, event.blob)
+        except ProtocolError as error:
+            raise FinalDrop(
+                f"Authentication of {self._peer} failed: {error.message}",
+                advice="Compare shared-secret and cram-hmac-alg on both nodes.",
+            ) from None
+        c.resume()
+
+    # ---- steps 4 to 7: parameters ----
+
+    @property
+    def _peer(self) -> str:
+        return self._node.settings.peer
+
+    def _my_protocol(self) -> pk.Protocol:
+        net = self._net
+        flags = pk.ConnectionFlag.DISCARD_MY_DATA if self._c.discard_my_data else pk.ConnectionFlag.NONE
+        return pk.Protocol(
+            protocol=pk.ReplicationProtocol(net.protocol),
+            after_sb_0p=pk.AfterSplitBrain(net.after_sb_0pri),
+            after_sb_1p=pk.AfterSplitBrain(net.after_sb_1pri),
+            after_sb_2p=pk.AfterSplitBrain(net.after_sb_2pri),
+            conn_flags=flags,
+        )
+
+    def _send_parameters(self) -> None:
+        c, version = self._c, self._c.agreed.version
+        c.send(Packet.PROTOCOL, self._my_protocol().encode(version))
+        for volume in self._node.volumes.values():
+            resync = volume.settings.resync
+            param = pk.SyncParam(
+                resync_rate=resync.resync_rate_kib,
+                verify_alg=self._net.verify_alg,
+                csums_alg=self._net.csums_alg,
+                c_plan_ahead=resync.plan_ahead,
+                c_delay_target=resync.delay_target,
+                c_fill_target=resync.fill_target,
+                c_max_rate=resync.max_rate_kib,
+            )
+            c.send(pk.SyncParam.packet_for(version), param.encode(version), volume=volume.number)
+            c.send_sizes(volume)
+            c.send_uuids(volume)
+            c.send_state(volume, replace(volume.state, peer=Role.UNKNOWN, conn=_C.WF_CONNECTION, pdsk=_D.UNKNOWN))
+
+    async def _receive_parameters(self) -> None:
+        c = self._c
+        have_protocol = False
+        while not all(v.is_evaluated for v in self._node.volumes.values()):
+            event = await c.next_packet(PARAMETERS_WAIT_MS)
+            if event.packet == Packet.AUTH_CHALLENGE:
+                raise FinalDrop(
+                    f"{self._peer} wants authentication, none is configured here.",
+                    advice="Set the same cram-hmac-alg and shared-secret on both nodes.",
+                )
+            if event.packet == Packet.PROTOCOL:
+                self._check_protocol(event)
+                have_protocol = True
+            elif not have_protocol:
+                raise ProtocolError(f"Packet 0x{event.packet:x} came before P_PROTOCOL.")
+            elif event.volume not in self._node.volumes:
+                self._node.emit(
+                    "connection",
+                    f"{self._peer} has a volume {event.volume} that is not configured here",
+                    level="warning",
+                )
+            else:
+                await self._volume_packet(self._node.volumes[event.volume], event)
+            c.resume()
+
+    def _check_protocol(self, event: Event) -> None:
+        mine, theirs = self._my_protocol(), pk.Protocol.decode(event.blob, self._c.agreed.version)
+        pairs: list[tuple[str, object, object]] = [
+            ("protocol", mine.protocol.name, theirs.protocol.name),
+            ("after-sb-0pri", mine.after_sb_0p, theirs.after_sb_0p.seen_by_peer()),
+            ("after-sb-1pri", mine.after_sb_1p, theirs.after_sb_1p.seen_by_peer()),
+            ("after-sb-2pri", mine.after_sb_2p, theirs.after_sb_2p.seen_by_peer()),
+            ("allow-two-primaries", False, theirs.two_primaries),
+            ("data-integrity-alg", "", theirs.integrity_alg or ""),
+        ]
+        for name, here, there in pairs:
+            if here != there:
+                raise FinalDrop(
+                    f"Incompatible settings: {name} is {_name(here)} here and {_name(there)} on {self._peer}.",
+                    advice="Use the same configuration on both nodes.",
+                )
+        both = mine.conn_flags & theirs.conn_flags
+        if both & pk.ConnectionFlag.DISCARD_MY_DATA:
+            raise FinalDrop(
+                "Both nodes were told to discard their data.", advice="Connect one of them without --discard-my-data."
+            )
+        if theirs.conn_flags & pk.ConnectionFlag.DRY_RUN:
+            raise FinalDrop(f"{self._peer} only asked what would happen (dry run).")
+
+    async def _volume_packet(self, volume: Volume, event: Event) -> None:
+        if event.packet in (Packet.SYNC_PARAM, Packet.SYNC_PARAM89):
+            theirs = pk.SyncParam.decode(event.blob, self._c.agreed.version)
+            for name, here, there in (
+                ("verify-alg", self._net.verify_alg, theirs.verify_alg),
+                ("csums-alg", self._net.csums_alg, theirs.csums_alg),
+            ):
+                if there is not None and here != there:
+                    raise FinalDrop(
+                        f'Incompatible settings: {name} is "{here}" here and "{there}" on {self._peer}.',
+                        advice="Use the same configuration on both nodes.",
+                    )
+        elif event.packet == Packet.SIZES:
+            await self._sizes(volume, pk.Sizes.decode(event.blob, wsame=self._c.agreed.wsame))
+        elif event.packet == Packet.UUIDS:
+            volume.peer_report = pk.UuidReport.decode(event.blob)
+        elif event.packet == Packet.STATE:
+            await evaluate(self._c, volume, pk.State.decode(event.blob).state)
+        else:
+            raise ProtocolError(f"Packet 0x{event.packet:x} does not belong to the handshake.")
+
+    async def _sizes(self, volume: Volume, theirs: pk.Sizes) -> None:
+        volume.peer_sizes = theirs
+        if not volume.attached:
+            volume.size_sectors = theirs.c_size or theirs.u_size or theirs.d_size
+            return
+        if not theirs.d_size:
+            return
+        size = min(volume.size_sectors, theirs.d_size)
+        if size >= volume.size_sectors:
+            return
+        if volume.state.disk >= _D.OUTDATED or volume.open_count:
+            raise FinalDrop(
+                f"The disk of {self._peer} is too small for volume {volume.number}: {theirs.d_size} sectors, "
+                f"{volume.size_sectors} are in use here.",
+                advice="Use a disk that is at least as large.",
+            )
+        await self._node.disks.shrink_unused(volume, size)
+        self._c.send_sizes(volume)
+
+
+def _name(value: object) -> str:
+    if isinstance(value, pk.AfterSplitBrain):
+        return value.name.lower().replace("_", "-")
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f'"{value}"' if value == "" else str(value)
+
+
+# ---- who resyncs from whom ----
+
+
+async def evaluate(c: Connection, volume: Volume, theirs: StateWord) -> None:
+    """The peer's state of a volume is known: decide, take the new state, tell the peer."""
+    node = c.node
+    peer_disk = real_disk(theirs, volume)
+    if volume.attached and peer_disk >= _D.INCONSISTENT and volume.peer_report is None:
+        raise ProtocolError(f"{node.settings.peer} sent no P_UUIDS for volume {volume.number}, which has a disk.")
+    if theirs.role == Role.PRIMARY and node.role == Role.PRIMARY:
+        # Two Primaries: the generations say that it is a split brain; without disks nothing else would.
+        if not volume.attached or peer_disk < _D.INCONSISTENT:
+            raise FinalDrop("Both nodes are Primary.", advice="Make one of them Secondary.")
+    conn = _C.CONNECTED
+    if volume.attached and peer_disk >= _D.INCONSISTENT:
+        conn = await _decide(c, volume, theirs, peer_disk)
+    elif volume.attached and peer_disk < _D.INCONSISTENT:
+        node.emit("resync", f"{node.settings.peer} has no disk", volume=volume.number)
+    first = not node.is_connected
+    volume.is_evaluated = True
+    all_done = all(v.is_evaluated for v in node.volumes.values())
+    await node.transition(
+        lambda v, s: replace(s, conn=conn, pdsk=peer_disk) if v is volume else s,
+        only=None if first and all_done else volume,
+        cstate=_C.CONNECTED if all_done else None,
+        peer_role=theirs.role,
+        reason="handshake" if first else "",
+    )
+    if not all_done:
+        return
+    for each in node.volumes.values() if first else [volume]:
+        c.send_state(each)
+        await node.resync.begin(each)
+    if first:
+        node.reason = node.advice = ""
+
+
+def real_disk(theirs: StateWord, volume: Volume) -> DiskState:
+    """Negotiating stands for what the peer's P_UUIDS say."""
+    if theirs.disk != _D.NEGOTIATING:
+        return theirs.disk
+    report = volume.peer_report
+    inconsistent = report is not None and pk.UuidFlag.INCONSISTENT in report.flags
+    return _D.INCONSISTENT if inconsistent else _D.CONSISTENT
+
+
+async def _decide(c: Connection, volume: Volume, theirs: StateWord, peer_disk: DiskState) -> ConnectionState:
+    node, report = c.node, volume.peer_report
+    assert report is not None
+    me = Side(
+        uuids=volume.uuids,
+        role=node.role,
+        disk=volume.state.disk,
+        dirty_bits=volume.sent_dirty_bits,
+        crashed_primary=volume.crashed_primary,
+        discard_my_data=c.discard_my_data,
+    )
+    peer = Side(
+        uuids=report.uuids,
+        role=theirs.role,
+        disk=peer_disk,
+        dirty_bits=report.dirty_bits,
+        crashed_primary=pk.UuidFlag.CRASHED_PRIMARY in report.flags,
+        discard_my_data=pk.UuidFlag.DISCARD_MY_DATA in report.flags,
+    )
+    decision = decide(
+        me,
+        peer,
+        version=c.agreed.version,
+        features=c.agreed.features,
+        resolve_conflicts=c.resolve_conflicts,
+        policies=Policies(),
+        peer_is_ours=c.peer_is_ours,
+    )
+    node.emit(
+        "handshake",
+        f"decision {decision.kind.value} by rule {decision.rule}: {decision.reason}",
+        volume=volume.number,
+        level="error" if decision.kind is DecisionKind.REFUSE else "info",
+        rule=decision.rule,
+        self_uuids=str(me.uuids),
+        peer_uuids=str(peer.uuids),
+    )
+    if decision.kind is DecisionKind.REFUSE:
+        raise FinalDrop(decision.reason, advice=_advice(c, decision.split_brain))
+    volume.corrected = decision.verdict.self_corrected
+    if decision.verdict.peer_corrected is not None:
+        volume.peer_report = replace(report, uuids=decision.verdict.peer_corrected)
+    if decision.kind is DecisionKind.NONE:
+        return _C.CONNECTED
+    if decision.full and not await node.ask_ok(ec.BitmapSetAll(volume.number)):
+        raise ProtocolError("The bitmap cannot be written.")
+    return _C.WF_BITMAP_S if decision.kind is DecisionKind.SOURCE else _C.WF_BITMAP_T
+
+
+def _advice(c: Connection, split_brain: bool) -> str:
+    name = c.node.settings.resource
+    if split_brain:
+        return (
+            f'Choose the node whose changes are to be thrown away; on it: "replctl secondary {name}" and '
+            f'"replctl connect --discard-my-data {name}", on the other one: "replctl connect {name}".'
+        )
+    return "Compare both nodes with show-gi; create-md --force on one of them starts anew with a full sync."

@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The resource's state machine: roles, disks, the connection; every change goes through :meth:`Node.transition`.
+
+Inputs: events of the shell (see :mod:`repl.node.actions`).  Outputs: a list of actions.  Deterministic: randomness comes
+from the callables passed in, time only from timers.  Order of a transition: metadata is stable before the engine acts on
+the new state and before the peer hears of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+from repl.drbd.states import ConnectionState, DiskState, Role, StateWord, sanitize
+from repl.drbd.uuids import Uuids, set_primary
+from repl.engine import commands as ec
+from repl.engine.events import EngineStats, Event, EventType, Result, VolumeStats
+from repl.errors import InternalError, ReplError
+from repl.node import actions as act
+from repl.node.commands import Commands
+from repl.node.connection import Connection
+from repl.node.disk import Prepared
+from repl.node.disks import Disks
+from repl.node.flow import Cancelled, Flow, Mutex, Promise, Scheduler
+from repl.node.resync import ResyncControl
+from repl.node.settings import NodeSettings
+from repl.node.status import node_status
+from repl.node.volume import Volume
+
+T = TypeVar("T")
+Change = Callable[[Volume, StateWord], StateWord]
+
+
+class StatsReader(Protocol):
+    """Counters of the engine, readable at any time."""
+
+    def volume_stats(self, volume: int) -> VolumeStats | None: ...
+    def engine_stats(self) -> EngineStats: ...
+
+
+class Node:
+    """One resource on one node."""
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        *,
+        random: Callable[[], int],
+        random_bytes: Callable[[int], bytes],
+        stats: StatsReader,
+    ) -> None:
+        self.settings = settings
+        self.random = random
+        self.random_bytes = random_bytes
+        self.stats = stats
+        self.role = Role.SECONDARY
+        self.peer_role = Role.UNKNOWN
+        self.cstate = ConnectionState.STANDALONE
+        self.reason = ""  # why the connection is down for good, or what happened last
+        self.advice = ""
+        self.is_up = False
+        self.auto_promoted = False
+        self.volumes = {v.number: Volume(v) for v in settings.volumes}
+        self.scheduler = Scheduler()
+        self.connection = Connection(self)
+        self.resync = ResyncControl(self)
+        self.disks = Disks(self)
+        self.commands = Commands(self)
+        self._actions: list[act.Action] = []
+        self._sequence = 0
+        self._cookies: dict[int, Promise[Event]] = {}
+        self._next_cookie = 1
+        self._timers: dict[int, Promise[None]] = {}
+        self._next_timer = 1
+        self._lock = Mutex()
+        self._watchers: list[tuple[Callable[[], bool], Promise[None]]] = []
+
+    # ---- the shell's side ----
+
+    def take_actions(self) -> list[act.Action]:
+        """What the shell has to do now, in this order."""
+        self.scheduler.run()
+        taken, self._actions = self._actions, []
+        return taken
+
+    def engine_event(self, event: Event) -> None:
+        """An event of the engine."""
+        if event.type is EventType.DONE:
+            promise = self._cookies.pop(event.cookie, None)
+            if promise is not None:
+                promise.keep(event)
+        elif event.type in (EventType.PACKET, EventType.STREAM_CLOSED, EventType.LINK_LOST):
+            self.connection.engine_event(event)
+        elif event.type in (EventType.BITMAP_RECEIVED, EventType.RESYNC_FINISHED):
+            self.resync.engine_event(event)
+        elif event.type is EventType.DISK_ERROR:
+            self.disks.engine_error(event)
+        self.scheduler.run()
+
+    def timer(self, timer_id: int) -> None:
+        """A timer that was asked for has run out."""
+        promise = self._timers.pop(timer_id, None)
+        if promise is not None:
+            promise.keep(None)
+        self.scheduler.run()
+
+    def accepted(self, fd: int) -> None:
+        """Somebody connected to the replication listener."""
+        self.connection.accepted(fd)
+        self.scheduler.run()
+
+    def dialled(self, dial_id: int, fd: int) -> None:
+        """A :class:`Dial` has succeeded."""
+        self.connection.dialled(dial_id, fd)
+        self.scheduler.run()
+
+    def dial_failed(self, dial_id: int, reason: str) -> None:
+        """A :class:`Dial` has failed."""
+        self.connection.dial_failed(dial_id, reason)
+        self.scheduler.run()
+
+    def listen_failed(self, reason: str) -> None:
+        """The replication listener cannot be opened (the shell goes on trying)."""
+        self.reason = reason
+        self.emit("listen", f"cannot listen for the peer: {reason}", level="error")
+
+    def disk_opened(self, volume: int, prepared: Prepared) -> None:
+        """Answer to :class:`OpenDisk`."""
+        self.disks.opened(volume, prepared)
+        self.scheduler.run()
+
+    def disk_failed(self, volume: int, error: Exception) -> None:
+        """Answer to :class:`OpenDisk`."""
+        self.disks.open_failed(volume, error)
+        self.scheduler.run()
+
+    def nbd_closed(self, volume: int) -> None:
+        """A client that was opened with the verb "nbd-open" is gone."""
+        self.commands.nbd_closed(volume)
+        self.scheduler.run()
+
+    def command(self, token: object, verb: str, args: dict[str, Any]) -> None:
+        """Carry out a verb; ends with exactly one Reply for this token."""
+
+        async def run() -> None:
+            try:
+                result = await self.commands.run(verb, args)
+            except ReplError as error:
+                self.act(act.Reply(token, error=error))
+            except Cancelled as error:
+                self.act(act.Reply(token, error=ReplError(f"{verb}: given up ({error}).")))
+            else:
+                self.act(act.Reply(token, result))
+                if verb == "down":
+                    self.act(act.Exit())
+
+        self.start(run(), f"command {verb}")
+        self.scheduler.run()
+
+    def status(self) -> dict[str, Any]:
+        """Everything a person may want to know now; plain values."""
+        return node_status(self)
+
+    # ---- for the parts of the node ----
+
+    def act(self, action: act.Action) -> None:
+        self._actions.append(action)
+
+    def emit(self, kind: str, message: str, *, level: str = "info", volume: int = -1, **fields: Any) -> None:
+        """One event, from which the log line is made."""
+        self._sequence += 1
+        self.act(act.StateEvent(self._sequence, kind, message, level, volume, fields))
+
+    def start(self, coroutine: Coroutine[Any, Any, T], name: str) -> Flow[T]:
+        """Run a procedure; an unexpected error in it is a bug and is reported as one."""
+        flow = self.scheduler.start(coroutine, name)
+
+        def ended() -> None:
+            try:
+                flow.done.result()
+            except (Cancelled, ReplError) as error:
+                if isinstance(error, InternalError):
+                    self.emit("bug", f"{name}: {error}", level="error")
+            except Exception as error:
+                self.emit("bug", f"{name}: {type(error).__name__}: {error}", level="error")
+                raise
+
+        flow.done.when_done(ended)
+        return flow
+
+    def send(self, command: ec.Command) -> None:
+        """Give the engine a command that has no answer."""
+        self.act(act.EngineCommand(command))
+
+    def ask(self, command: ec.Command) -> Promise[Event]:
+        """Give the engine a command and promise its DONE event."""
+        cookie = self._next_cookie
+        self._next_cookie += 1
+        promise: Promise[Event] = Promise()
+        self._cookies[cookie] = promise
+        self.act(act.EngineCommand(command, cookie))
+        return promise
+
+    async def ask_ok(self, command: ec.Command) -> bool:
+        """Wait for the answer; True if it was carried out."""
+        return (await self.ask(command)).status is Result.OK
+
+    def after(self, delay_ms: int) -> tuple[int, Promise[None]]:
+        """A timer; its id is for :meth:`forget_timer`."""
+        timer_id = self._next_timer
+        self._next_timer += 1
+        promise: Promise[None] = Promise()
+        self._timers[timer_id] = promise
+        self.act(act.SetTimer(timer_id, max(0, delay_ms)))
+        return timer_id, promise
+
+    def forget_timer(self, timer_id: int) -> None:
+        if self._timers.pop(timer_id, None) is not None:
+            self.act(act.CancelTimer(timer_id))
+
+    async def pause(self, delay_ms: int) -> None:
+        """Let time pass."""
+        timer_id, promise = self.after(delay_ms)
+        try:
+            await promise
+        finally:
+            self.forget_timer(timer_id)
+
+    async def within(self, promise: Promise[T], delay_ms: int | None) -> T | None:
+        """The promise's value, or None when the time is over first (None: no limit)."""
+        if delay_ms is None:
+            return await promise
+        either: Promise[bool] = Promise()
+        timer_id, timer = self.after(delay_ms)
+        promise.when_done(lambda: either.keep(True))
+        timer.when_done(lambda: either.keep(False))
+        try:
+            if await either:
+                return promise.result()
+            return None
+        finally:
+            self.forget_timer(timer_id)
+
+    def watch(self, condition: Callable[[], bool]) -> Promise[None]:
+        """Kept when the condition holds after some transition."""
+        promise: Promise[None] = Promise()
+        if condition():
+            promise.keep(None)
+        else:
+            self._watchers.append((condition, promise))
+        return promise
+
+    def notify_watchers(self) -> None:
+        """Something changed that a watcher may wait for."""
+        still: list[tuple[Callable[[], bool], Promise[None]]] = []
+        for condition, promise in self._watchers:
+            if condition():
+                promise.keep(None)
+            else:
+                still.append((condition, promise))
+        self._watchers = still
+
+    def dirty_bits(self, volume: Volume) -> int:
+        stats = self.stats.volume_stats(volume.number)
+        return stats.out_of_sync_bits if stats is not None and volume.attached else 0
+
+    @property
+    def is_connected(self) -> bool:
+        return self.cstate >= ConnectionState.CONNECTED
+
+    # ---- transitions ----
+
+    async def transition(
+        self,
+        change: Change,
+        *,
+        uuids: Callable[[Volume], Uuids] | None = None,
+        role: Role | None = None,
+        peer_role: Role | None = None,
+        cstate: ConnectionState | None = None,
+        full_sync: bool | None = None,
+        only: Volume | None = None,
+        reason: str = "",
+    ) -> None:
+        """Change states of all volumes (or ``only`` one): metadata first, then the engine, then the log.
+
+        ``change`` and ``uuids`` are called with the state as it is when the transition has its turn.
+        """
+        async with self._lock:
+            if role is not None:
+                self._log_change("role", self.role, role, reason=reason)
+                self.role = role
+            if peer_role is not None and peer_role != self.peer_role:
+                self._log_change("peer", self.peer_role, peer_role, reason=reason)
+                self.peer_role = peer_role
+            if cstate is not None and cstate != self.cstate:
+                self._log_change("connection", self.cstate, cstate, reason=reason)
+                self.cstate = cstate
+            plans: list[tuple[Volume, StateWord]] = []
+            writes: list[Promise[Event]] = []
+            for volume in [only] if only is not None else list(self.volumes.values()):
+                after = change(volume, volume.state)
+                after = sanitize(self._with_node_states(after), negotiating_falls_to=DiskState.DISKLESS)
+                if after.disk == DiskState.UP_TO_DATE and after.pdsk == DiskState.UP_TO_DATE:
+                    volume.crashed_primary = False
+                new_uuids = uuids(volume) if uuids is not None else volume.uuids
+                new_uuids = set_primary(new_uuids, self.role == Role.PRIMARY) if new_uuids.current else new_uuids
+                block = volume.superblock_for(after, new_uuids, full_sync=full_sync)
+                volume.uuids = new_uuids
+                if block is not None:
+                    volume.superblock = block
+                    data = block.serialise()
+                    if data != volume.written:
+                        volume.written = data
+                        writes.append(self.ask(ec.MdWrite(volume.number, data)))
+                plans.append((volume, after))
+            for write in writes:
+                await write
+            for volume, after in plans:
+                before, volume.state = volume.state, after
+                self._log_volume(volume, before, after, reason)
+                self.send(ec.VolumeState(volume.number, self._engine_state(after)))
+        self.notify_watchers()
+
+    def _with_node_states(self, state: StateWord) -> StateWord:
+        conn = state.conn if self.cstate >= ConnectionState.CONNECTED else self.cstate
+        if self.cstate >= ConnectionState.CONNECTED and conn < ConnectionState.CONNECTED:
+            conn = ConnectionState.CONNECTED
+        return StateWord(role=self.role, peer=self.peer_role, conn=conn, disk=state.disk, pdsk=state.pdsk, pad=0)
+
+    @staticmethod
+    def _engine_state(state: StateWord) -> ec.State:
+        return ec.State(
+            role=int(state.role),
+            peer_role=int(state.peer),
+            connection=int(state.conn),
+            disk=int(state.disk),
+            peer_disk=int(state.pdsk),
+            suspended=state.suspended,
+        )
+
+    def _log_change(self, field: str, old: object, new: object, *, reason: str, volume: int = -1) -> None:
+        if old != new:
+            because = f" ({reason})" if reason else ""
+            self.emit(
+                "change", f"{field} {old} -> {new}{because}", volume=volume, field=field, old=str(old), new=str(new)
+            )
+
+    def _log_volume(self, volume: Volume, before: StateWord, after: StateWord, reason: str) -> None:
+        number = volume.number
+        self._log_change("disk", before.disk, after.disk, reason=reason, volume=number)
+        self._log_change("peer-disk", before.pdsk, after.pdsk, reason=reason, volume=number)
+        if after.conn >= ConnectionState.CONNECTED:
+            self._log_change("replication", before.conn, after.conn, reason=reason, volume=number)

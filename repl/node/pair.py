@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Getting the two sockets of a connection: dial and accept at the same time, as DRBD 8.4 does.
+
+The first successful dial becomes the data socket, the next one the meta socket; what the peer dials becomes what its first
+packet says.  The node that accepted the meta socket holds the resolve-conflicts flag.
+differs: when both nodes dial the same socket at once, DRBD always keeps the accepted one and lets chance decide whether to
+try again; two of our nodes would drop both.  The node with the smaller address keeps its own, which agrees with a DRBD peer
+as well; the other keeps the accepted one and, like DRBD, tosses a coin (decision 0005).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from repl.drbd.packets import Packet, encode
+from repl.engine import commands as ec
+from repl.engine.events import Event, EventType
+from repl.node import actions as act
+from repl.node.flow import Promise
+
+if TYPE_CHECKING:
+    from repl.node.node import Node
+
+PEER_STREAMS_MAX = 16
+FIRST_PACKET_PING_TIMEOUTS = 4
+
+
+@dataclass(slots=True)
+class PeerSocket:
+    """A socket to the peer that is not part of a link yet."""
+
+    stream: int
+    is_accepted: bool
+    kind: Packet | None = None  # INITIAL_DATA or INITIAL_META
+    is_closed: bool = False
+    early: list[Event] = field(default_factory=list)  # packets behind the first one
+
+
+@dataclass(slots=True)
+class Pair:
+    """Both sockets."""
+
+    data: PeerSocket
+    meta: PeerSocket
+
+    @property
+    def resolve_conflicts(self) -> bool:
+        return self.meta.is_accepted
+
+
+class PairMaker:
+    """Owns every socket until a pair is complete."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._sockets: dict[int, PeerSocket] = {}
+        self._ready: deque[PeerSocket] = deque()  # accepted, first packet seen
+        self._arrival: Promise[None] = Promise()
+        self._dials: dict[int, Promise[int | None]] = {}
+        self._next_dial = 1
+        self.last_dial_error = ""
+        self.is_open = False
+
+    # ---- the shell's and the engine's side ----
+
+    def accepted(self, fd: int) -> None:
+        if not self.is_open:
+            self._node.act(act.CloseFd(fd))
+            return
+        socket = self._add(fd, is_accepted=True)
+        if socket is not None:
+            self._node.start(self._await_first_packet(socket), "first packet")
+
+    def dialled(self, dial_id: int, fd: int) -> None:
+        promise = self._dials.pop(dial_id, None)
+        if promise is None:
+            self._node.act(act.CloseFd(fd))
+        else:
+            promise.keep(fd)
+
+    def dial_failed(self, dial_id: int, reason: str) -> None:
+        self.last_dial_error = reason
+        promise = self._dials.pop(dial_id, None)
+        if promise is not None:
+            promise.keep(None)
+
+    def engine_event(self, event: Event) -> bool:
+        """True if the event belonged to a socket of ours."""
+        socket = self._sockets.get(event.stream)
+        if socket is None:
+            return False
+        if event.type is EventType.STREAM_CLOSED:
+            socket.is_closed = True
+            if socket.is_accepted and socket.kind is None:
+                self._drop(socket)
+            return True
+        if event.type is EventType.PACKET and socket.is_accepted and socket.kind is None:
+            if event.packet in (Packet.INITIAL_DATA, Packet.INITIAL_META) and not event.blob:
+                socket.kind = Packet(event.packet)
+                self._ready.append(socket)
+                self._arrival.keep(None)
+            else:
+                self._drop(socket)
+            return True
+        if event.type is EventType.PACKET:
+            socket.early.append(event)
+            return True
+        return False
+
+    # ---- the procedure ----
+
+    async def make(self) -> Pair:
+        """Dial and accept until both sockets stand."""
+        node, net = self._node, self._node.settings.net
+        data: PeerSocket | None = None
+        meta: PeerSocket | None = None
+        while True:
+            dialled = await self._dial()
+            if dialled is not None:
+                dialled.kind = Packet.INITIAL_DATA if data is None else Packet.INITIAL_META
+                node.send(ec.StreamSend(dialled.stream, encode(dialled.kind, b"", version=80)))
+                if data is None:
+                    data = dialled
+                else:
+                    meta = dialled
+            check = True
+            if not (data and meta):
+                socket = await self._next_accepted(self._accept_wait_ms(net.connect_int_ms))
+                if socket is not None and socket.kind is Packet.INITIAL_DATA:
+                    data, check = self._take(data, socket)
+                elif socket is not None:
+                    meta, check = self._take(meta, socket)
+            if data and data.is_closed:
+                data = self._drop(data)
+            if meta and meta.is_closed:
+                meta = self._drop(meta)
+            if check and data and meta:
+                await node.pause(net.ping_timeout_ms)
+                if not data.is_closed and not meta.is_closed:
+                    self._forget(data, meta)
+                    return Pair(data, meta)
+
+    def close(self) -> None:
+        """Drop everything that is not part of a pair."""
+        self.is_open = False
+        for socket in list(self._sockets.values()):
+            self._drop(socket)
+        self._ready.clear()
+        for dial in self._dials.values():
+            dial.keep(None)
+        self._dials.clear()
+
+    def open(self) -> None:
+        self.is_open = True
+
+    # ---- details ----
+
+    def _accept_wait_ms(self, connect_int_ms: int) -> int:
+        seventh = connect_int_ms // 7
+        return connect_int_ms + (seventh if self._coin() else -seventh)
+
+    def _coin(self) -> bool:
+        return bool(self._node.random() & 1)
+
+    def _keeps_own(self) -> bool:
+        return self._node.settings.my_address < self._node.settings.peer_address
+
+    def _take(self, own: PeerSocket | None, new: PeerSocket) -> tuple[PeerSocket, bool]:
+        """The socket to go on with, and whether to check the pair now."""
+        self._node.send(ec.StreamResume(new.stream))
+        if own is None or own.is_closed:
+            if own is not None:
+                self._drop(own)
+            return new, True
+        if not own.is_accepted and self._keeps_own():
+            self._drop(new)
+            return own, True
+        self._drop(own)
+        return new, own.is_accepted or self._coin()
+
+    async def _dial(self) -> PeerSocket | None:
+        node = self._node
+        dial_id = self._next_dial
+        self._next_dial += 1
+        promise: Promise[int | None] = Promise()
+        self._dials[dial_id] = promise
+        node.act(act.Dial(dial_id, node.settings.net.connect_int_ms))
+        fd = await promise
+        return None if fd is None else self._add(fd, is_accepted=False)
+
+    async def _next_accepted(self, wait_ms: int) -> PeerSocket | None:
+        if not self._ready:
+            self._arrival = Promise()
+            await self._node.within(self._arrival, wait_ms)
+        return self._ready.popleft() if self._ready else None
+
+    async def _await_first_packet(self, socket: PeerSocket) -> None:
+        await self._node.pause(self._node.settings.net.ping_timeout_ms * FIRST_PACKET_PING_TIMEOUTS)
+        if socket.kind is None and self._sockets.get(socket.stream) is socket:
+            self._drop(socket)
+
+    def _add(self, fd: int, *, is_accepted: bool) -> PeerSocket | None:
+        for stream in range(PEER_STREAMS_MAX):
+            if stream not in self._sockets and not self._node.connection.uses_stream(stream):
+                socket = PeerSocket(stream, is_accepted)
+                self._sockets[stream] = socket
+                self._node.send(ec.StreamAdd(stream, fd))
+                return socket
+        self._node.act(act.CloseFd(fd))  # too many at once: a real peer dials again
+        return None
+
+    def _drop(self, socket: PeerSocket) -> None:
+        if self._sockets.get(socket.stream) is socket:
+            del self._sockets[socket.stream]
+            self._node.send(ec.StreamClose(socket.stream))
+        if socket in self._ready:
+            self._ready.remove(socket)
+
+    def _forget(self, *sockets: PeerSocket) -> None:
+        """They belong to the link from now on."""
+        for socket in sockets:
+            self._sockets.pop(socket.stream, None)

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Control packets of the peer once the nodes are connected.
+
+One packet is dealt with at a time; the data socket waits meanwhile.  Facts: docs/protocol.md, sections 4.3, 4.4 and 5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from repl.drbd import packets as pk
+from repl.drbd.packets import Packet
+from repl.drbd.states import ConnectionState, DiskState, Role, StateChange, StateWord
+from repl.drbd.uuids import UUID_JUST_CREATED, Uuids, adopt_current, base, new_current
+from repl.engine import commands as ec
+from repl.engine.events import Event
+from repl.errors import ProtocolError
+from repl.node.handshake import FinalDrop, evaluate, real_disk
+from repl.node.volume import Volume
+
+if TYPE_CHECKING:
+    from repl.node.connection import Connection
+
+_C = ConnectionState
+_D = DiskState
+
+
+class PeerPackets:
+    """Dispatches by packet."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._c = connection
+        self._node = connection.node
+
+    async def handle(self, event: Event) -> None:
+        if event.packet in (Packet.CONN_ST_CHG_REQ, Packet.PROTOCOL_UPDATE, Packet.PROTOCOL):
+            await self._connection_packet(event)
+            return
+        volume = self._node.volumes.get(event.volume)
+        if volume is None:
+            if event.packet in (Packet.SYNC_PARAM89, Packet.SYNC_PARAM, Packet.SIZES, Packet.UUIDS, Packet.STATE):
+                return  # a volume that only the peer has
+            raise ProtocolError(f"Packet 0x{event.packet:x} for volume {event.volume}, which is not configured here.")
+        if event.packet == Packet.STATE:
+            await self._state(volume, pk.State.decode(event.blob).state)
+        elif event.packet == Packet.UUIDS:
+            await self._uuids(volume, pk.UuidReport.decode(event.blob))
+        elif event.packet == Packet.SYNC_UUID:
+            await self._node.resync.sync_uuid(volume, pk.SyncUuid.decode(event.blob).uuid)
+        elif event.packet == Packet.STATE_CHG_REQ:
+            await self._change_request(volume, event)
+        elif event.packet == Packet.SIZES:
+            self._sizes(volume, pk.Sizes.decode(event.blob, wsame=self._c.agreed.wsame))
+        elif event.packet in (Packet.SYNC_PARAM, Packet.SYNC_PARAM89):
+            pk.SyncParam.decode(event.blob, self._c.agreed.version)  # numbers are advice; ours stay in force
+        else:
+            raise ProtocolError(f"Packet 0x{event.packet:x} is not expected now.")
+
+    async def _connection_packet(self, event: Event) -> None:
+        if event.packet == Packet.CONN_ST_CHG_REQ:
+            await self._change_request(next(iter(self._node.volumes.values())), event)
+            return
+        if event.packet == Packet.PROTOCOL:
+            raise ProtocolError("P_PROTOCOL came a second time.")
+        theirs = pk.Protocol.decode(event.blob, self._c.agreed.version)
+        if int(theirs.protocol) != self._node.settings.net.protocol:
+            raise FinalDrop(
+                f"{self._node.settings.peer} changed to protocol {theirs.protocol.name}, "
+                f"this node is configured for another one.",
+                advice="Use the same configuration on both nodes.",
+            )
+
+    # ---- P_STATE ----
+
+    async def _state(self, volume: Volume, theirs: StateWord) -> None:
+        node, mine = self._node, volume.state
+        peer_disk = real_disk(theirs, volume)
+        busy = mine.conn > _C.CONNECTED
+        if theirs.conn == _C.CONNECTED and mine.conn in (_C.SYNC_SOURCE, _C.PAUSED_SYNC_S):
+            await node.resync.source_finished(volume, peer_disk, theirs.role)
+            return
+        newly_attached = theirs.disk == _D.NEGOTIATING or (mine.pdsk < _D.NEGOTIATING <= theirs.disk)
+        forced = (
+            not busy
+            and mine.disk == _D.INCONSISTENT
+            and mine.pdsk == _D.INCONSISTENT
+            and theirs.disk == _D.UP_TO_DATE
+            and theirs.role == Role.PRIMARY
+        )
+        starting = _C.STARTING_SYNC_S <= theirs.conn <= _C.WF_BITMAP_T and mine.conn == _C.CONNECTED
+        if not busy and volume.attached and (newly_attached or forced or starting):
+            if theirs.conn not in (_C.STARTING_SYNC_S, _C.STARTING_SYNC_T):
+                await self._evaluate_again(volume, theirs, told=starting)
+                return
+        if busy and theirs.conn > _C.CONNECTED and theirs.conn < _C.SYNC_SOURCE and peer_disk == _D.UP_TO_DATE:
+            peer_disk = mine.pdsk  # its disk is what the resync makes of it
+        await self._follow(volume, theirs, peer_disk)
+
+    async def _evaluate_again(self, volume: Volume, theirs: StateWord, *, told: bool) -> None:
+        """A disk appeared at the peer, or it wants a resync: the same decision as in the handshake."""
+        if not told:
+            self._c.send_uuids(volume)
+        else:
+            volume.sent_dirty_bits = self._node.dirty_bits(volume)
+        await evaluate(self._c, volume, theirs)
+
+    async def _follow(self, volume: Volume, theirs: StateWord, peer_disk: DiskState) -> None:
+        """Take over role and disk of the peer; a lost copy starts a new generation."""
+        node, before = self._node, volume.state
+        lost_copy = before.pdsk == _D.UP_TO_DATE and peer_disk < _D.INCONSISTENT and before.disk == _D.UP_TO_DATE
+        new_generation = (
+            lost_copy and volume.uuids.bitmap == 0 and (node.role == Role.PRIMARY or theirs.role == Role.PRIMARY)
+        )
+
+        def uuids(v: Volume) -> Uuids:
+            if v is volume and new_generation:
+                return new_current(v.uuids, node.random, primary=node.role == Role.PRIMARY)
+            return v.uuids
+
+        conn = before.conn
+        if theirs.conn == _C.AHEAD:
+            raise ProtocolError("The peer went Ahead; that is not supported by this version.")
+        await node.transition(
+            lambda v, s: replace(s, pdsk=peer_disk, conn=conn) if v is volume else s,
+            uuids=uuids,
+            peer_role=theirs.role,
+            reason="told by the peer",
+        )
+        if new_generation:
+            self._c.send_uuids(volume)
+
+    # ---- P_UUIDS ----
+
+    async def _uuids(self, volume: Volume, report: pk.UuidReport) -> None:
+        node = self._node
+        volume.peer_report = report
+        skip = pk.UuidFlag.SKIP_INITIAL_SYNC in report.flags
+        if not skip or not volume.attached:
+            return
+        if (
+            volume.state.conn != _C.CONNECTED
+            or self._c.agreed.version < 90
+            or base(volume.uuids.current) != UUID_JUST_CREATED
+        ):
+            return
+        await node.ask(ec.BitmapClearAll(volume.number))
+        await node.transition(
+            lambda v, s: replace(s, disk=_D.UP_TO_DATE, pdsk=_D.UP_TO_DATE) if v is volume else s,
+            uuids=lambda v: adopt_current(v.uuids, report.uuids.current, primary=False) if v is volume else v.uuids,
+            reason="initial sync skipped by order",
+        )
+
+    def _sizes(self, volume: Volume, theirs: pk.Sizes) -> None:
+        volume.peer_sizes = theirs
+        if theirs.c_size and volume.attached and theirs.c_size != volume.size_sectors and theirs.d_size:
+            raise FinalDrop(
+                f"{self._node.settings.peer} changed the size of volume {volume.number} to {theirs.c_size} sectors; "
+                "online resize is not supported by this version.",
+                advice="Undo the resize on the peer.",
+            )
+
+    # ---- P_STATE_CHG_REQ ----
+
+    async def _change_request(self, volume: Volume, event: Event) -> None:
+        c = self._c
+        asked = pk.StateChangeRequest.decode(event.blob).change
+        reply_packet = Packet.CONN_ST_CHG_REPLY if event.packet == Packet.CONN_ST_CHG_REQ else Packet.STATE_CHG_REPLY
+        if c.change_is_open and c.resolve_conflicts:
+            code = -19
+        else:
+            code = await self._carry_out(volume, asked.peer_view())
+        c.send_meta(reply_packet, pk.StateChangeReply(code).encode(), volume=event.volume)
+        if code >= 1 and asked.changes("conn") and asked.get("conn") == _C.DISCONNECTING:
+            c.peer_leaves()
+
+    async def _carry_out(self, volume: Volume, change: StateChange) -> int:
+        """The change in our own view: 1 or the code of the refusal."""
+        node, state = self._node, volume.state
+        if change.changes("conn"):
+            return await self._connection_change(volume, change)
+        if change.changes("peer") and change.get("peer") == Role.PRIMARY:
+            if node.role == Role.PRIMARY or node.commands.is_promoting:
+                return -1
+            peer_disk = DiskState(change.get("pdsk")) if change.changes("pdsk") else state.pdsk
+            if _D.UP_TO_DATE not in (peer_disk, state.disk):
+                return -2
+            await node.transition(lambda v, s: s, peer_role=Role.PRIMARY, reason="promotion agreed with the peer")
+            return 1
+        if change.changes("pdsk"):
+            if node.role == Role.PRIMARY and state.disk != _D.UP_TO_DATE:
+                return -2  # the peer's disk is the only good one
+            return 1
+        return 1
+
+    async def _connection_change(self, volume: Volume, change: StateChange) -> int:
+        node = self._node
+        wanted = change.get("conn")
+        if wanted == _C.TEAR_DOWN:
+            needs_peer = any(v.state.disk != _D.UP_TO_DATE for v in node.volumes.values())
+            return -2 if node.role == Role.PRIMARY and needs_peer else 1
+        if wanted in (_C.STARTING_SYNC_S, _C.STARTING_SYNC_T):
+            return node.resync.full_sync_asked(volume, as_source=wanted == _C.STARTING_SYNC_S)
+        if wanted == _C.VERIFY_T:
+            return -14
+        return -10

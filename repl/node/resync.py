@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The course of a resync: bitmap exchange, sync UUID, running, the end on both sides.
+
+The engine moves the data; here stand the states and generations.  Order at every step: bitmap and superblock are stable
+before the peer is told.  Facts: docs/protocol.md, sections 3.1, 4.1, 4.3, 4.4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from repl.drbd import packets as pk
+from repl.drbd.packets import Packet
+from repl.drbd.states import ConnectionState, DiskState, Role, StateChange
+from repl.drbd.uuids import (
+    Uuids,
+    finish_source,
+    finish_target,
+    start_source_sync_uuid,
+    target_accept_sync_uuid,
+)
+from repl.engine import commands as ec
+from repl.engine.events import Event, EventType
+from repl.errors import PeerLost, ProtocolError, StateRefused
+from repl.node.flow import Promise
+from repl.node.refusals import refusal
+from repl.node.volume import Volume
+
+if TYPE_CHECKING:
+    from repl.node.node import Node
+
+_C = ConnectionState
+_D = DiskState
+
+
+class ResyncControl:
+    """Resyncs of all volumes."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._asking_full_sync: set[int] = set()
+
+    def _child(self, coroutine: object, name: str) -> None:
+        self._node.connection.child(self._node.start(coroutine, name))  # type: ignore[arg-type]
+
+    # ---- bitmap exchange ----
+
+    async def begin(self, volume: Volume) -> None:
+        """The handshake has decided: the source sends its bitmap first."""
+        volume.waiting_for_sync_uuid = Promise()
+        if volume.state.conn == _C.WF_BITMAP_S:
+            self._node.ask(ec.BitmapSend(volume.number))
+
+    def engine_event(self, event: Event) -> None:
+        volume = self._node.volumes.get(event.volume)
+        if volume is None:
+            return
+        if event.type is EventType.BITMAP_RECEIVED:
+            if volume.state.conn == _C.WF_BITMAP_S:
+                self._child(self._become_source(volume), "become resync source")
+            elif volume.state.conn == _C.WF_BITMAP_T:
+                self._child(self._answer_bitmap(volume), "send own bitmap")
+        elif volume.state.conn == _C.SYNC_TARGET:
+            self._child(self._target_finished(volume, event.value), "resync target end")
+
+    async def _answer_bitmap(self, volume: Volume) -> None:
+        node = self._node
+        if not await node.ask_ok(ec.BitmapWrite(volume.number)):
+            return
+        await node.transition(lambda v, s: replace(s, conn=_C.WF_SYNC_UUID) if v is volume else s)
+        node.ask(ec.BitmapSend(volume.number))
+        volume.waiting_for_sync_uuid.keep(None)
+
+    async def _become_source(self, volume: Volume) -> None:
+        node = self._node
+        if not await node.ask_ok(ec.BitmapWrite(volume.number)):
+            return
+
+        def uuids(v: Volume) -> Uuids:
+            if v is not volume:
+                return v.uuids
+            return start_source_sync_uuid(v.corrected or v.uuids, node.random)
+
+        dirty = node.dirty_bits(volume)
+        await node.transition(
+            lambda v, s: replace(s, conn=_C.SYNC_SOURCE, pdsk=_D.INCONSISTENT) if v is volume else s,
+            uuids=uuids,
+            reason=f"{dirty} blocks ({dirty * 4} KiB) to be sent",
+        )
+        volume.corrected = None
+        node.connection.send(Packet.SYNC_UUID, pk.SyncUuid(volume.uuids.bitmap).encode(), volume=volume.number)
+
+    # ---- target ----
+
+    async def sync_uuid(self, volume: Volume, uuid: int) -> None:
+        """P_SYNC_UUID: the resync starts."""
+        node = self._node
+        if volume.state.conn != _C.WF_SYNC_UUID:
+            expected = volume.state.conn in (_C.WF_BITMAP_T, _C.STARTING_SYNC_T)
+            if not expected and volume.number not in self._asking_full_sync:
+                # differs: DRBD would take the UUID over when the connection breaks (decision 0006).
+                raise ProtocolError(f"P_SYNC_UUID came in {volume.state.conn}; it is ignored.")
+            await volume.waiting_for_sync_uuid
+        dirty = node.dirty_bits(volume)
+        await node.transition(
+            lambda v, s: (
+                replace(s, conn=_C.SYNC_TARGET, disk=_D.INCONSISTENT, pdsk=_D.UP_TO_DATE) if v is volume else s
+            ),
+            uuids=lambda v: target_accept_sync_uuid(v.uuids, uuid) if v is volume else v.uuids,
+            reason=f"{dirty} blocks ({dirty * 4} KiB) to be fetched",
+        )
+
+    async def _target_finished(self, volume: Volume, failed: int) -> None:
+        node = self._node
+        if not await node.ask_ok(ec.Ping()):  # the source has seen every ack once it answers
+            return
+        if volume.state.conn != _C.SYNC_TARGET:
+            return
+        if failed:
+            await node.transition(
+                lambda v, s: replace(s, conn=_C.CONNECTED, disk=_D.INCONSISTENT) if v is volume else s,
+                reason=f"resync ended, {failed} blocks failed",
+            )
+            node.connection.send_state(volume)
+            return
+        report = volume.peer_report
+        assert report is not None
+        await node.ask(ec.BitmapWrite(volume.number))
+        await node.transition(
+            lambda v, s: replace(s, conn=_C.CONNECTED, disk=_D.UP_TO_DATE, pdsk=_D.UP_TO_DATE) if v is volume else s,
+            uuids=lambda v: (
+                finish_target(v.uuids, report.uuids, primary=node.role == Role.PRIMARY) if v is volume else v.uuids
+            ),
+            reason="resync done",
+        )
+        node.connection.send_state(volume)
+
+    # ---- source ----
+
+    async def source_finished(self, volume: Volume, peer_disk: DiskState, peer_role: Role) -> None:
+        """The target says that it is Connected again."""
+        node = self._node
+        left = node.dirty_bits(volume)
+        done = left == 0 and peer_disk == _D.UP_TO_DATE
+        if done:
+            await node.ask(ec.BitmapWrite(volume.number))
+        await node.transition(
+            lambda v, s: (
+                replace(s, conn=_C.CONNECTED, pdsk=_D.UP_TO_DATE if done else _D.INCONSISTENT) if v is volume else s
+            ),
+            uuids=lambda v: finish_source(v.uuids) if v is volume and done else v.uuids,
+            peer_role=peer_role,
+            reason="resync done" if done else f"resync ended, {left} blocks are still different",
+        )
+
+    # ---- full sync by order ----
+
+    def full_sync_asked(self, volume: Volume, *, as_source: bool) -> int:
+        """The peer wants a full sync; the answer, and what follows from a yes."""
+        state = volume.state
+        if state.conn != _C.CONNECTED:
+            return -8
+        if not volume.attached or state.disk < _D.INCONSISTENT:
+            return -5 if as_source else -4
+        if as_source and state.disk != _D.UP_TO_DATE:
+            return -2
+        if not as_source and self._node.role == Role.PRIMARY:
+            return -10
+        volume.waiting_for_sync_uuid = Promise()
+        if as_source:
+            self._child(self._start_full_sync_source(volume), "full sync source")
+        else:
+            self._child(self._start_full_sync_target(volume), "full sync target")
+        return 1
+
+    async def invalidate(self, volume: Volume) -> None:
+        """Own data is to be replaced by the peer's."""
+        node = self._node
+        if volume.state.conn != _C.CONNECTED:
+            raise StateRefused(f"{node.settings.resource}: a resync is running", number=-8)
+        self._asking_full_sync.add(volume.number)
+        volume.waiting_for_sync_uuid = Promise()
+        try:
+            code = await node.connection.request_change(StateChange.of(conn=_C.STARTING_SYNC_T), volume=volume.number)
+            if code >= 1:
+                await self._start_full_sync_target(volume)
+        except PeerLost:
+            code = -15
+        finally:
+            self._asking_full_sync.discard(volume.number)
+        if code < 1:
+            raise refusal(node, "invalidate", code)
+
+    async def _start_full_sync_target(self, volume: Volume) -> None:
+        node = self._node
+        await node.transition(
+            lambda v, s: replace(s, conn=_C.STARTING_SYNC_T) if v is volume else s,
+            full_sync=True,
+            only=volume,
+            reason="full sync by order",
+        )
+        if not await node.ask_ok(ec.BitmapSetAll(volume.number)):
+            return
+        await node.transition(
+            lambda v, s: replace(s, conn=_C.WF_SYNC_UUID, disk=_D.INCONSISTENT) if v is volume else s,
+            full_sync=False,
+            only=volume,
+        )
+        volume.waiting_for_sync_uuid.keep(None)
+
+    async def _start_full_sync_source(self, volume: Volume) -> None:
+        node = self._node
+        await node.transition(
+            lambda v, s: replace(s, conn=_C.STARTING_SYNC_S) if v is volume else s, reason="full sync by order"
+        )
+        if await node.ask_ok(ec.BitmapSetAll(volume.number)):
+            await self._become_source(volume)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's state as plain values, for ``replctl status`` and whoever else looks.
+
+Sizes in bytes, percentages 0..100, times in seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from repl.drbd.states import ConnectionState
+from repl.limits import BLOCK_BYTES
+from repl.node.volume import Volume
+
+if TYPE_CHECKING:
+    from repl.node.node import Node
+
+_C = ConnectionState
+_PROTOCOLS = {1: "A", 2: "B", 3: "C"}
+_SOURCES = (_C.SYNC_SOURCE, _C.PAUSED_SYNC_S)
+_TARGETS = (_C.SYNC_TARGET, _C.PAUSED_SYNC_T)
+
+
+def node_status(node: Node) -> dict[str, Any]:
+    """Everything about the resource on this node."""
+    settings = node.settings
+    return {
+        "resource": settings.resource,
+        "node": settings.node,
+        "role": str(node.role),
+        "connection": str(node.cstate) if node.cstate < _C.CONNECTED else "Connected",
+        "reason": node.reason,
+        "advice": node.advice,
+        "suspended": any(v.state.suspended for v in node.volumes.values()),
+        "protocol": _PROTOCOLS.get(settings.net.protocol, "?"),
+        "up": node.is_up,
+        "peer": {"name": settings.peer, "role": str(node.peer_role), "address": settings.peer_address},
+        "volumes": [_volume_status(node, v) for v in node.volumes.values()],
+        "engine": dataclasses.asdict(node.stats.engine_stats()),
+    }
+
+
+def _volume_status(node: Node, volume: Volume) -> dict[str, Any]:
+    stats = node.stats.volume_stats(volume.number)
+    dirty = node.dirty_bits(volume)
+    return {
+        "volume": volume.number,
+        "minor": volume.settings.minor,
+        "disk": str(volume.state.disk),
+        "disk_error": volume.disk_error,
+        "peer_disk": str(volume.state.pdsk),
+        "replication": str(volume.state.conn) if node.is_connected else "Off",
+        "size_bytes": volume.size_sectors * 512,
+        "out_of_sync_bytes": min(dirty * BLOCK_BYTES, volume.size_sectors * 512),
+        "open": volume.open_count,
+        "exposed_uuid": f"{volume.uuids.current:016X}",
+        "resync": _resync_status(node, volume),
+        "counters": dataclasses.asdict(stats) if stats is not None else {},
+    }
+
+
+def _resync_status(node: Node, volume: Volume) -> dict[str, Any] | None:
+    conn = volume.state.conn
+    stats = node.stats.volume_stats(volume.number)
+    if stats is None or conn not in (*_SOURCES, *_TARGETS):
+        return None
+    total = max(stats.resync_total_bits, stats.out_of_sync_bits)
+    done = total - stats.out_of_sync_bits
+    elapsed_s = max((node.stats.engine_stats().now_ns - stats.resync_started_ns) / 1e9, 0.001)
+    average = done * BLOCK_BYTES / elapsed_s
+    rate = stats.resync_rate_kib * 1024 if conn in _TARGETS and stats.resync_rate_kib else average
+    left = stats.out_of_sync_bits * BLOCK_BYTES
+    return {
+        "role": "source" if conn in _SOURCES else "target",
+        "done_percent": round(100.0 * done / total, 2) if total else 100.0,
+        "total_bytes": total * BLOCK_BYTES,
+        "done_bytes": done * BLOCK_BYTES,
+        "rate_bytes": int(rate),
+        "eta_s": round(left / rate, 1) if rate > 0 else None,
+    }

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One volume as the node sees it: states, generation UUIDs, the superblock that belongs to them.
+
+Plain data and pure functions; the node decides when anything changes.  Sizes in 512-byte sectors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from repl.drbd import superblock as sb
+from repl.drbd.packets import Sizes, UuidReport
+from repl.drbd.states import ConnectionState, DiskState, Role, StateWord
+from repl.drbd.superblock import Superblock
+from repl.drbd.uuids import Uuids
+from repl.engine.commands import Attach, AttachFlags
+from repl.node.disk import Prepared, mark_attached
+from repl.node.flow import Promise
+from repl.node.settings import VolumeSettings
+
+
+class Volume:
+    """Mutable; changed only by the node, inside a transition."""
+
+    def __init__(self, settings: VolumeSettings) -> None:
+        self.settings = settings
+        self.number = settings.number
+        self.state = StateWord()
+        self.prepared: Prepared | None = None
+        self.superblock: Superblock | None = None
+        self.written: bytes = b""  # superblock as it was last made stable
+        self.uuids = Uuids(0, 0, 0, 0)
+        self.corrected: Uuids | None = None  # verdict of rules 34 and 71, kept in memory until the resync has started
+        self.crashed_primary = False
+        self.size_sectors = 0
+        self.open_count = 0
+        self.disk_error = ""
+        # of the present connection
+        self.peer_report: UuidReport | None = None
+        self.peer_sizes: Sizes | None = None
+        self.is_evaluated = False
+        self.sent_dirty_bits = 0
+        self.waiting_for_sync_uuid: Promise[None] = Promise()
+
+    @property
+    def attached(self) -> bool:
+        return self.superblock is not None
+
+    @property
+    def backing_sectors(self) -> int:
+        """Usable sectors of the own disk, 0 without one."""
+        return self.prepared.usable_sectors if self.prepared and self.attached else 0
+
+    def new_connection(self) -> None:
+        """Forget what the last connection said."""
+        self.peer_report = None
+        self.peer_sizes = None
+        self.is_evaluated = False
+        self.corrected = None
+        self.waiting_for_sync_uuid = Promise()
+
+    def attach_disk(self, prepared: Prepared) -> None:
+        """Take over what was found on disk; the state follows with the transition."""
+        found = prepared.superblock
+        self.prepared = prepared
+        self.size_sectors = found.la_size_sectors or prepared.usable_sectors
+        self.size_sectors = min(self.size_sectors, prepared.usable_sectors)
+        self.uuids = found.uuids
+        self.crashed_primary = sb.crashed_primary_at_attach(found.flags, primary_now=False)
+        self.superblock = mark_attached(found, size_sectors=self.size_sectors, al_extents=self.settings.al_extents)
+        self.written = found.serialise()
+        self.disk_error = ""
+
+    def disk_state_found(self) -> DiskState:
+        assert self.prepared is not None
+        return sb.disk_state_after_attach(self.prepared.superblock.flags)
+
+    def needs_all_bits(self) -> bool:
+        """The bitmap on disk says nothing: first attach, or everything was marked."""
+        assert self.prepared is not None
+        found = self.prepared.superblock
+        return found.la_size_sectors == 0 or found.all_dirty or found.la_size_sectors != self.size_sectors
+
+    def attach_command(self) -> Attach:
+        assert self.prepared is not None and self.superblock is not None
+        prepared, layout, settings = self.prepared, self.prepared.layout, self.settings
+        flags = AttachFlags(prepared.flags)
+        if self.needs_all_bits():
+            flags |= AttachFlags.BITMAP_ALL_SET
+        if not settings.disk_flushes:
+            flags |= AttachFlags.NO_DISK_FLUSHES
+        if not settings.md_flushes:
+            flags |= AttachFlags.NO_MD_FLUSHES
+        stripes, stripe_size = self.superblock.stripes
+        return Attach(
+            data_fd=prepared.data_fd,
+            md_fd=prepared.md_fd,
+            size_bytes=self.size_sectors * 512,
+            superblock_offset=layout.superblock_byte,
+            al_offset=layout.al_byte,
+            bitmap_offset=layout.bitmap_byte,
+            bitmap_bytes=layout.bitmap_bytes,
+            al_extents=settings.al_extents,
+            al_stripes=stripes,
+            al_stripe_size_4k=stripe_size,
+            flags=flags,
+        )
+
+    def superblock_for(self, state: StateWord, uuids: Uuids, *, full_sync: bool | None = None) -> Superblock | None:
+        """The superblock that this state and these UUIDs ask for; None without a disk."""
+        if self.superblock is None:
+            return None
+        flags = sb.flags_from_state(self.superblock.flags, state, crashed_primary=self.crashed_primary)
+        if full_sync is not None:
+            flags = flags | sb.MdFlag.FULL_SYNC if full_sync else flags & ~sb.MdFlag.FULL_SYNC
+        return replace(self.superblock, flags=flags, uuids=uuids)
+
+    def forget_disk(self) -> None:
+        self.prepared = None
+        self.superblock = None
+        self.written = b""
+
+    @property
+    def is_syncing(self) -> bool:
+        return self.state.conn > ConnectionState.CONNECTED
+
+    @property
+    def is_in_sync(self) -> bool:
+        """Both copies are good and nothing is going on."""
+        return (
+            self.state.conn == ConnectionState.CONNECTED
+            and self.state.disk == DiskState.UP_TO_DATE
+            and self.state.pdsk == DiskState.UP_TO_DATE
+        )
+
+    @property
+    def loses_peer_data(self) -> bool:
+        """A Primary whose peer is lost now has to start a new generation."""
+        return (
+            self.state.role == Role.PRIMARY
+            and self.state.disk == DiskState.UP_TO_DATE
+            and self.uuids.bitmap == 0
+            and not self.uuids.just_created
+        )
