@@ -4,7 +4,7 @@
 
 usage: tidy.py [FILE...]     without arguments: every file of the checkout that git knows or could add
 
-Errors (exit status 1): missing SPDX line, a line over 110 columns, a to-do mark without an issue number, an
+Errors (exit status 1): missing SPDX line, a line over 120 columns, a to-do mark without an issue number, an
 include from a lower C layer to a higher one, an import against the order of the Python layers, wall time or
 random numbers in decisions, words that do not belong into the repository.  Warnings: files over 700 lines.
 """

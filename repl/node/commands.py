@@ -11,10 +11,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from repl.drbd import packets as pk
 from repl.drbd import superblock as sb
 from repl.drbd.states import ConnectionState, DiskState, Role, StateChange, StateWord
-from repl.drbd.uuids import UUID_JUST_CREATED, Uuids, base, clear_bitmap_uuid, new_current
+from repl.drbd.uuids import UUID_JUST_CREATED, UuidFlag, Uuids, base, clear_bitmap_uuid, new_current
 from repl.engine import commands as ec
 from repl.errors import PeerLost, RequestRefused, StateRefused, UsageError, WaitTimedOut
 from repl.node.refusals import refusal
@@ -315,7 +314,7 @@ class Commands:
 
         if skip:  # the peer has to know before our P_STATE could say UpToDate
             await node.transition(change, uuids=uuids, reason="initial sync skipped by order")
-            node.connection.send_uuids(volume, extra_flags=pk.UuidFlag.SKIP_INITIAL_SYNC)
+            node.connection.send_uuids(volume, extra_flags=UuidFlag.SKIP_INITIAL_SYNC)
         else:
             await node.transition(change, uuids=uuids, reason="new generation by order")
         return {}
@@ -325,11 +324,10 @@ class Commands:
     async def _wait(self, condition: Callable[[], bool], args: dict[str, Any], what: str) -> None:
         node = self._node
         timeout = args.get("timeout_s")
-        timeout_ms = int(float(timeout) * 1000) if timeout else None
-        stuck = node.watch(lambda: condition() or node.cstate == _C.STANDALONE)
+        ended = node.watch(lambda: condition() or node.cstate == _C.STANDALONE)
         kept = node.watch(condition)
-        done = await node.within(stuck, timeout_ms) is None and not stuck.is_done
-        if done:
+        await node.within(ended, int(float(timeout) * 1000) if timeout else None)
+        if not ended.is_done:
             raise WaitTimedOut(f"{self._name}: {what} took longer than {timeout} s.", advice=node.reason)
         if not kept.is_done and not condition():
             raise RequestRefused(

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 from repl.drbd import packets as pk
 from repl.drbd.packets import Packet
 from repl.drbd.states import ConnectionState, DiskState, Role, StateChange, StateWord
-from repl.drbd.uuids import Feature, Uuids, new_current
+from repl.drbd.uuids import Feature, UuidFlag, Uuids, new_current
 from repl.engine import commands as ec
 from repl.engine.events import Event, EventType, Lost
 from repl.errors import PeerLost, ProtocolError, ReplError
 from repl.node import actions as act
 from repl.node.flow import Cancelled, Flow, Mutex, Promise
 from repl.node.handshake import FinalDrop, Handshake
-from repl.node.refusals import refusal
 from repl.node.pair import Pair, PairMaker
 from repl.node.peer_packets import PeerPackets
+from repl.node.refusals import refusal
 from repl.node.volume import Volume
 
 if TYPE_CHECKING:
@@ -392,12 +392,12 @@ class Connection:
         volume.sent_dirty_bits = self.node.dirty_bits(volume)
         flags = extra_flags
         if self.discard_my_data:
-            flags |= pk.UuidFlag.DISCARD_MY_DATA
+            flags |= UuidFlag.DISCARD_MY_DATA
         if volume.crashed_primary:
-            flags |= pk.UuidFlag.CRASHED_PRIMARY
+            flags |= UuidFlag.CRASHED_PRIMARY
         if volume.state.disk == DiskState.INCONSISTENT:
-            flags |= pk.UuidFlag.INCONSISTENT
-        report = pk.UuidReport(volume.uuids, volume.sent_dirty_bits, pk.UuidFlag(flags))
+            flags |= UuidFlag.INCONSISTENT
+        report = pk.UuidReport(volume.uuids, volume.sent_dirty_bits, UuidFlag(flags))
         self.send(Packet.UUIDS, report.encode(), volume=volume.number)
 
     def send_sizes(self, volume: Volume) -> None:

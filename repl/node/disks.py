@@ -65,14 +65,12 @@ class Disks:
             )
         if all_bits and not await node.ask_ok(ec.BitmapSetAll(volume.number)):
             raise DiskFailed(f"{node.settings.resource}/{volume.number}: the bitmap cannot be written.")
-        found = volume.disk_state_found()
+        found, hot = volume.disk_state_found(), prepared.replayed_extents
         await node.transition(
             lambda v, s: replace(s, disk=found),
             only=volume,
             full_sync=False,
-            reason=f"attached, {prepared.replayed_extents} hot extents replayed"
-            if prepared.replayed_extents
-            else "attached",
+            reason=f"attached, {hot} hot extents replayed" if hot else "attached",
         )
 
     # ---- detach ----

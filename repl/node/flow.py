@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Coroutines without an event loop: the node's procedures are ``async def``, but nothing here waits by itself.
 
-A :class:`Flow` runs until it awaits an unfinished :class:`Promise` and goes on, at once, when somebody keeps the promise.
-Everything happens inside the call that delivers an event, in a fixed order, so the same events give the same actions.
+A :class:`Flow` runs until it awaits an unfinished :class:`Promise` and goes on when somebody keeps the promise.
+Everything happens inside the call that delivers an event, in a fixed order: the same events give the same actions.
 """
 
 from __future__ import annotations

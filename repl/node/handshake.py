@@ -14,7 +14,7 @@ from repl.drbd import auth
 from repl.drbd import packets as pk
 from repl.drbd.packets import Packet
 from repl.drbd.states import ConnectionState, DiskState, Role, StateWord
-from repl.drbd.uuids import DecisionKind, Feature, Policies, Side, decide
+from repl.drbd.uuids import AfterSplitBrain, DecisionKind, Feature, Policies, Side, UuidFlag, decide
 from repl.engine import commands as ec
 from repl.engine.events import Event
 from repl.errors import ProtocolError, ReplError
@@ -113,9 +113,9 @@ class Handshake:
         flags = pk.ConnectionFlag.DISCARD_MY_DATA if self._c.discard_my_data else pk.ConnectionFlag.NONE
         return pk.Protocol(
             protocol=pk.ReplicationProtocol(net.protocol),
-            after_sb_0p=pk.AfterSplitBrain(net.after_sb_0pri),
-            after_sb_1p=pk.AfterSplitBrain(net.after_sb_1pri),
-            after_sb_2p=pk.AfterSplitBrain(net.after_sb_2pri),
+            after_sb_0p=AfterSplitBrain(net.after_sb_0pri),
+            after_sb_1p=AfterSplitBrain(net.after_sb_1pri),
+            after_sb_2p=AfterSplitBrain(net.after_sb_2pri),
             conn_flags=flags,
         )
 
@@ -229,7 +229,7 @@ class Handshake:
 
 
 def _name(value: object) -> str:
-    if isinstance(value, pk.AfterSplitBrain):
+    if isinstance(value, AfterSplitBrain):
         return value.name.lower().replace("_", "-")
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -278,7 +278,7 @@ def real_disk(theirs: StateWord, volume: Volume) -> DiskState:
     if theirs.disk != _D.NEGOTIATING:
         return theirs.disk
     report = volume.peer_report
-    inconsistent = report is not None and pk.UuidFlag.INCONSISTENT in report.flags
+    inconsistent = report is not None and UuidFlag.INCONSISTENT in report.flags
     return _D.INCONSISTENT if inconsistent else _D.CONSISTENT
 
 
@@ -298,8 +298,8 @@ async def _decide(c: Connection, volume: Volume, theirs: StateWord, peer_disk: D
         role=theirs.role,
         disk=peer_disk,
         dirty_bits=report.dirty_bits,
-        crashed_primary=pk.UuidFlag.CRASHED_PRIMARY in report.flags,
-        discard_my_data=pk.UuidFlag.DISCARD_MY_DATA in report.flags,
+        crashed_primary=UuidFlag.CRASHED_PRIMARY in report.flags,
+        discard_my_data=UuidFlag.DISCARD_MY_DATA in report.flags,
     )
     decision = decide(
         me,

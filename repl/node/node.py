@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The resource's state machine: roles, disks, the connection; every change goes through :meth:`Node.transition`.
 
-Inputs: events of the shell (see :mod:`repl.node.actions`).  Outputs: a list of actions.  Deterministic: randomness comes
-from the callables passed in, time only from timers.  Order of a transition: metadata is stable before the engine acts on
-the new state and before the peer hears of it.
+Inputs: events of the shell (see :mod:`repl.node.actions`).  Outputs: a list of actions.  Deterministic: randomness
+comes from the callables passed in, time only from timers.  Order of a transition: metadata is stable before the engine
+acts on the new state and before the peer hears of it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Getting the two sockets of a connection: dial and accept at the same time, as DRBD 8.4 does.
 
-The first successful dial becomes the data socket, the next one the meta socket; what the peer dials becomes what its first
-packet says.  The node that accepted the meta socket holds the resolve-conflicts flag.
-differs: when both nodes dial the same socket at once, DRBD always keeps the accepted one and lets chance decide whether to
-try again; two of our nodes would drop both.  The node with the smaller address keeps its own, which agrees with a DRBD peer
-as well; the other keeps the accepted one and, like DRBD, tosses a coin (decision 0005).
+The first successful dial becomes the data socket, the next one the meta socket; what the peer dials becomes what its
+first packet says.  The node that accepted the meta socket holds the resolve-conflicts flag.
+differs: when both nodes dial the same socket at once, DRBD always keeps the accepted one and lets chance decide whether
+to try again; two of our nodes would drop both.  The node with the smaller address keeps its own, which agrees with a
+DRBD peer as well; the other keeps the accepted one and, like DRBD, tosses a coin (decision 0005).
 """
 
 from __future__ import annotations
@@ -133,9 +133,11 @@ class PairMaker:
                 elif socket is not None:
                     meta, check = self._take(meta, socket)
             if data and data.is_closed:
-                data = self._drop(data)
+                self._drop(data)
+                data = None
             if meta and meta.is_closed:
-                meta = self._drop(meta)
+                self._drop(meta)
+                meta = None
             if check and data and meta:
                 await node.pause(net.ping_timeout_ms)
                 if not data.is_closed and not meta.is_closed:

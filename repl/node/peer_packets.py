@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from repl.drbd import packets as pk
 from repl.drbd.packets import Packet
 from repl.drbd.states import ConnectionState, DiskState, Role, StateChange, StateWord
-from repl.drbd.uuids import UUID_JUST_CREATED, Uuids, adopt_current, base, new_current
+from repl.drbd.uuids import UUID_JUST_CREATED, UuidFlag, Uuids, adopt_current, base, new_current
 from repl.engine import commands as ec
 from repl.engine.events import Event
 from repl.errors import ProtocolError
@@ -135,7 +135,7 @@ class PeerPackets:
     async def _uuids(self, volume: Volume, report: pk.UuidReport) -> None:
         node = self._node
         volume.peer_report = report
-        skip = pk.UuidFlag.SKIP_INITIAL_SYNC in report.flags
+        skip = UuidFlag.SKIP_INITIAL_SYNC in report.flags
         if not skip or not volume.attached:
             return
         if (
