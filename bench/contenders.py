@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The other programs we compare with: plain NBD servers, and QEMU's two ways to replicate.
 
 Each contender owns its disk files and processes: `start()` leaves a server listening on `uri`, `stop()` ends

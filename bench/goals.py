@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The performance goals that this benchmark can judge, as ratios between contenders of one run.
 
 Input: a lookup (section, contender, cell label, metric) → median or None. Output: rows with the measured

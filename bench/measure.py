@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Building and running the load generator, sampling server CPU time and the growth of a sparse file.
 
 Inputs: an NBD URI, a `Cell` (what to do), process ids of the server. Outputs: `Sample` values (operations per

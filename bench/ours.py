@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our own replicated device as a contender, driven only through the public command line.
 
 Writes a resource file for two hosts on this machine (own run directories, disk files where the runner

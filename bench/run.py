@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """Runs all contenders side by side and prints tables, ratios and our goals; writes the same as JSON.
 
 `python bench/run.py` or `python -m bench.run`. Contenders of a section are all started first, then each
