@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``repld RESOURCE``: serve one resource until it is taken down.
+
+It stays in the foreground; ``replctl up`` starts it detached, systemd as a service (tools/systemd/repl@.service).
+Exit status: 0 after "down", 1 forced end or wrong usage, 10 the configuration, 20 an internal error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import repl
+from repl import config
+from repl.daemon.addresses import own_addresses
+from repl.daemon.production import make_service, run_loop
+from repl.daemon.run_dir import RunDir, default_run_dir
+from repl.errors import ReplError, UsageError
+
+DEFAULT_CONFIG = Path("/etc/drbd.conf")
+EXIT_USAGE = 1
+
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UsageError(f"repld: {message}.", advice='"repld --help" shows the options.')
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(prog="repld", description="Serves one replicated resource.")
+    parser.add_argument("resource", metavar="RESOURCE")
+    parser.add_argument("--config", type=Path, default=None, metavar="FILE",
+                        help=f"configuration (REPL_CONFIG, {DEFAULT_CONFIG})")
+    parser.add_argument("--node", default=None, metavar="NAME",
+                        help="which node this is (REPL_NODE, the host's name)")
+    parser.add_argument("--run-dir", type=Path, default=None, metavar="DIR",
+                        help="for sockets, lock and log (REPL_RUN_DIR, /run/repl)")
+    parser.add_argument("--up", action="store_true", help="bring the resource up before being ready")
+    parser.add_argument("--foreground", action="store_true",
+                        help="accepted for service files; repld always stays in the foreground")
+    parser.add_argument("--log-level", choices=_LEVELS, default="info")
+    parser.add_argument("--version", action="version", version=f"repld {repl.__version__}")
+    return parser.parse_args(argv)
+
+
+def given_config(path: Path | None) -> Path:
+    """The configuration that is meant: --config, REPL_CONFIG, the default."""
+    chosen = path or Path(os.environ.get("REPL_CONFIG") or DEFAULT_CONFIG)
+    return chosen.absolute()
+
+
+def given_node(name: str | None) -> tuple[str, bool]:
+    """(node, whether somebody chose it): --node, REPL_NODE, __DRBD_NODE__, the host's name."""
+    chosen = name or os.environ.get("REPL_NODE") or os.environ.get("__DRBD_NODE__")
+    return (chosen, True) if chosen else (socket.gethostname(), False)
+
+
+def set_up_logging(level: str) -> None:
+    # journald and other collectors put their own time in front.
+    is_collected = "JOURNAL_STREAM" in os.environ
+    form = "%(levelname)s %(message)s" if is_collected else "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(level=level.upper(), format=form, stream=sys.stderr)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+def run(argv: Sequence[str]) -> int:
+    options = parse_arguments(argv)
+    set_up_logging(options.log_level)
+    os.umask(0o077)
+    node, is_chosen = given_node(options.node)
+    read = config.load(given_config(options.config))
+    for warning in read.warnings:
+        logging.getLogger("repl.daemon").warning("%s", warning)
+    addresses = () if is_chosen else own_addresses()
+    view = config.resource_for_node(read, options.resource, node, addresses=addresses)
+    folder = options.run_dir or default_run_dir()
+    service = make_service(view, RunDir(folder.absolute(), view.name))
+    return run_loop(service.run(up=options.up))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        return run(sys.argv[1:] if argv is None else argv)
+    except ReplError as error:
+        print(f"repld: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return EXIT_USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The production wiring: the compiled engine, the node, random numbers and the clock of the system."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import secrets
+import time
+from collections.abc import Coroutine
+from typing import TypeVar
+
+from repl.config.model import NodeView
+from repl.daemon.run_dir import RunDir
+from repl.daemon.service import Engine, Service
+from repl.daemon.shell import NodeMachine
+from repl.errors import InternalError
+from repl.node.node import Node
+from repl.node.settings import NodeSettings
+
+UUID_BITS = 64
+
+T = TypeVar("T")
+
+
+def make_engine() -> Engine:
+    try:
+        binding = importlib.import_module("repl.engine.binding")
+    except ImportError as error:
+        raise InternalError(
+            f"the engine cannot be loaded: {error}.", advice='Build it with "make build", or install the package.'
+        ) from error
+    engine: Engine = binding.Engine()
+    return engine
+
+
+def make_node(settings: NodeSettings, engine: Engine) -> NodeMachine:
+    return Node(
+        settings,
+        random=lambda: secrets.randbits(UUID_BITS),
+        random_bytes=os.urandom,
+        stats=engine,
+    )
+
+
+def make_service(view: NodeView, run_dir: RunDir) -> Service:
+    return Service(view, run_dir, make_engine=make_engine, make_node=make_node, clock_s=time.time)
+
+
+def run_loop(main: Coroutine[object, object, T]) -> T:
+    """On uvloop where it is installed, else on asyncio's own loop."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the configuration's ``NodeView`` to the node's ``NodeSettings``.
+
+Mind the units: the resync controller counts in tenths of a second, the configuration's view in milliseconds.
+Errors: ``ConfigError`` for addresses that this program cannot use.
+"""
+
+from __future__ import annotations
+
+from repl.config.model import Address, AddressFamily, NetOptions, NodeView, VolumeView
+from repl.drbd.uuids import AfterSplitBrain
+from repl.engine.commands import Resync
+from repl.errors import ConfigError
+from repl.node.settings import NetSettings, NodeSettings, VolumeSettings
+
+TENTH_MS = 100
+
+PROTOCOLS = {"A": 1, "B": 2, "C": 3}
+
+_AFTER_SPLIT_BRAIN = {
+    "disconnect": AfterSplitBrain.DISCONNECT,
+    "discard-younger-primary": AfterSplitBrain.DISCARD_YOUNGER_PRIMARY,
+    "discard-older-primary": AfterSplitBrain.DISCARD_OLDER_PRIMARY,
+    "discard-zero-changes": AfterSplitBrain.DISCARD_ZERO_CHANGES,
+    "discard-least-changes": AfterSplitBrain.DISCARD_LEAST_CHANGES,
+    "discard-local": AfterSplitBrain.DISCARD_LOCAL,
+    "discard-remote": AfterSplitBrain.DISCARD_REMOTE,
+    "consensus": AfterSplitBrain.CONSENSUS,
+    "discard-secondary": AfterSplitBrain.DISCARD_SECONDARY,
+    "call-pri-lost-after-sb": AfterSplitBrain.CALL_PRI_LOST,
+    "violently-as0p": AfterSplitBrain.VIOLENTLY_AS_0P,
+}
+
+
+def node_settings(view: NodeView) -> NodeSettings:
+    """The same facts in the engine's units."""
+    for address in (view.my_address, view.peer_address):
+        check_address(address)
+    return NodeSettings(
+        resource=view.name,
+        node=_node_name(view, mine=True),
+        peer=_node_name(view, mine=False),
+        my_address=view.my_address.endpoint,
+        peer_address=view.peer_address.endpoint,
+        volumes=tuple(_volume(volume) for volume in view.volumes),
+        net=_net(view.net),
+        auto_promote=view.options.auto_promote,
+    )
+
+
+def check_address(address: Address) -> None:
+    if address.family not in (AddressFamily.IPV4, AddressFamily.IPV6):
+        raise ConfigError(
+            f"address {address}: {address.family.value} is not supported.",
+            file=address.where.file,
+            line=address.where.line,
+            advice="Use ipv4 or ipv6 on both nodes.",
+        )
+
+
+def _node_name(view: NodeView, *, mine: bool) -> str:
+    host = view.me if mine else view.peer
+    return host.names[0] if host.names else host.label
+
+
+def _volume(view: VolumeView) -> VolumeSettings:
+    options = view.options
+    return VolumeSettings(
+        number=view.number,
+        minor=view.device.minor,
+        has_disk=view.disk_path is not None,
+        size_sectors=options.size_sectors,
+        al_extents=options.al_extents,
+        disk_flushes=options.disk_flushes,
+        disk_drain=options.disk_drain,
+        md_flushes=options.md_flushes,
+        on_io_error=options.on_io_error,
+        resync=Resync(
+            resync_rate_kib=options.resync_rate_kib_s,
+            plan_ahead=options.c_plan_ahead_ms // TENTH_MS,
+            delay_target=options.c_delay_target_ms // TENTH_MS,
+            fill_target=options.c_fill_target_sectors,
+            max_rate_kib=options.c_max_rate_kib_s,
+            min_rate_kib=options.c_min_rate_kib_s,
+        ),
+    )
+
+
+def _net(net: NetOptions) -> NetSettings:
+    return NetSettings(
+        protocol=PROTOCOLS[net.protocol],
+        timeout_ms=net.timeout_ms,
+        ping_int_ms=net.ping_int_ms,
+        ping_timeout_ms=net.ping_timeout_ms,
+        connect_int_ms=net.connect_int_ms,
+        ko_count=net.ko_count,
+        max_epoch_size=net.max_epoch_size,
+        max_buffers=net.max_buffers_pages,
+        use_rle=net.use_rle,
+        strict_flush=net.strict_flush,
+        cram_hmac_alg=net.cram_hmac_alg,
+        shared_secret=net.shared_secret,
+        verify_alg=net.verify_alg,
+        csums_alg=net.csums_alg,
+        after_sb_0pri=int(_AFTER_SPLIT_BRAIN[net.after_sb_0pri]),
+        after_sb_1pri=int(_AFTER_SPLIT_BRAIN[net.after_sb_1pri]),
+        after_sb_2pri=int(_AFTER_SPLIT_BRAIN[net.after_sb_2pri]),
+    )
