@@ -330,9 +330,7 @@ class _QemuPair(Contender):
     def start(self) -> None:
         qmp = self.prepare()
         node = self.join(qmp)
-        qmp.execute(
-            "block-export-add", type="nbd", id="export", writable=True, name="disk", **{"node-name": node}
-        )
+        qmp.execute("block-export-add", type="nbd", id="export", writable=True, name="disk", **{"node-name": node})
 
     def stop(self) -> None:
         if self.qmp is not None:
@@ -414,9 +412,7 @@ def tool_versions() -> dict[str, str]:
     for tool in ("nbdkit", "qemu-nbd", "qemu-storage-daemon", "nbd-server"):
         if shutil.which(tool) is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                done = subprocess.run(
-                    [tool, "--version"], capture_output=True, text=True, check=False, timeout=10
-                )
+                done = subprocess.run([tool, "--version"], capture_output=True, text=True, check=False, timeout=10)
                 lines = (done.stdout + done.stderr).splitlines()
                 versions[tool] = lines[0].strip() if lines else "unknown"
     return versions

@@ -51,9 +51,7 @@ def _plain(question: str, cell: str, metric: str, other: str, limit: float, at_m
     return Goal("plain", question, cell, metric, "ours", other, limit, at_most)
 
 
-def _replicated(
-    question: str, cell: str, metric: str, other: str, limit: float | None, unit: str = "x"
-) -> Goal:
+def _replicated(question: str, cell: str, metric: str, other: str, limit: float | None, unit: str = "x") -> Goal:
     return Goal("replicated", question, cell, metric, "ours-C", other, limit, unit.startswith("us"), unit)
 
 
@@ -68,9 +66,7 @@ GOALS: tuple[Goal, ...] = (
         0.5,
         True,
     ),
-    _plain(
-        "plain 4 KiB randread QD32, CPU / nbdkit", RANDREAD_QD32, "server_cpu_us_per_op", "nbdkit", 0.5, True
-    ),
+    _plain("plain 4 KiB randread QD32, CPU / nbdkit", RANDREAD_QD32, "server_cpu_us_per_op", "nbdkit", 0.5, True),
     _plain("plain 4 KiB randwrite QD32, IOPS / qemu-nbd", RANDWRITE_QD32, "iops", "qemu-nbd", 4.0),
     _plain("plain 4 KiB randread QD32, IOPS / qemu-nbd", RANDREAD_QD32, "iops", "qemu-nbd", 4.0),
     _plain("plain randwrite QD1, p50 latency / nbdkit", RANDWRITE_QD1, "latency_p50_us", "nbdkit", 1.0, True),
@@ -78,13 +74,9 @@ GOALS: tuple[Goal, ...] = (
     _plain("plain 1 MiB seqwrite, MB/s / nbdkit", SEQWRITE, "mb_per_s", "nbdkit", 1.0),
     _plain("plain 1 MiB seqread, MB/s / nbdkit", SEQREAD, "mb_per_s", "nbdkit", 1.0),
     _replicated("protocol C 4 KiB randwrite QD32, IOPS", RANDWRITE_QD32, "iops", "", 100_000, "/s"),
-    _replicated(
-        "protocol C QD32, CPU of both nodes", RANDWRITE_QD32, "server_cpu_us_per_op", "", 10, "us/op"
-    ),
+    _replicated("protocol C QD32, CPU of both nodes", RANDWRITE_QD32, "server_cpu_us_per_op", "", 10, "us/op"),
     _replicated("protocol C QD32, IOPS / qemu-mirror", RANDWRITE_QD32, "iops", "qemu-mirror", 15),
-    _replicated(
-        "protocol C QD32, IOPS / qemu-mirror-nbdkit", RANDWRITE_QD32, "iops", "qemu-mirror-nbdkit", None
-    ),
+    _replicated("protocol C QD32, IOPS / qemu-mirror-nbdkit", RANDWRITE_QD32, "iops", "qemu-mirror-nbdkit", None),
     _replicated("protocol C QD1, IOPS / qemu-mirror", RANDWRITE_QD1, "iops", "qemu-mirror", 2),
     _replicated("protocol C 1 MiB seqwrite", SEQWRITE, "mb_per_s", "", 1000, "MB/s"),
     _replicated("replicated / plain, randwrite QD1 (DRBD C: 0.52)", RANDWRITE_QD1, "iops", "ours", 0.6),

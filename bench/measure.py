@@ -44,11 +44,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        size = (
-            f"{self.block_bytes >> 20} MiB"
-            if self.block_bytes >= 1 << 20
-            else f"{self.block_bytes >> 10} KiB"
-        )
+        size = f"{self.block_bytes >> 20} MiB" if self.block_bytes >= 1 << 20 else f"{self.block_bytes >> 10} KiB"
         return f"{size} {self.mode} QD{self.queue_depth}"
 
 

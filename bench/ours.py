@@ -125,8 +125,7 @@ class Ours(Contender):
 
     def write_config(self) -> None:
         hosts = "".join(
-            HOST_TEMPLATE.format(node=node, disk=self.disk_path(node), port=free_port())
-            for node in ("alice", "bob")
+            HOST_TEMPLATE.format(node=node, disk=self.disk_path(node), port=free_port()) for node in ("alice", "bob")
         )
         text = RES_TEMPLATE.format(resource=RESOURCE, protocol=self.protocol, hosts=hosts)
         self.config_path.write_text(text)
@@ -142,9 +141,7 @@ class Ours(Contender):
         for node in self.nodes:
             self._up.append(node)
             self.call(node, "up", RESOURCE)
-        self._pids = [
-            pid for node in self.nodes for pid in processes_mentioning(str(self.node_run_dir(node)))
-        ]
+        self._pids = [pid for node in self.nodes for pid in processes_mentioning(str(self.node_run_dir(node)))]
         if not self._pids:
             raise BenchError("no daemon found after `up`: no process mentions its run directory")
 

@@ -146,8 +146,7 @@ def check_memory(files: int, settings: Settings) -> None:
     needed = files * settings.size_bytes
     if needed > available_memory_bytes() * MEMORY_SHARE:
         raise BenchError(
-            f"{files} disk files of {settings.size_bytes >> 20} MiB do not fit into memory; "
-            "use --size or --contenders"
+            f"{files} disk files of {settings.size_bytes >> 20} MiB do not fit into memory; use --size or --contenders"
         )
 
 
@@ -339,33 +338,21 @@ def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
 
 def parse_arguments(arguments: Sequence[str] | None) -> tuple[Settings, argparse.Namespace]:
     names = sorted({kind.name for kinds in CONTENDERS.values() for kind in kinds})
-    parser = argparse.ArgumentParser(
-        prog="bench", description="Our exports against other servers, side by side."
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="2 s a cell in two rounds, fewer cells and contenders"
-    )
-    parser.add_argument(
-        "--seconds", type=positive(float), help="measured time of one run of a cell (default 3)"
-    )
+    parser = argparse.ArgumentParser(prog="bench", description="Our exports against other servers, side by side.")
+    parser.add_argument("--quick", action="store_true", help="2 s a cell in two rounds, fewer cells and contenders")
+    parser.add_argument("--seconds", type=positive(float), help="measured time of one run of a cell (default 3)")
     parser.add_argument("--rounds", type=positive(int), help="alternating rounds (default 3)")
-    parser.add_argument(
-        "--size", type=positive(int), default=1024, metavar="MIB", help="device size (default 1024)"
-    )
+    parser.add_argument("--size", type=positive(int), default=1024, metavar="MIB", help="device size (default 1024)")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, help="sections to run")
     parser.add_argument("--contenders", help=f"comma-separated, of: {', '.join(names)}")
     parser.add_argument("--replctl", type=Path, default=ROOT / ".venv/bin/replctl", help="our command line")
-    parser.add_argument(
-        "--dir", type=Path, default=Path("/dev/shm"), help="where the disk files go (a tmpfs)"
-    )
+    parser.add_argument("--dir", type=Path, default=Path("/dev/shm"), help="where the disk files go (a tmpfs)")
     parser.add_argument("--json", type=Path, help="result file (default bench/results/<date>.json)")
     parser.add_argument("--strict", action="store_true", help="exit status 1 if a goal is short")
     options = parser.parse_args(arguments)
     wanted = set(options.contenders.split(",")) if options.contenders else None
     if wanted is not None and not wanted <= set(names):
-        parser.error(
-            f"unknown contender: {', '.join(sorted(wanted - set(names)))} (known: {', '.join(names)})"
-        )
+        parser.error(f"unknown contender: {', '.join(sorted(wanted - set(names)))} (known: {', '.join(names)})")
     if options.size < 64:
         parser.error("--size must be at least 64 MiB")
     settings = Settings(
