@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One disk operation as system calls.
+ *
+ * Invariants: an operation either moves all of its bytes or has an error; a write with DISK_FUA and a flush
+ * without error are stable; nothing here is remembered between operations.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE 1
+#endif
+#include "io/disk_run.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+enum { ZERO_PIECE_BYTES = 1 << 20 };
+
+/* Never written: all of it is the kernel's zero page.  Aligned for O_DIRECT. */
+static _Alignas(4096) uint8_t zeroes[ZERO_PIECE_BYTES];
+
+static bool is_unsupported(int error)
+{
+    return error == EOPNOTSUPP || error == ENOSYS || error == EINVAL || error == ENOTTY;
+}
+
+static int run_sync(int fd)
+{
+    while (fdatasync(fd) != 0)
+        if (errno != EINTR)
+            return errno;
+    return 0;
+}
+
+static int run_read(int fd, uint8_t *data, uint64_t length, uint64_t offset)
+{
+    while (length > 0) {
+        ssize_t got = pread(fd, data, length, (off_t)offset);
+        if (got < 0) {
+            if (errno == EINTR)
+                continue;
+            return errno;
+        }
+        if (got == 0)
+            return EIO; /* the backing file is shorter than the device: never invent data */
+        data += got;
+        offset += (uint64_t)got;
+        length -= (uint64_t)got;
+    }
+    return 0;
+}
+
+/* With `stable`, the bytes are stable on return: by RWF_DSYNC where the file knows it, else by a flush at the
+ * end. */
+static int run_write(int fd, uint8_t *data, uint64_t length, uint64_t offset, bool stable)
+{
+    int flags = stable ? RWF_DSYNC : 0;
+    bool sync_at_end = false;
+
+    while (length > 0) {
+        struct iovec iov = {.iov_base = data, .iov_len = length};
+        ssize_t put =
+            flags ? pwritev2(fd, &iov, 1, (off_t)offset, flags) : pwrite(fd, data, length, (off_t)offset);
+        if (put < 0) {
+            if (errno == EINTR)
+                continue;
+            if (flags && is_unsupported(errno)) {
+                flags = 0;
+                sync_at_end = true;
+                continue;
+            }
+            return errno;
+        }
+        if (put == 0)
+            return EIO;
+        data += put;
+        offset += (uint64_t)put;
+        length -= (uint64_t)put;
+    }
+    return sync_at_end ? run_sync(fd) : 0;
+}
+
+static int run_fallocate(int fd, int mode, uint64_t offset, uint64_t length)
+{
+    while (fallocate(fd, mode, (off_t)offset, (off_t)length) != 0)
+        if (errno != EINTR)
+            return errno;
+    return 0;
+}
+
+static int run_zero(const struct disk_op *op)
+{
+    bool fast = op->flags & DISK_FAST;
+    struct stat status;
+    int error = EOPNOTSUPP;
+
+    if (fstat(op->fd, &status) != 0)
+        return errno;
+    if (op->flags & DISK_MAY_UNMAP)
+        error = run_fallocate(op->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, op->offset, op->length);
+    /* A block device that cannot zero a range has the kernel write zeroes here, which is what DISK_FAST
+     * forbids. */
+    if (is_unsupported(error) && !(fast && S_ISBLK(status.st_mode)))
+        error = run_fallocate(op->fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, op->offset, op->length);
+    if (!is_unsupported(error))
+        return error;
+    if (fast)
+        return ENOTSUP;
+    for (uint64_t done = 0; done < op->length;) {
+        uint64_t piece = op->length - done < ZERO_PIECE_BYTES ? op->length - done : ZERO_PIECE_BYTES;
+        error = run_write(op->fd, zeroes, piece, op->offset + done, false);
+        if (error)
+            return error;
+        done += piece;
+    }
+    return 0;
+}
+
+static void add_extent(struct disk_op *op, uint64_t length, bool hole)
+{
+    if (length == 0)
+        return;
+    if (op->extents_count > 0 && op->extents[op->extents_count - 1].hole == hole)
+        op->extents[op->extents_count - 1].length += length;
+    else if (op->extents_count < op->extents_max)
+        op->extents[op->extents_count++] = (struct disk_extent){.length = length, .hole = hole};
+}
+
+/* Allocation is a hint: whatever cannot be told counts as allocated. */
+static void run_extents(struct disk_op *op)
+{
+    uint64_t at = op->offset;
+    uint64_t end = op->offset + op->length;
+    struct stat status;
+
+    op->extents_count = 0;
+    if (op->extents_max == 0)
+        return;
+    bool known = fstat(op->fd, &status) == 0 && S_ISREG(status.st_mode);
+    /* Every turn adds an entry, so extents_max bounds the loop. */
+    while (known && at < end && op->extents_count < op->extents_max) {
+        off_t data = lseek(op->fd, (off_t)at, SEEK_DATA);
+        if (data < 0 && errno == ENXIO) {
+            add_extent(op, end - at, true);
+            return;
+        }
+        if (data < 0)
+            break;
+        uint64_t data_at = (uint64_t)data < end ? (uint64_t)data : end;
+        add_extent(op, data_at - at, true);
+        at = data_at;
+        if (at == end || op->extents_count == op->extents_max)
+            return;
+        off_t hole = lseek(op->fd, (off_t)at, SEEK_HOLE);
+        if (hole < 0 || (uint64_t)hole <= at)
+            break; /* it changes under us */
+        uint64_t hole_at = (uint64_t)hole < end ? (uint64_t)hole : end;
+        add_extent(op, hole_at - at, false);
+        at = hole_at;
+    }
+    if (at < end && op->extents_count < op->extents_max)
+        add_extent(op, end - at, false);
+}
+
+void disk_run(struct disk_op *op)
+{
+    bool sync = !(op->flags & DISK_NO_SYNC);
+    bool stable = sync && (op->flags & DISK_FUA);
+
+    op->error = 0;
+    if (sync && (op->flags & DISK_PREFLUSH))
+        op->error = run_sync(op->fd);
+    if (op->error)
+        return;
+    switch ((enum disk_op_kind)op->kind) {
+    case DISK_READ:
+        op->error = run_read(op->fd, op->data, op->length, op->offset);
+        return;
+    case DISK_WRITE:
+        op->error = run_write(op->fd, op->data, op->length, op->offset, stable);
+        return;
+    case DISK_FLUSH:
+        op->error = sync ? run_sync(op->fd) : 0;
+        return;
+    case DISK_ZERO:
+        op->error = run_zero(op);
+        if (!op->error && stable)
+            op->error = run_sync(op->fd);
+        return;
+    case DISK_EXTENTS:
+        run_extents(op);
+        return;
+    }
+    op->error = EINVAL;
+}
+
+static bool is_plain_write(const struct disk_op *op)
+{
+    return op->kind == DISK_WRITE &&
+           ((op->flags & DISK_NO_SYNC) || !(op->flags & (DISK_FUA | DISK_PREFLUSH)));
+}
+
+bool disk_run_can_merge(const struct disk_op *op, const struct disk_op *next)
+{
+    return is_plain_write(op) && is_plain_write(next) && op->fd == next->fd &&
+           op->offset + op->length == next->offset;
+}
+
+void disk_run_writes(struct disk_op *const *ops, int count)
+{
+    struct iovec iov[DISK_RUN_MERGE_MAX];
+    ssize_t put = -1;
+
+    if (count > 1) {
+        for (int i = 0; i < count; i++)
+            iov[i] = (struct iovec){.iov_base = ops[i]->data, .iov_len = ops[i]->length};
+        do
+            put = pwritev(ops[0]->fd, iov, count, (off_t)ops[0]->offset);
+        while (put < 0 && errno == EINTR);
+    }
+    /* What the vectored write did not do completely is done one by one, so that each has its own error. */
+    uint64_t written = put > 0 ? (uint64_t)put : 0;
+    for (int i = 0; i < count; i++) {
+        if (written >= ops[i]->length) {
+            written -= ops[i]->length;
+            ops[i]->error = 0;
+            continue;
+        }
+        written = 0;
+        disk_run(ops[i]);
+    }
+}

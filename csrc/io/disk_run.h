@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The synchronous execution of disk operations: blocks for as long as the kernel likes.
+ *
+ * Any thread; operations share nothing.  The result is in op->error (0 or a positive errno).
+ */
+#ifndef IO_DISK_RUN_H
+#define IO_DISK_RUN_H
+
+#include "io/io.h"
+
+enum { DISK_RUN_MERGE_MAX = 64 }; /* operations in one vectored write */
+
+/* Execute one operation. */
+void disk_run(struct disk_op *op);
+/* True when `next` may share a vectored write with `op`, directly behind it. */
+bool disk_run_can_merge(const struct disk_op *op, const struct disk_op *next);
+/* Execute 1..DISK_RUN_MERGE_MAX writes, each of which can be merged with the one before it. */
+void disk_run_writes(struct disk_op *const *ops, int count);
+
+#endif
