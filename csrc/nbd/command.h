@@ -2,8 +2,8 @@
 /* Private to nbd/: the session, its command slots and how commands are parsed and answered.
  *
  * Invariants: a slot is in use from the parsed header until every submitted part is done; `in_flight` counts
- * them.  A READ holds one reference to each of its buffers besides the requests' own: its reply is made when the
- * last part is done.  Once the state is not NBD_OPEN, no request is read any more.
+ * them.  A READ holds one reference to each of its buffers besides the requests' own: its reply is made when
+ * the last part is done.  Once the state is not NBD_OPEN, no request is read any more.
  */
 #ifndef NBD_COMMAND_H
 #define NBD_COMMAND_H

@@ -22,7 +22,8 @@ static void scene_open(struct scene *scene, uint32_t flags)
         le64_put(scene->host.disk + at, splitmix64_mix(at));
 }
 
-static void ask(struct scene *scene, uint16_t flags, uint16_t type, uint64_t cookie, uint64_t offset, uint32_t length)
+static void ask(struct scene *scene, uint16_t flags, uint16_t type, uint64_t cookie, uint64_t offset,
+                uint32_t length)
 {
     fake_request(&scene->client.input, flags, type, cookie, offset, length);
 }
