@@ -284,8 +284,12 @@ static void flush_streams(struct core *core)
     }
 }
 
-static void run_sessions(struct core *core)
+/* One pass over the clients; true when a starved one may go on because a later one gave something back. */
+static bool run_sessions_once(struct core *core)
 {
+    bool starved = false;
+    uint64_t used = core->app_buffers.used_bytes;
+    uint32_t free_before = core->requests.free_count;
     for (int i = 0; i < RE_STREAMS_MAX; i++) {
         struct stream_slot *slot = &core->streams[i];
         if (slot->owner != STREAM_NBD)
@@ -295,6 +299,7 @@ static void run_sessions(struct core *core)
             nbd_session_resume(session);
         if (nbd_session_has_output(session))
             nbd_session_flush(session);
+        starved |= nbd_session_is_starved(session);
         enum re_nbd_end end;
         if (nbd_session_is_finished(session, &end)) {
             int volume = nbd_session_volume(session);
@@ -306,6 +311,13 @@ static void run_sessions(struct core *core)
                       0);
         }
     }
+    return starved && (core->app_buffers.used_bytes < used || core->requests.free_count > free_before);
+}
+
+static void run_sessions(struct core *core)
+{
+    while (run_sessions_once(core))
+        ;
 }
 
 static void run_volumes(struct core *core)
