@@ -131,6 +131,7 @@ class VolumeStats:
     disk_flushes: int = 0
     sent_bytes: int = 0
     received_bytes: int = 0
+    peer_writes: int = 0
     al_writes: int = 0
     bitmap_writes: int = 0
     out_of_sync_bits: int = 0
