@@ -29,7 +29,9 @@ def error_map(error: ReplError) -> dict[str, Any]:
 
 def print_error(error: ReplError) -> None:
     """One message: what, why, next step."""
-    click.echo(f"replctl: {error}", err=True)
+    stop = "" if error.message.endswith((".", "!", "?", ":")) else "."
+    advice = f" {error.advice}" if error.advice else ""
+    click.echo(f"replctl: {error.message}{stop}{advice}", err=True)
 
 
 def print_note(text: str) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import os
 import secrets
 import time
@@ -13,9 +12,10 @@ from typing import TypeVar
 
 from repl.config.model import NodeView
 from repl.daemon.run_dir import RunDir
-from repl.daemon.service import Engine, Service
+from repl.daemon.service import Engine as EngineLike
+from repl.daemon.service import Service
 from repl.daemon.shell import NodeMachine
-from repl.errors import InternalError
+from repl.engine.binding import Engine
 from repl.node.node import Node
 from repl.node.settings import NodeSettings
 
@@ -24,18 +24,11 @@ UUID_BITS = 64
 T = TypeVar("T")
 
 
-def make_engine() -> Engine:
-    try:
-        binding = importlib.import_module("repl.engine.binding")
-    except ImportError as error:
-        raise InternalError(
-            f"the engine cannot be loaded: {error}.", advice='Build it with "make build", or install the package.'
-        ) from error
-    engine: Engine = binding.Engine()
-    return engine
+def make_engine() -> EngineLike:
+    return Engine()
 
 
-def make_node(settings: NodeSettings, engine: Engine) -> NodeMachine:
+def make_node(settings: NodeSettings, engine: EngineLike) -> NodeMachine:
     return Node(
         settings,
         random=lambda: secrets.randbits(UUID_BITS),
