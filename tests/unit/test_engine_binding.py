@@ -226,6 +226,39 @@ def test_engine_stream_sends_what_it_is_told_and_reports_the_peers_end(engine: b
     assert (event.type, event.stream) == (EventType.STREAM_CLOSED, 7)
 
 
+@pytest.mark.parametrize("flags", [commands.AttachFlags(0), commands.AttachFlags.INLINE])
+def test_engine_superblock_written_by_command_is_in_the_file(
+    engine: binding.Engine, tmp_path: Path, flags: commands.AttachFlags
+) -> None:
+    size, bitmap_bytes = 1 << 20, 4096
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(size + 65536))
+    fd = os.open(path, os.O_RDWR)
+    attach = commands.Attach(
+        data_fd=fd,
+        md_fd=fd,
+        size_bytes=size,
+        superblock_offset=size,
+        al_offset=size + 4096,
+        bitmap_offset=size + 4096 + 32768,
+        bitmap_bytes=bitmap_bytes,
+        flags=flags | commands.AttachFlags.BITMAP_EMPTY,
+    )
+    superblock = bytes(range(256)) * 16
+    orders: list[commands.Command] = [
+        commands.VolumeAttach(0, attach),
+        commands.MdWrite(0, superblock),
+        commands.VolumeDetach(0),
+    ]
+    for cookie, command in enumerate(orders, 1):
+        assert engine.command(command, cookie)
+        event = wait_event(engine)
+        assert (event.type, event.cookie, event.status) == (EventType.DONE, cookie, Result.OK)
+    os.close(fd)
+    assert path.read_bytes()[size : size + 4096] == superblock
+    assert engine.volume_stats(0) is not None
+
+
 def test_engine_counters_are_readable_while_it_runs(engine: binding.Engine) -> None:
     engine.command(commands.Ping(), cookie=1)
     wait_event(engine)
