@@ -17,6 +17,12 @@ static struct peer_stream *peer_of(struct core *core, int number)
     return core->streams[number].peer;
 }
 
+static void note_stream(struct core *core, int number)
+{
+    if (core->streams_end <= number)
+        core->streams_end = number + 1;
+}
+
 static void stream_add(struct core *core, const struct re_command *c)
 {
     if (c->stream < 0 || c->stream >= RE_STREAMS_MAX || core->streams[c->stream].owner != STREAM_UNUSED) {
@@ -27,6 +33,7 @@ static void stream_add(struct core *core, const struct re_command *c)
     CHECK(peer);
     CHECK(stream_init(&peer->stream, c->stream, core->io, core->io_ctx, STREAM_RX_BYTES) == RE_OK);
     core->streams[c->stream].owner = STREAM_PEER;
+    note_stream(core, c->stream);
     core->streams[c->stream].peer = peer;
     core->io->stream_open(core->io_ctx, c->stream, c->fd);
 }
@@ -72,6 +79,7 @@ static void nbd_add(struct core *core, const struct re_command *c, const uint8_t
                                                      v->size_bytes, &c->nbd, blob, length);
     CHECK(session);
     core->streams[c->stream].owner = STREAM_NBD;
+    note_stream(core, c->stream);
     core->streams[c->stream].session = session;
     core->stats.nbd_clients++;
     nbd_session_ready(session, length > 0, false);

@@ -273,7 +273,7 @@ static void flush_peer(struct core *core, struct peer_stream *peer)
 
 static void flush_streams(struct core *core)
 {
-    for (int i = 0; i < RE_STREAMS_MAX; i++)
+    for (int i = 0; i < core->streams_end; i++)
         if (core->streams[i].owner == STREAM_PEER && !core->streams[i].peer->in_link)
             flush_peer(core, core->streams[i].peer);
     if (core->link.phase == LINK_UP) {
@@ -290,7 +290,7 @@ static bool run_sessions_once(struct core *core)
     bool starved = false;
     uint64_t used = core->app_buffers.used_bytes;
     uint32_t free_before = core->requests.free_count;
-    for (int i = 0; i < RE_STREAMS_MAX; i++) {
+    for (int i = 0; i < core->streams_end; i++) {
         struct stream_slot *slot = &core->streams[i];
         if (slot->owner != STREAM_NBD)
             continue;
@@ -357,7 +357,7 @@ uint64_t core_tick(struct core *core)
                 core->link.receive_starved = false;
                 receiver_parse(core, core->link.data);
             }
-            sender_barrier(core);
+            sender_barrier_tick(core);
         }
         flush_streams(core);
         if (!list_empty(&core->submit)) {

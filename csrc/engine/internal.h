@@ -61,6 +61,7 @@ enum {
     MD_JOBS_MAX = 64,
     META_TX_BYTES_MAX = 4 << 20,    /* acks waiting for a slow peer before its data is no longer read */
     BITMAP_TX_BYTES_LOW = 256 << 10,
+    BARRIER_IDLE_MS = 1,            /* a closed epoch's barrier leaves with the next write, or after this long */
 };
 
 #define CONTROL_BODY_MAX 4096u
@@ -245,6 +246,8 @@ struct link {
     struct receive_epoch *epoch_entries;
     uint32_t peer_writes;           /* received and not finished */
     uint64_t resolve_cookie;        /* LINK_RESOLVE waits for peer_writes == 0 */
+    bool barrier_urgent;            /* somebody waits for the closed epoch's barrier ack: send its barrier now */
+    uint64_t barrier_due_ns;        /* when the barrier of the closed epoch is sent without a next write */
     uint64_t meta_gone_ns;          /* when the meta socket ended before the data socket; 0 = it has not */
     bool receive_starved;           /* the data socket waits for buffers or entries */
 
@@ -297,6 +300,7 @@ struct core {
     struct volume *volumes[RE_VOLUMES_MAX];
     struct link link;
     struct stream_slot streams[RE_STREAMS_MAX];
+    int streams_end;                /* one past the highest stream number ever used */
     struct peer_request *peer_entries;
     struct list_head peer_free;
     struct resync_request *resync_entries;
@@ -383,6 +387,7 @@ void sender_ack(struct volume *v, unsigned command, uint64_t sector, uint64_t bl
 void sender_barrier_ack(struct core *core, const uint8_t number[4], uint32_t count);
 void sender_close_epoch(struct core *core, const struct epoch *completed);
 void sender_barrier(struct core *core);
+void sender_barrier_tick(struct core *core);
 void sender_sent(struct core *core);
 void sender_raw(struct core *core, bool meta, unsigned command, unsigned volume, const void *body, size_t bytes);
 

@@ -233,6 +233,8 @@ uint64_t link_timers(struct core *core)
         return next;
     const struct re_link *o = &link->options;
     uint64_t timeout = o->timeout_ms * NS_PER_MS;
+    if (transfer_log_barrier_due(&link->log))
+        next = link->barrier_due_ns;
     if (o->ko_count) {
         uint64_t ko = timeout * o->ko_count;
         if (expired(core, oldest_unconfirmed_ns(core), ko, &next)) {

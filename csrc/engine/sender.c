@@ -43,9 +43,14 @@ void sender_raw(struct core *core, bool meta, unsigned command, unsigned volume,
 
 void sender_close_epoch(struct core *core, const struct epoch *completed)
 {
-    struct epoch *open = transfer_log_open_epoch(&core->link.log);
-    if (open && (!completed || completed == open))
-        transfer_log_close(&core->link.log);
+    struct link *link = &core->link;
+    struct epoch *open = transfer_log_open_epoch(&link->log);
+    if (!completed)
+        link->barrier_urgent = true;
+    if (open && (!completed || completed == open)) {
+        transfer_log_close(&link->log);
+        link->barrier_due_ns = core->now_ns + BARRIER_IDLE_MS * NS_PER_MS;
+    }
 }
 
 void sender_barrier(struct core *core)
@@ -55,10 +60,19 @@ void sender_barrier(struct core *core)
         return;
     uint8_t body[PACKET_BARRIER_BODY] = {0};
     le32_put(body, epoch->number);
+    core->link.barrier_urgent = false;
     epoch->barrier_sent = true;
     epoch->barrier_sent_ns = core->now_ns;
     core->stats.barriers_sent++;
     sender_raw(core, false, P_BARRIER, 0, body, sizeof(body));
+}
+
+/* The barrier of a closed epoch travels with the next write, which saves both nodes a wake-up; it does not wait long. */
+void sender_barrier_tick(struct core *core)
+{
+    struct link *link = &core->link;
+    if (link->barrier_urgent || core->now_ns >= link->barrier_due_ns)
+        sender_barrier(core);
 }
 
 /* ---- writes ---- */

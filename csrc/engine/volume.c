@@ -111,6 +111,7 @@ void volume_drain(struct volume *v, uint64_t cookie)
     if (v->drain_cookie)
         core_done(v->core, v->drain_cookie, v->number, RE_RESULT_CANCELED, 0);
     v->drain_cookie = cookie;
+    sender_close_epoch(v->core, NULL);
     volume_check_idle(v);
 }
 

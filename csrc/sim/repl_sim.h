@@ -180,8 +180,9 @@ struct re_sim_log_entry {
     int32_t error;              /* errno it completed with */
     int32_t pad;
 };
-/* Start (a copy of the current content becomes the stable start image, the old log is dropped) or stop
- * recording. */
+/* Start (the current content becomes the stable start image, the old log is dropped; nothing may be in flight) or
+ * stop.  A power loss, a crash with operations in flight, a load and a restore end a recording: its log stays
+ * readable, but knows nothing of what comes after. */
 void re_sim_disk_record(re_sim *sim, int disk, bool on);
 uint32_t re_sim_log_count(const re_sim *sim, int disk);
 bool re_sim_log_entry(const re_sim *sim, int disk, uint32_t index, struct re_sim_log_entry *entry);

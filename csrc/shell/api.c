@@ -12,7 +12,7 @@
 
 #include "base/check.h"
 #include "include/repl_engine.h"
-#include "io/loop.h"
+#include "shell/loop.h"
 #include "io/thread.h"
 
 struct re_engine {

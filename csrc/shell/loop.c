@@ -8,7 +8,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
 #endif
-#include "io/loop.h"
+#include "shell/loop.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -18,6 +18,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -26,14 +27,14 @@
 #include "io/disk_run.h"
 #include "io/disk_threads.h"
 
-enum { EPOLL_EVENTS_MAX = RE_STREAMS_MAX + 2 }; /* one wait can report everything: nobody starves */
+enum { EPOLL_EVENTS_MAX = RE_STREAMS_MAX + 3 }; /* one wait can report everything: nobody starves */
 
 #define STOP_DISK_WAIT_NS 5000000000ull /* patience with operations in flight at the end */
 #define NS_PER_MS 1000000ull
 #define NS_PER_S 1000000000ull
 
-/* Numbers of the two eventfds in epoll's data, beside those of the streams. */
-enum { SOURCE_COMMANDS = RE_STREAMS_MAX, SOURCE_DISK };
+/* Numbers of the eventfds and the timer in epoll's data, beside those of the streams. */
+enum { SOURCE_COMMANDS = RE_STREAMS_MAX, SOURCE_DISK, SOURCE_TIMER };
 
 struct loop_stream {
     int fd;              /* as the control plane gave it */
@@ -52,7 +53,8 @@ struct loop {
     struct loop_stream streams[RE_STREAMS_MAX];
     bool any_broken;     /* a stream is broken and the core was not told yet */
     bool events_waiting; /* the core has events */
-    bool has_pwait2;     /* the kernel has epoll_pwait2 */
+    int timer_fd;        /* timerfd: wakes at `armed_ns` */
+    uint64_t armed_ns;   /* when the timer fires; UINT64_MAX: it does not */
     uint64_t now_ns;     /* cached clock */
     struct disk_threads *disks;
     struct ring commands;                  /* control plane to engine */
@@ -328,23 +330,17 @@ static void hand_over_events(struct loop *loop)
     }
 }
 
-static int wait_until(struct loop *loop, struct epoll_event *ready, uint64_t wait_ns)
+/* Make sure that the wait ends at `at_ns`.  A timer that fires earlier is left alone: deadlines move later with almost
+ * every request, and setting a timer is dearer than an idle turn now and then. */
+static void arm_timer(struct loop *loop, uint64_t at_ns)
 {
-    if (loop->has_pwait2) {
-        /* Bounded, so that no clock arithmetic of the kernel overflows. */
-        uint64_t bounded = wait_ns < 1000 * NS_PER_S ? wait_ns : 1000 * NS_PER_S;
-        struct timespec timeout = {.tv_sec = (time_t)(bounded / NS_PER_S),
-                                   .tv_nsec = (long)(bounded % NS_PER_S)};
-        int count = epoll_pwait2(loop->epoll_fd, ready, EPOLL_EVENTS_MAX,
-                                 wait_ns == UINT64_MAX ? NULL : &timeout, NULL);
-        if (count >= 0 || errno != ENOSYS)
-            return count;
-        loop->has_pwait2 = false;
-    }
-    /* Rounded up: too early would mean to come back again and again. */
-    uint64_t wait_ms = wait_ns / NS_PER_MS + (wait_ns % NS_PER_MS != 0);
-    int timeout_ms = wait_ns == UINT64_MAX ? -1 : wait_ms < 1000000 ? (int)wait_ms : 1000000;
-    return epoll_wait(loop->epoll_fd, ready, EPOLL_EVENTS_MAX, timeout_ms);
+    if (loop->armed_ns <= at_ns && loop->armed_ns > loop->now_ns)
+        return;
+    if (at_ns == UINT64_MAX)
+        return;
+    loop->armed_ns = at_ns;
+    struct itimerspec when = {.it_value = {.tv_sec = (time_t)(at_ns / NS_PER_S), .tv_nsec = (long)(at_ns % NS_PER_S)}};
+    CHECK(timerfd_settime(loop->timer_fd, TFD_TIMER_ABSTIME, &when, NULL) == 0);
 }
 
 void loop_run(struct loop *loop)
@@ -355,14 +351,12 @@ void loop_run(struct loop *loop)
     while (!core_is_stopped(loop->core)) {
         clock_update(loop);
         uint64_t look_ns = disk_threads_poll(loop->disks, loop->now_ns);
-        uint64_t wait_ns = next_ns == UINT64_MAX    ? UINT64_MAX
-                           : next_ns > loop->now_ns ? next_ns - loop->now_ns
-                                                    : 0;
-        if (look_ns < wait_ns)
-            wait_ns = look_ns;
-        if (loop->any_broken)
-            wait_ns = 0;
-        int count = wait_until(loop, ready, wait_ns);
+        if (look_ns != UINT64_MAX && loop->now_ns + look_ns < next_ns)
+            next_ns = loop->now_ns + look_ns;
+        bool at_once = next_ns <= loop->now_ns || loop->any_broken;
+        if (!at_once)
+            arm_timer(loop, next_ns);
+        int count = epoll_wait(loop->epoll_fd, ready, EPOLL_EVENTS_MAX, at_once ? 0 : -1);
         CHECK(count >= 0 || errno == EINTR);
         clock_update(loop);
 
@@ -371,6 +365,10 @@ void loop_run(struct loop *loop)
         for (int i = 0; i < count; i++) {
             commands = commands || ready[i].data.u64 == SOURCE_COMMANDS;
             disk = disk || ready[i].data.u64 == SOURCE_DISK;
+            if (ready[i].data.u64 == SOURCE_TIMER) {
+                eventfd_clear(loop->timer_fd);
+                loop->armed_ns = UINT64_MAX;
+            }
         }
         if (commands)
             drain_commands(loop);
@@ -421,11 +419,10 @@ const struct core *loop_core(const struct loop *loop)
     return loop->core;
 }
 
-static bool watch_eventfd(struct loop *loop, int *fd, uint64_t source)
+static bool watch(struct loop *loop, int fd, uint64_t source)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = source};
-    *fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    return *fd >= 0 && epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, *fd, &event) == 0;
+    return fd >= 0 && epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0;
 }
 
 struct loop *loop_create(int wake_fd, const struct core_config *config)
@@ -436,12 +433,14 @@ struct loop *loop_create(int wake_fd, const struct core_config *config)
     ring_init(&loop->commands, LOOP_COMMANDS_MAX, LOOP_COMMAND_BYTES_MAX);
     ring_init(&loop->events, LOOP_EVENTS_MAX, LOOP_EVENT_BYTES_MAX);
     loop->wake_fd = wake_fd;
-    loop->command_fd = loop->disk_fd = -1;
-    loop->has_pwait2 = true;
+    loop->command_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    loop->disk_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    loop->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    loop->armed_ns = UINT64_MAX;
     clock_update(loop);
     loop->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    if (loop->epoll_fd >= 0 && watch_eventfd(loop, &loop->command_fd, SOURCE_COMMANDS) &&
-        watch_eventfd(loop, &loop->disk_fd, SOURCE_DISK))
+    if (loop->epoll_fd >= 0 && watch(loop, loop->command_fd, SOURCE_COMMANDS) &&
+        watch(loop, loop->disk_fd, SOURCE_DISK) && watch(loop, loop->timer_fd, SOURCE_TIMER))
         loop->disks = disk_threads_start(loop->disk_fd, DISK_THREADS_DEFAULT);
     if (loop->disks != NULL)
         loop->core = core_create(&loop_io_ops, loop, config);
@@ -466,6 +465,7 @@ void loop_destroy(struct loop *loop)
     ring_destroy(&loop->events);
     close_if_open(loop->epoll_fd);
     close_if_open(loop->command_fd);
+    close_if_open(loop->timer_fd);
     if (!disks_ended)
         return;
     close_if_open(loop->disk_fd);
