@@ -18,6 +18,7 @@ from repl.errors import PeerLost, ReplError, RequestRefused
 
 UP_TIMEOUT_S = 600.0  # a large activity log may have to be applied to a slow disk
 DOWN_TIMEOUT_S = 120.0
+UP_FAILED_STATUS = 1
 
 
 @command("up")
@@ -29,6 +30,14 @@ def up(session: Session, names: tuple[str, ...]) -> None:
 def _up(session: Session, target: Target) -> dict[str, Any]:
     name = target.resource
     session.view(name)  # what is wrong with the configuration is said here, not in a log
+    try:
+        return _start(session, name)
+    except ReplError as error:
+        error.exit_status = UP_FAILED_STATUS  # as drbdadm, whatever the step was that failed
+        raise
+
+
+def _start(session: Session, name: str) -> dict[str, Any]:
     client, is_new = _daemon(session, name)
     with client:
         if not is_new and client.call("status").get("up"):

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BlockFile on descriptors, buffered and with O_DIRECT."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from repl.daemon.block_file import BOUNCE_BYTES, FdBlockFile
+from repl.errors import DiskFailed
+
+SIZE = 3 * BOUNCE_BYTES + 1536  # not a multiple of 4096: the end is the difficult part
+
+
+def pattern(length: int) -> bytes:
+    return bytes(index * 7 % 251 for index in range(length))
+
+
+@pytest.fixture(params=["buffered", "direct"])
+def file(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FdBlockFile]:
+    path = tmp_path / "disk"
+    path.write_bytes(pattern(SIZE))
+    is_direct = request.param == "direct"
+    try:
+        fd = os.open(path, os.O_RDWR | (os.O_DIRECT if is_direct else 0))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        pytest.skip("no direct I/O on this file system")
+    opened = FdBlockFile(fd, str(path), is_direct=is_direct)
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    ("offset", "length"),
+    [(0, 4096), (1, 1), (4095, 2), (511, BOUNCE_BYTES + 3), (SIZE - 10, 10), (8192, 0)],
+)
+def test_block_file_read_of_any_alignment_gives_the_bytes(file: FdBlockFile, offset: int, length: int) -> None:
+    assert file.pread(offset, length) == pattern(SIZE)[offset : offset + length]
+
+
+def test_block_file_read_over_the_end_is_short(file: FdBlockFile) -> None:
+    assert file.pread(SIZE - 100, 4096) == pattern(SIZE)[-100:]
+
+
+def test_block_file_read_behind_the_end_is_empty(file: FdBlockFile) -> None:
+    assert file.pread(SIZE + 8192, 64) == b""
+
+
+@pytest.mark.parametrize(
+    ("offset", "length"), [(4096, 8192), (0, 2 * BOUNCE_BYTES), (512, 1024), (SIZE - 700, 700), (7, 5)]
+)
+def test_block_file_write_changes_exactly_its_bytes(file: FdBlockFile, offset: int, length: int) -> None:
+    file.pwrite(offset, b"\xa5" * length)
+    file.flush()
+    expected = bytearray(pattern(SIZE))
+    expected[offset : offset + length] = b"\xa5" * length
+    assert Path(file.name).read_bytes() == bytes(expected)
+
+
+def test_block_file_write_beyond_the_end_is_refused(file: FdBlockFile) -> None:
+    with pytest.raises(DiskFailed, match="beyond its end"):
+        file.pwrite(SIZE - 10, bytes(11))
+    assert os.path.getsize(file.name) == SIZE
+
+
+def test_block_file_error_names_the_file_and_errno(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(4096))
+    opened = FdBlockFile(os.open(path, os.O_RDONLY), str(path))
+    with pytest.raises(DiskFailed, match=str(path)) as caught:
+        opened.pwrite(0, b"x")
+    assert caught.value.errno == errno.EBADF
+    opened.close()
