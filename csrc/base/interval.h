@@ -56,8 +56,8 @@ bool range_acquire(struct range_lock *lock, struct range *range);
 
 /*
  * Remove a held or still waiting range (a waiting one is thereby canceled).  Ranges that become held are appended to
- * `granted` through range.ready in ticket order.  The caller of a release owns the list; a range that is on such a list
- * may be released again: range_release takes it off the list first.
+ * `granted` through range.ready in ticket order.  The caller of a release owns the list; a range that is on such a
+ * list may be released again: range_release takes it off the list first.
  */
 void range_release(struct range_lock *lock, struct range *range, struct list_head *granted);
 

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The activity log's set of hot 4 MiB extents: an LRU of slots, the pending changes, and the transactions that put them on
- * disk.
+ * The activity log's set of hot 4 MiB extents: an LRU of slots, the pending changes, and the transactions that put
+ * them on disk.
  * Invariants:
  * - al_begin_fast succeeds only for extents that the ring on disk already names;
- * - an extent that has references keeps its slot, and an extent leaving the set stops being active when that is planned;
+ * - an extent that has references keeps its slot, and an extent leaving the set stops being active when that is
+ *   planned;
  * - one transaction is in flight at most; at most 64 updates are planned, at most 64 are in flight;
  * - after al_create nothing is allocated.
  */
@@ -45,10 +46,11 @@ bool al_begin_fast(struct activity_log *al, uint32_t first, uint32_t last);
 /*
  * Get [first, last] into the set.
  * RE_OK: every extent is active, in flight or planned, and has one more reference.  It may be used only once
- *   al_range_active holds; if that is not so now, it is after the al_commit_done of the transaction in flight, or after
- *   that of the next one - ask al_range_active after each: what is in flight already is not planned again.
- * RE_AGAIN: not enough slots are unreferenced; nothing taken.  (Slots that are planned or in flight do not count as free
- *   even when unreferenced: with al_has_planned or a transaction in flight, committing may help as well as al_put.)
+ *   al_range_active holds; if that is not so now, it is after the al_commit_done of the transaction in flight, or
+ *   after that of the next one - ask al_range_active after each: what is in flight already is not planned again.
+ * RE_AGAIN: not enough slots are unreferenced; nothing taken.  (Slots that are planned or in flight do not count as
+ *   free even when unreferenced: with al_has_planned or a transaction in flight, committing may help as well as
+ *   al_put.)
  * RE_ENOSPC: the pending transaction has no room for so many updates; nothing taken; commit first.
  * RE_EINVAL: more extents than a transaction or the set can ever hold.
  */
@@ -61,9 +63,10 @@ bool al_has_planned(const struct activity_log *al);
 bool al_commit_in_flight(const struct activity_log *al);
 
 /*
- * Build the block of the next transaction from all planned updates (there may be none: then it only carries its context
- * window).  tr_number receives its number, for al_ring_block.  Returns how many extents leave the set and puts them in
- * evicted[]; their changed bitmap pages must be stable before the block is written.  No transaction may be in flight.
+ * Build the block of the next transaction from all planned updates (there may be none: then it only carries its
+ * context window).  tr_number receives its number, for al_ring_block.  Returns how many extents leave the set and
+ * puts them in evicted[]; their changed bitmap pages must be stable before the block is written.  No transaction may
+ * be in flight.
  */
 uint32_t al_commit_begin(struct activity_log *al, uint8_t block[BLOCK_BYTES], uint32_t *tr_number,
                          uint32_t evicted[AL_UPDATES_PER_TRANSACTION]);
@@ -83,8 +86,8 @@ uint64_t al_refs_total(const struct activity_log *al);
 uint32_t al_used(const struct activity_log *al);
 
 /*
- * Iterate the active extents in slot order: start with *cursor = 0; false at the end.  The set must not change meanwhile
- * if all are to be seen.
+ * Iterate the active extents in slot order: start with *cursor = 0; false at the end.  The set must not change
+ * meanwhile if all are to be seen.
  */
 bool al_next_active(const struct activity_log *al, uint32_t *cursor, uint32_t *extent);
 

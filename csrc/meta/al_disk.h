@@ -32,8 +32,8 @@ struct al_transaction {
 };
 
 /*
- * type must be AL_TRANSACTION_UPDATE and n_updates within bounds.  Update entries from n_updates on, and context entries
- * at or beyond context_size, are written as unused whatever they hold.
+ * type must be AL_TRANSACTION_UPDATE and n_updates within bounds.  Update entries from n_updates on, and context
+ * entries at or beyond context_size, are written as unused whatever they hold.
  */
 void al_block_encode(uint8_t out[BLOCK_BYTES], const struct al_transaction *transaction);
 
@@ -41,7 +41,8 @@ void al_block_encode(uint8_t out[BLOCK_BYTES], const struct al_transaction *tran
 void al_block_encode_initialized(uint8_t out[BLOCK_BYTES]);
 
 /*
- * RE_ECORRUPT unless magic, checksum, type and n_updates are valid.  Slot numbers are as found (a replay ignores those it
+ * RE_ECORRUPT unless magic, checksum, type and n_updates are valid.  Slot numbers are as found (a replay ignores
+ *   those it
  * cannot hold); unused entries and all arrays of an initialized block read as AL_SLOT_NONE and AL_EXTENT_NONE.
  */
 enum re_status al_block_decode(const uint8_t block[BLOCK_BYTES], struct al_transaction *transaction);

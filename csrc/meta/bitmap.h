@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The dirty bitmap in memory: one bit per 4 KiB block, kept as on disk (a little endian bit stream in 4 KiB pages), with
- * the number of set bits per page and in total, and the pages that differ from the disk.
- * Invariants: bits at and beyond `bits` are zero; count and page_count are exact after every call; a page whose content
- * changed since its last bitmap_page_mark_written is marked changed.
+ * The dirty bitmap in memory: one bit per 4 KiB block, kept as on disk (a little endian bit stream in 4 KiB pages),
+ * with the number of set bits per page and in total, and the pages that differ from the disk.
+ * Invariants: bits at and beyond `bits` are zero; count and page_count are exact after every call; a page whose
+ * content changed since its last bitmap_page_mark_written is marked changed.
  */
 #ifndef META_BITMAP_H
 #define META_BITMAP_H
@@ -33,8 +33,8 @@ struct bitmap *bitmap_create(uint64_t bits);
 void bitmap_destroy(struct bitmap *bm);
 
 /*
- * Change the number of bits, keeping bit n as bit n; new ones are set or clear.  Every page counts as changed afterwards,
- * since its place on disk may have moved.  On failure nothing changes.
+ * Change the number of bits, keeping bit n as bit n; new ones are set or clear.  Every page counts as changed
+ * afterwards, since its place on disk may have moved.  On failure nothing changes.
  */
 enum re_status bitmap_resize(struct bitmap *bm, uint64_t bits, bool set_new);
 
@@ -73,8 +73,8 @@ void bitmap_load_page(struct bitmap *bm, uint64_t page, const uint8_t *data);
 bool bitmap_page_changed(const struct bitmap *bm, uint64_t page);
 
 /*
- * Call this when a write of the page's present content is submitted: later changes mark it again.  If that write fails,
- * call bitmap_page_mark_changed.
+ * Call this when a write of the page's present content is submitted: later changes mark it again.  If that write
+ * fails, call bitmap_page_mark_changed.
  */
 void bitmap_page_mark_written(struct bitmap *bm, uint64_t page);
 void bitmap_page_mark_changed(struct bitmap *bm, uint64_t page);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * RLE with variable length integers, as DRBD puts the bitmap on the wire.
- * Invariants: bits are taken least significant first from byte 0 on; no access beyond the given lengths; decoding ends
- * after at most 4 runs per byte.
+ * Invariants: bits are taken least significant first from byte 0 on; no access beyond the given lengths; decoding
+ * ends after at most 4 runs per byte.
  */
 #include "resync/vli.h"
 
@@ -140,7 +140,8 @@ static enum re_status run_next(struct run_reader *reader, uint64_t *run)
     return RE_OK;
 }
 
-enum re_status vli_decode(const uint8_t *body, size_t length, struct bitmap *bm, uint64_t *bit_pos, uint64_t *newly_set)
+enum re_status vli_decode(const uint8_t *body, size_t length, struct bitmap *bm, uint64_t *bit_pos,
+                          uint64_t *newly_set)
 {
     *newly_set = 0;
     if (length < VLI_BODY_BYTES_MIN || (body[0] & VLI_CODE_MASK) != VLI_CODE_RLE || *bit_pos > bm->bits)
