@@ -41,9 +41,9 @@ void al_block_encode(uint8_t out[BLOCK_BYTES], const struct al_transaction *tran
 void al_block_encode_initialized(uint8_t out[BLOCK_BYTES]);
 
 /*
- * RE_ECORRUPT unless magic, checksum, type and n_updates are valid.  Slot numbers are as found (a replay ignores
- *   those it
- * cannot hold); unused entries and all arrays of an initialized block read as AL_SLOT_NONE and AL_EXTENT_NONE.
+ * RE_ECORRUPT unless magic, checksum, type and n_updates are valid.  Slot numbers are as found: a replay ignores
+ * those it cannot hold.  Unused entries, and all arrays of an initialized block, read as AL_SLOT_NONE and
+ * AL_EXTENT_NONE.
  */
 enum re_status al_block_decode(const uint8_t block[BLOCK_BYTES], struct al_transaction *transaction);
 
