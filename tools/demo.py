@@ -17,8 +17,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -34,7 +36,8 @@ DEVICE_MIB = 1024
 IMAGE_MIB = 64
 STREAM_OFFSET = 256 * MIB
 RECORD = 4096
-KILL_AFTER = 3000  # acknowledged records
+KILL_AFTER = 3000  # acknowledged records, and a little later
+KILL_DELAY_S = 0.05
 WAIT_S = 60.0
 NODES = ("alice", "bob")
 REPLCTL = Path(sys.executable).with_name("replctl")
@@ -103,11 +106,19 @@ class Pair:
             )
         return done.stdout
 
-    def status(self, node: str) -> dict:
-        return json.loads(self.ctl(node, "--json", "status", "r0", quiet=True))[0]["x"]["status"]
+    def status(self, node: str) -> dict[str, Any]:
+        """What ``replctl --json status`` says, the parts that the story needs.  Sizes in KiB."""
+        resource = json.loads(self.ctl(node, "--json", "status", "r0", quiet=True))[0]
+        connection = resource["connections"][0]
+        return {
+            "role": resource["role"],
+            "connection": connection["connection-state"],
+            "device": resource["devices"][0],
+            "peer": connection["peer_devices"][0],
+        }
 
     def pid(self, node: str) -> int:
-        return int((self.home / node / "r0.pid").read_text())
+        return int((self.home / node / "r0.lock").read_text())
 
     def is_alive(self, node: str) -> bool:
         try:
@@ -139,15 +150,17 @@ def wait_synced(pair: Pair, node: str, title: str) -> int:
         task = progress.add_task(title, total=None)
         end = time.monotonic() + WAIT_S
         while time.monotonic() < end:
-            volume = pair.status(node)["volumes"][0]
-            resync = volume["resync"]
-            if resync:
-                most = max(most, resync["total_bytes"])
-                progress.update(task, total=resync["total_bytes"], completed=resync["done_bytes"])
-            elif volume["disk"] == volume["peer_disk"] == "UpToDate":
-                progress.update(task, total=most or 1, completed=most or 1)
-                return most
-            time.sleep(0.1)
+            status = pair.status(node)
+            peer = status["peer"]
+            if peer["replication-state"] in ("SyncSource", "SyncTarget"):
+                most = max(most, peer["out-of-sync"] * 1024)
+                progress.update(task, total=most, completed=most - peer["out-of-sync"] * 1024)
+            elif status["device"]["disk-state"] == peer["peer-disk-state"] == "UpToDate":
+                counters: dict[str, int] = status["device"]["x"]["counters"]
+                moved = counters["resync_total_bits"] * RECORD
+                progress.update(task, total=moved or 1, completed=moved or 1)
+                return moved
+            time.sleep(0.05)  # the pace of the display
     raise CheckFailed(f"{title} did not end within {WAIT_S:.0f} s")
 
 
@@ -179,10 +192,10 @@ def stream_until_death(pair: Pair, url: str) -> int:
         while True:
             client.write(STREAM_OFFSET + acknowledged * RECORD, record(acknowledged))
             acknowledged += 1
-            if acknowledged == KILL_AFTER:
-                os.kill(pair.pid("alice"), signal.SIGKILL)
-                console.print(f"  [red]kill -9[/red] of alice's repld after {acknowledged} acknowledged writes")
+            if acknowledged == KILL_AFTER:  # from another thread: it hits whatever is in flight then
+                threading.Timer(KILL_DELAY_S, os.kill, (pair.pid("alice"), signal.SIGKILL)).start()
     except PeerLost:
+        console.print(f"  [red]kill -9[/red] of alice's repld; {acknowledged} writes had been acknowledged by then")
         return acknowledged
 
 
@@ -225,9 +238,9 @@ def story(pair: Pair) -> None:
         copy.unlink()
 
     say("5. alice comes back: only what may differ is copied")
-    dirty = pair.status("bob")["volumes"][0]["out_of_sync_bytes"]
+    dirty_kib = pair.status("bob")["peer"]["out-of-sync"]
     console.print(
-        f"  bob counts {dirty // RECORD} dirty blocks ({dirty // 1024} KiB); alice adds her activity log's extents"
+        f"  bob counts {dirty_kib // 4} dirty blocks ({dirty_kib} KiB); alice adds her activity log's extents"
     )
     pair.ctl("alice", "up", "r0")
     moved = wait_synced(pair, "bob", "bitmap resync")
@@ -235,7 +248,7 @@ def story(pair: Pair) -> None:
     check(pair.status("alice")["role"] == "Secondary", "alice is Secondary now, bob stays Primary")
 
     say("6. Both disks compared, then everything stops")
-    size = pair.status("bob")["volumes"][0]["size_bytes"]
+    size = pair.status("bob")["device"]["size"] * 1024
     for node in reversed(NODES):
         pair.ctl(node, "down", "r0")
     digests = {pair.image_digest(node, size) for node in NODES}
