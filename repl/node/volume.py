@@ -18,6 +18,8 @@ from repl.node.disk import Prepared, mark_attached
 from repl.node.flow import Promise
 from repl.node.settings import VolumeSettings
 
+CONTEXT_PER_TRANSACTION = 919  # slots that one transaction describes
+
 
 class Volume:
     """Mutable; changed only by the node, inside a transition."""
@@ -70,6 +72,13 @@ class Volume:
         self.superblock = mark_attached(found, size_sectors=self.size_sectors, al_extents=self.settings.al_extents)
         self.written = found.serialise()
         self.disk_error = ""
+
+    @property
+    def al_extents(self) -> int:
+        """Slots of the activity log: as configured, but never more than the ring can hold with one torn block."""
+        assert self.prepared is not None
+        blocks = self.prepared.layout.al_blocks
+        return min(self.settings.al_extents, CONTEXT_PER_TRANSACTION * (blocks - 1))
 
     def disk_state_found(self) -> DiskState:
         assert self.prepared is not None
