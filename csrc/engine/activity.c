@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The activity log's part of a write: no data of a cold extent is written before its transaction is stable.
  *
- * Order on disk (metadata format, section 8.2): changed bitmap pages of the extents that leave, then the transaction with
- * flush and FUA, then the data.  One transaction is in flight at a time; what comes meanwhile shares the next one.
- * A bitmap page is never written by two operations at once: the older copy could land last.
+ * Order on disk (metadata format, section 8.2): changed bitmap pages of the extents that leave, then the transaction
+ * with flush and FUA, then the data.  One transaction is in flight at a time; what comes meanwhile shares the next
+ * one. A bitmap page is never written by two operations at once: the older copy could land last.
  */
 #include <string.h>
 

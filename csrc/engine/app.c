@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Application requests: writes, reads, flushes of the NBD clients.
  *
- * Invariants: a write is completed only after its local part is finished and its network part has reached the protocol's
- * point; what the peer may not have is marked dirty before the completion; data of a cold extent waits for the activity
- * log; overlapping writes run one after the other in the order of arrival.
+ * Invariants: a write is completed only after its local part is finished and its network part has reached the
+ * protocol's point; what the peer may not have is marked dirty before the completion; data of a cold extent waits for
+ * the activity log; overlapping writes run one after the other in the order of arrival.
  */
 #include <errno.h>
 #include <string.h>

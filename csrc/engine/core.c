@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The tick: what has finished, what that allows to start, what leaves.
  *
- * Order within a round: finished disk operations, granted ranges, finished requests, activity log, metadata, resync, then
- * the peer's sockets (so that the wire and the local disk overlap), then disk operations, then NBD replies.
+ * Order within a round: finished disk operations, granted ranges, finished requests, activity log, metadata, resync,
+ * then the peer's sockets (so that the wire and the local disk overlap), then disk operations, then NBD replies.
  * Thread: the engine's.  Never: blocks, calls the system, recurses.
  */
 #include "engine/core.h"

@@ -2,7 +2,8 @@
 /* The engine's core: what a shell (io/loop.c, sim/) calls.  Sans-IO, one thread, deterministic.
  *
  * Use: core_create; then, for everything that happens, one of core_stream_ready / core_disk_done / core_command, and
- * after a batch of those core_tick(), which runs until nothing is left to do and returns when it wants to be called next.
+ * after a batch of those core_tick(), which runs until nothing is left to do and returns when it wants to be called
+ * next.
  */
 #ifndef ENGINE_CORE_H
 #define ENGINE_CORE_H

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The core's own structures: what ties volumes, link and clients together.  Only engine/ includes this.
  *
- * Queues of a tick: everything that may start something else (finished disk operations, granted ranges, finished requests)
- * goes through a list that core_tick() drains, so no call chain grows with the load.
+ * Queues of a tick: everything that may start something else (finished disk operations, granted ranges, finished
+ * requests) goes through a list that core_tick() drains, so no call chain grows with the load.
  */
 #ifndef ENGINE_INTERNAL_H
 #define ENGINE_INTERNAL_H
@@ -70,7 +70,7 @@ enum {
 struct core;
 struct volume;
 
-/* ---- what the peer asked of us --------------------------------------------------------------------------------- */
+/* ---- what the peer asked of us ---- */
 
 enum peer_kind { PEER_WRITE, PEER_ZERO, PEER_READ, PEER_RESYNC_READ };
 
@@ -114,7 +114,7 @@ struct peer_request {
     struct disk_op op;
 };
 
-/* ---- a resync target's requests -------------------------------------------------------------------------------- */
+/* ---- a resync target's requests ---- */
 
 enum resync_stage { RESYNC_FREE, RESYNC_LOCKING, RESYNC_ASKED, RESYNC_RECEIVING, RESYNC_WRITING, RESYNC_WRITTEN };
 
@@ -152,7 +152,7 @@ struct resync_target {
     uint64_t mark_ns, mark_done_bits;   /* for the rate shown */
 };
 
-/* ---- metadata jobs ---------------------------------------------------------------------------------------------- */
+/* ---- metadata jobs ---- */
 
 enum md_job_kind { MD_SUPERBLOCK, MD_BITMAP_WRITE, MD_AL_INITIALIZE, MD_LOAD_BITMAP };
 
@@ -169,7 +169,7 @@ struct md_job {
     struct disk_op op;
 };
 
-/* ---- volume ----------------------------------------------------------------------------------------------------- */
+/* ---- volume ---- */
 
 enum al_phase { AL_IDLE, AL_WRITING_BITMAP, AL_WRITING_BLOCK };
 
@@ -223,7 +223,7 @@ struct volume {
     struct re_volume_stats stats;
 };
 
-/* ---- link ------------------------------------------------------------------------------------------------------- */
+/* ---- link ---- */
 
 enum link_phase { LINK_DOWN, LINK_UP, LINK_LOST };
 
@@ -258,7 +258,7 @@ struct link {
     uint32_t ping_waiter_count;
 };
 
-/* ---- streams ---------------------------------------------------------------------------------------------------- */
+/* ---- streams ---- */
 
 enum stream_owner { STREAM_UNUSED, STREAM_PEER, STREAM_NBD };
 
@@ -281,7 +281,7 @@ struct stream_slot {
     };
 };
 
-/* ---- core ------------------------------------------------------------------------------------------------------- */
+/* ---- core ---- */
 
 struct event_node {
     struct list_head link;

@@ -3,8 +3,8 @@
  *
  *   DOWN --LINK_UP--> UP --lost or LINK_DOWN--> LOST --LINK_RESOLVE--> DOWN
  *
- * While it is LOST every write waits: the control plane first makes a new generation durable where one is needed, so that
- * no write that the peer may not have is completed under the old one.
+ * While it is LOST every write waits: the control plane first makes a new generation durable where one is needed, so
+ * that no write that the peer may not have is completed under the old one.
  */
 #include <stdlib.h>
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Metadata jobs of a volume, one after the other: superblock, whole bitmap, activity log, loading.
  *
- * A job's operation is at most 1 MiB, so that the activity log, which must not run beside a bitmap write, waits briefly.
+ * A job's operation is at most 1 MiB, so that the activity log, which must not run beside a bitmap write, waits
+ * briefly.
  */
 #include <stdlib.h>
 #include <string.h>

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What comes from the peer: packets are parsed, checked and handed on; payloads go straight into their buffers.
  *
- * Control packets go to the control plane as they are, and the stream waits until it has answered (STREAM_RESUME), so that
- * what follows is read in the state that the packet led to.  Anything illegal ends the link with a reason, never the engine.
+ * Control packets go to the control plane as they are, and the stream waits until it has answered (STREAM_RESUME), so
+ * that what follows is read in the state that the packet led to.  Anything illegal ends the link with a reason, never
+ * the engine.
  */
 #include <string.h>
 

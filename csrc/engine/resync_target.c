@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Resync, both ends: the target asks for dirty blocks at its own pace, the source clears them on the target's acks.
  *
- * Invariants: a request holds its range exclusively from before it is sent until its data is on disk, so neither a newer
- * write of the application nor one of the peer can be overwritten by it; a bit is cleared, and the block acknowledged, only
- * after a flush has made it stable (differs: DRBD acknowledges before, decision 0003); blocks that failed stay dirty.
+ * Invariants: a request holds its range exclusively from before it is sent until its data is on disk, so neither a
+ * newer write of the application nor one of the peer can be overwritten by it; a bit is cleared, and the block
+ * acknowledged, only after a flush has made it stable (differs: DRBD acknowledges before, decision 0003); blocks that
+ * failed stay dirty.
  */
 #include <string.h>
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What goes to the peer: replicated writes with their epochs, requests, replies, acks.
  *
- * Invariant: the order of P_DATA packets on the data socket is the order of the transfer log, and the P_BARRIER of a closed
- * epoch stands before the first write of the next one.
+ * Invariant: the order of P_DATA packets on the data socket is the order of the transfer log, and the P_BARRIER of a
+ * closed epoch stands before the first write of the next one.
  */
 #include <string.h>
 
@@ -67,7 +67,7 @@ void sender_barrier(struct core *core)
     sender_raw(core, false, P_BARRIER, 0, body, sizeof(body));
 }
 
-/* The barrier of a closed epoch travels with the next write, which saves both nodes a wake-up; it does not wait long. */
+/* The barrier of a closed epoch travels with the next write, which saves both nodes a wake-up; it waits briefly. */
 void sender_barrier_tick(struct core *core)
 {
     struct link *link = &core->link;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A volume: its disk, its states, its range lock, its dirty bits.
  *
- * Invariant: `stats.lower_pending` counts every operation on its descriptors, so a detach is finished exactly when it is 0.
+ * Invariant: `stats.lower_pending` counts every operation on its descriptors, so a detach is finished exactly when it
+ * is 0.
  */
 #include <stdlib.h>
 #include <string.h>

@@ -22,13 +22,13 @@ enum {
     RE_EVENT_BLOB_MAX = 4352,   /* largest blob that comes with an event */
 };
 
-/* ---- commands -------------------------------------------------------------------------------------------------- */
+/* ---- commands ---- */
 
 enum re_command_type {
     RE_CMD_NONE,
-    /* A volume's disk.  `attach` tells where everything lies; the bitmap is read from the disk first.  Ends with DONE. */
+    /* A volume's disk.  `attach` tells where everything lies; the bitmap is read first.  Ends with DONE. */
     RE_CMD_VOLUME_ATTACH,
-    /* Wait for disk operations in flight, then forget the disk.  DONE means that the descriptor is not used any more. */
+    /* Wait for disk operations in flight, then forget the disk.  After DONE its descriptors are free. */
     RE_CMD_VOLUME_DETACH,
     /* The volume's states as the control plane decided them (`state`).  Takes effect at once. */
     RE_CMD_VOLUME_STATE,
@@ -162,17 +162,17 @@ struct re_command {
     struct re_nbd nbd;
 };
 
-/* ---- events ---------------------------------------------------------------------------------------------------- */
+/* ---- events ---- */
 
 enum re_event_type {
     RE_EV_NONE,
     RE_EV_DONE,             /* cookie, status (enum re_result) */
-    RE_EV_PACKET,           /* stream, packet, volume, blob = body; a data or unassigned stream waits for STREAM_RESUME */
+    RE_EV_PACKET,           /* stream, packet, volume, blob = body; all but a meta stream wait for STREAM_RESUME */
     RE_EV_STREAM_CLOSED,    /* stream (not part of an up link) ended; status */
     RE_EV_LINK_LOST,        /* status, reason (enum re_lost), detail; both sockets are closed */
     RE_EV_BITMAP_RECEIVED,  /* volume: the peer's whole bitmap is merged; value = dirty bits now */
     RE_EV_RESYNC_FINISHED,  /* volume: nothing left to do; value = blocks that failed */
-    RE_EV_DISK_ERROR,       /* volume; value = byte offset, detail = enum re_disk_op, error = errno; the disk is not used any more */
+    RE_EV_DISK_ERROR,       /* volume; value = byte offset, detail = enum re_disk_op, error = errno; no longer used */
     RE_EV_NBD_CLOSED,       /* stream; reason = enum re_nbd_end */
     RE_EV_STOPPED,          /* answer to RE_CMD_STOP */
 };
@@ -213,7 +213,7 @@ struct re_event {
     uint32_t pad;
 };
 
-/* ---- counters: written by the engine only, read at any time ------------------------------------------------------ */
+/* ---- counters: written by the engine only, read at any time ---- */
 
 struct re_volume_stats {
     uint64_t reads, read_bytes;             /* application */
@@ -252,11 +252,11 @@ struct re_engine_stats {
     uint64_t app_buffers_used_bytes, peer_buffers_used_bytes;
 };
 
-/* ---- entry points (production shell; any thread of the control plane) --------------------------------------------- */
+/* ---- entry points (production shell; any thread of the control plane) ---- */
 
 typedef struct re_engine re_engine;
 
-/* Start an engine and its thread; `wake_fd` is an eventfd that becomes readable when events wait.  NULL: out of memory. */
+/* Start an engine and its thread; `wake_fd`: eventfd that is readable when events wait.  NULL: out of memory. */
 re_engine *re_engine_start(int wake_fd);
 /* Queue a command; the blob is copied.  False when the ring is full (the caller waits for events and tries again). */
 bool re_engine_command(re_engine *engine, const struct re_command *command, const uint8_t *blob, size_t blob_length);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* DRBD's packets: command numbers, the three header formats, lengths and fields.
  *
- * Values and layouts are those of the 8.4 wire protocol (docs/protocol.md).  Everything here is pure: bytes in, fields out.
+ * Values and layouts are those of the 8.4 wire protocol (docs/protocol.md).  Everything here is pure: bytes in, fields
+ * out.
  */
 #ifndef PEER_PACKET_H
 #define PEER_PACKET_H

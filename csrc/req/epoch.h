@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The transfer log: replicated writes grouped into epochs, from sending until the barrier ack.
  *
- * Invariants: requests stand in sending order; an epoch is closed before a write that may depend on one of its completed
- * writes is sent; an epoch leaves only by its barrier ack, oldest first, or when the link is resolved after its loss.
+ * Invariants: requests stand in sending order; an epoch is closed before a write that may depend on one of its
+ * completed writes is sent; an epoch leaves only by its barrier ack, oldest first, or when the link is resolved after
+ * its loss.
  */
 #ifndef REQ_EPOCH_H
 #define REQ_EPOCH_H

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* One application request: what it asks for, where it stands, who is told.
  *
- * Life of a write: taken -> (held while the volume is frozen) -> range lock -> activity log -> started: in the transfer
- * log and in the data stream's queue, then on the local disk -> completed to its owner when the local part is finished and
- * the network part has reached the protocol's point -> released when its epoch is barrier-acked.
+ * Life of a write: taken -> (held while the volume is frozen) -> range lock -> activity log -> started: in the
+ * transfer log and in the data stream's queue, then on the local disk -> completed to its owner when the local part is
+ * finished and the network part has reached the protocol's point -> released when its epoch is barrier-acked.
  */
 #ifndef REQ_REQUEST_H
 #define REQ_REQUEST_H
@@ -47,7 +47,7 @@ struct al_waiter {
 };
 
 struct request {
-    struct list_head link;      /* free list, or the queue it waits in (held, remote reads, flush waiters) */
+    struct list_head link;      /* free list, or the queue it waits in */
     struct list_head tl;        /* transfer log: list of its epoch */
     struct list_head sent;      /* protocol A: waiting for the socket to take the packet */
     struct volume *volume;      /* set by volume_submit */
@@ -56,14 +56,14 @@ struct request {
     uint8_t kind;               /* enum request_kind */
     uint8_t flags;              /* enum request_flags */
     uint64_t offset;            /* bytes, multiple of 512 */
-    uint64_t length;            /* bytes, multiple of 512; READ and WRITE at most 1 MiB, TRIM and ZERO at most 128 MiB */
+    uint64_t length;            /* bytes, multiple of 512; at most 1 MiB, TRIM and ZERO at most 128 MiB */
     struct buf *buf;            /* READ and WRITE: data (the request owns one reference) */
     struct disk_extent *extents;    /* EXTENTS: filled on success, owned by the caller */
     uint32_t extents_max, extents_count;
 
     /* Result, valid in `done`. */
     int error;                  /* 0 or errno for the client */
-    void (*done)(struct request *request);  /* told exactly once; the request must not be touched afterwards by others */
+    void (*done)(struct request *request);  /* called exactly once, from a tick */
     void *owner;                /* for the callback */
 
     /* Progress; private to req/ and engine/. */
