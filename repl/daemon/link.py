@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -152,7 +153,8 @@ class LinkSockets:
         except TimeoutError:
             self._on_dial_failed(dial_id, "timed out")
         except OSError as error:
-            self._on_dial_failed(dial_id, error.strerror or str(error))
+            # asyncio puts its own words into strerror.
+            self._on_dial_failed(dial_id, os.strerror(error.errno) if error.errno else str(error))
         else:
             self._on_dialled(dial_id, sock.detach())
 
