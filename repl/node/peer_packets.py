@@ -150,6 +150,7 @@ class PeerPackets:
             uuids=lambda v: adopt_current(v.uuids, report.uuids.current, primary=False) if v is volume else v.uuids,
             reason="initial sync skipped by order",
         )
+        self._c.send_state(volume)  # an older P_STATE of ours may have reached the peer after its own change
 
     def _sizes(self, volume: Volume, theirs: pk.Sizes) -> None:
         volume.peer_sizes = theirs
