@@ -33,6 +33,8 @@ def _up(session: Session, target: Target) -> dict[str, Any]:
     try:
         return _start(session, name)
     except ReplError as error:
+        if not error.message.startswith(name):
+            error.message = f"{name}: it cannot be brought up: {error.message}"
         error.exit_status = UP_FAILED_STATUS  # as drbdadm, whatever the step was that failed
         raise
 

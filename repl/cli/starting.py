@@ -24,6 +24,7 @@ POLL_S = 0.02
 LOG_BYTES_MAX = 1 << 20
 LOG_TAIL_BYTES = 4096
 LOG_TAIL_LINES = 5
+LAST_WORD = "repld: "
 
 
 class DaemonDied(ReplError):
@@ -106,7 +107,9 @@ def _died(run_dir: RunDir, status: int, log_begin: int) -> DaemonDied:
         size = log.seek(0, os.SEEK_END)
         log.seek(max(log_begin, size - LOG_TAIL_BYTES) if size >= log_begin else 0)
         lines = log.read().decode(errors="replace").splitlines()
-    said = [line.removeprefix("repld: ") for line in lines[-LOG_TAIL_LINES:] if line.strip()]
+    last = [line for line in lines[-LOG_TAIL_LINES:] if line.strip()]
+    # Its own last word, if it had one; else what the log has.
+    said = [line.removeprefix(LAST_WORD) for line in last if line.startswith(LAST_WORD)] or last
     how = f"signal {-status}" if status < 0 else f"exit status {status}"
     return DaemonDied(
         f"{run_dir.resource}: repld did not start ({how}): " + ("\n  ".join(said) if said else "it said nothing."),

@@ -35,6 +35,7 @@ _STATFS_BYTES = 256
 _F_OFD_SETLK = 37
 _FLOCK = struct.Struct("=hhiqqii")  # struct flock of 64-bit Linux, with its padding
 LOCKS_BYTES_MAX = 1 << 22
+DAEMON_MODULE = "repl.daemon.main"
 
 KINDS = {
     MetaDiskKind.INTERNAL: MetadataKind.INTERNAL,
@@ -225,18 +226,22 @@ def _lock(fd: int, path: str, shared: MetaDisk | None, *, is_metadata: bool) -> 
         if error.errno not in (errno.EAGAIN, errno.EACCES):
             raise RequestRefused(f"{path}: it cannot be locked: {error.strerror}", number=104) from error
         owner = lock_owner(fd)
-        who = f"another repld (pid {owner}{_program(owner)})" if owner else "another repld"
+        who = _program(owner) if owner else "another program"
         raise RequestRefused(
             f"{path}: in use by {who}",
             number=115 if is_metadata else 114,
-            advice="Take that resource down first, or give each volume its own disk.",
+            advice="Stop that first, or give each volume a disk of its own.",
         ) from error
 
 
 def _program(pid: int) -> str:
+    """``repld web (pid 5)``; of a program that is not ours only its name."""
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        words = [word.decode(errors="replace") for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
     except OSError:
-        return ""
-    text = " ".join(word.decode(errors="replace") for word in words[:6] if word)
-    return f": {text[:80]}" if text else ""
+        words = []
+    for at, word in enumerate(words[:-1]):
+        if word == DAEMON_MODULE or os.path.basename(word) == "repld":
+            return f"repld {words[at + 1]} (pid {pid})"
+    name = os.path.basename(words[0]) if words and words[0] else "another program"
+    return f"{name} (pid {pid})"

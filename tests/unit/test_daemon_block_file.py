@@ -16,8 +16,11 @@ from repl.errors import DiskFailed
 SIZE = 3 * BOUNCE_BYTES + 1536  # not a multiple of 4096: the end is the difficult part
 
 
+CYCLE = bytes(index * 7 % 251 for index in range(251))
+
+
 def pattern(length: int) -> bytes:
-    return bytes(index * 7 % 251 for index in range(length))
+    return (CYCLE * (length // len(CYCLE) + 1))[:length]
 
 
 @pytest.fixture(params=["buffered", "direct"])

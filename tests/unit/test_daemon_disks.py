@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,7 +83,7 @@ def test_disk_none_is_refused(disk: Path) -> None:
 def test_disk_in_use_names_the_owner(disk: Path) -> None:
     first = open_disk(volume(disk))
     try:
-        with pytest.raises(RequestRefused, match=rf"in use by another repld \(pid {os.getpid()}.*\(114\)"):
+        with pytest.raises(RequestRefused, match=rf"in use by .* \(pid {os.getpid()}\) \(114\)"):
             open_disk(volume(disk))
         open_disk(volume(disk), read_only=True).close()  # looking is allowed
     finally:
@@ -97,6 +99,18 @@ def test_disk_with_direct_io_says_so(disk: Path) -> None:
         pytest.skip("no direct I/O on this file system")
     assert opened.flags & AttachFlags.DIRECT
     opened.close()
+
+
+def test_disk_owner_that_is_repld_is_named_with_its_resource(disk: Path) -> None:
+    script = "import sys, fcntl; f = open(sys.argv[3]); fcntl.flock(f, 2); print(1, flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, "repld", "web", str(disk)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"1\n"
+        with pytest.raises(RequestRefused, match=rf"in use by repld web \(pid {owner.pid}\) \(114\)"):
+            open_disk(volume(disk))
+        owner.kill()
 
 
 @pytest.mark.skipif(not SHM.is_dir(), reason="no tmpfs")
