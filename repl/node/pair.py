@@ -116,33 +116,31 @@ class PairMaker:
         node, net = self._node, self._node.settings.net
         data: PeerSocket | None = None
         meta: PeerSocket | None = None
+        waits = False  # after a crossing: let the peer dial
         while True:
-            dialled = await self._dial()
-            if dialled is not None:
-                dialled.kind = Packet.INITIAL_DATA if data is None else Packet.INITIAL_META
-                node.send(ec.StreamSend(dialled.stream, encode(dialled.kind, b"", version=80)))
-                if data is None:
-                    data = dialled
-                else:
-                    meta = dialled
-            check = True
-            if not (data and meta):
-                socket = await self._next_accepted(self._accept_wait_ms(net.connect_int_ms))
-                if socket is not None and socket.kind is Packet.INITIAL_DATA:
-                    data, check = self._take(data, socket)
-                elif socket is not None:
-                    meta, check = self._take(meta, socket)
-            if data and data.is_closed:
-                self._drop(data)
-                data = None
-            if meta and meta.is_closed:
-                self._drop(meta)
-                meta = None
-            if check and data and meta:
-                await node.pause(net.ping_timeout_ms)
-                if not data.is_closed and not meta.is_closed:
-                    self._forget(data, meta)
-                    return Pair(data, meta)
+            if not waits and not (data and meta):
+                dialled = await self._dial()
+                if dialled is not None:
+                    dialled.kind = Packet.INITIAL_DATA if data is None else Packet.INITIAL_META
+                    node.send(ec.StreamSend(dialled.stream, encode(dialled.kind, b"", version=80)))
+                    if data is None:
+                        data = dialled
+                    else:
+                        meta = dialled
+            # A pair has to last for a while; what the peer dials meanwhile has crossed ours.
+            is_pair = data is not None and meta is not None
+            wait_ms = net.ping_timeout_ms if is_pair else self._accept_wait_ms(net.connect_int_ms)
+            socket = await self._next_accepted(wait_ms)
+            if socket is None:
+                waits = waits and is_pair
+            elif socket.kind is Packet.INITIAL_DATA:
+                data, waits = self._take(data, socket)
+            else:
+                meta, waits = self._take(meta, socket)
+            data, meta = self._open_only(data), self._open_only(meta)
+            if socket is None and is_pair and data and meta:
+                self._forget(data, meta)
+                return Pair(data, meta)
 
     def close(self) -> None:
         """Drop everything that is not part of a pair."""
@@ -169,18 +167,23 @@ class PairMaker:
     def _keeps_own(self) -> bool:
         return self._node.settings.my_address < self._node.settings.peer_address
 
+    def _open_only(self, socket: PeerSocket | None) -> PeerSocket | None:
+        if socket is not None and socket.is_closed:
+            self._drop(socket)
+            return None
+        return socket
+
     def _take(self, own: PeerSocket | None, new: PeerSocket) -> tuple[PeerSocket, bool]:
-        """The socket to go on with, and whether to check the pair now."""
+        """The socket to go on with, and whether to let the peer dial next."""
         self._node.send(ec.StreamResume(new.stream))
-        if own is None or own.is_closed:
-            if own is not None:
-                self._drop(own)
-            return new, True
+        own = self._open_only(own)
+        if own is None:
+            return new, False
         if not own.is_accepted and self._keeps_own():
             self._drop(new)
-            return own, True
+            return own, False
         self._drop(own)
-        return new, own.is_accepted or self._coin()
+        return new, not own.is_accepted and self._coin()
 
     async def _dial(self) -> PeerSocket | None:
         node = self._node
