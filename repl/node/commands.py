@@ -290,6 +290,7 @@ class Commands:
         skip = (
             clear
             and volume.state.conn == _C.CONNECTED
+            and node.connection.agreed.version >= 90  # an older peer would not understand
             and fresh
             and report is not None
             and base(report.uuids.current) == UUID_JUST_CREATED

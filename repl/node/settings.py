@@ -49,7 +49,7 @@ class NetSettings:
     after_sb_0pri: int = 0
     after_sb_1pri: int = 0
     after_sb_2pri: int = 0
-    protocol_min: int = 86
+    protocol_min: int = 100  # older peers have one volume and smaller requests: not yet
     protocol_max: int = 101
 
 
