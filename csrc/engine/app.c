@@ -33,6 +33,10 @@ static void complete(struct request *r, int error)
 /* Free what is not needed any more. */
 static void release(struct request *r)
 {
+    if (r->told && !r->local_pending && r->buf) {   /* the send queue holds a reference of its own */
+        buf_put(r->buf);
+        r->buf = NULL;
+    }
     if (r->local_pending || r->in_transfer_log)
         return;
     volume_al_put(r->volume, &r->al);

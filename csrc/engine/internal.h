@@ -51,7 +51,7 @@ enum connection_state {
 };
 
 enum {
-    REQUESTS_DEFAULT = 4096,
+    REQUESTS_DEFAULT = 16384,
     APP_BUFFER_BYTES_DEFAULT = 128 << 20,
     PEER_BUFFER_BYTES_DEFAULT = 64 << 20,
     METADATA_BUFFER_BYTES = 8 << 20,

@@ -110,8 +110,11 @@ static void lock_granted(struct range_item *item)
 /* The run of dirty bits at `bit` that one request may cover: aligned to its own size, within a 16 MiB extent. */
 static uint64_t run_length(const struct volume *v, uint64_t bit)
 {
-    uint64_t most = bit ? bit & (~bit + 1) : BITS_PER_REQUEST_MAX;
-    uint64_t end = u64_min(bit + u64_min(most, BITS_PER_REQUEST_MAX), v->bitmap->bits);
+    /* An old peer's packets carry less: 32 KiB with the short header, 128 KiB before version 100. */
+    uint32_t version = v->core->link.options.version;
+    uint64_t bits_max = version < 95 ? 8 : version < 100 ? 32 : BITS_PER_REQUEST_MAX;
+    uint64_t most = bit ? bit & (~bit + 1) : bits_max;
+    uint64_t end = u64_min(bit + u64_min(most, bits_max), v->bitmap->bits);
     uint64_t next_clear = bitmap_next_clear(v->bitmap, bit);
     return u64_min(end, next_clear) - bit;
 }
