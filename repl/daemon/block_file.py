@@ -17,6 +17,7 @@ from typing import NoReturn
 from repl.errors import DiskFailed
 
 BLKGETSIZE64 = 0x80081272
+BLKSSZGET = 0x1268
 DIRECT_ALIGNMENT_BYTES = 4096
 BOUNCE_BYTES = 1 << 20
 READ_BYTES_MAX = 1 << 30
@@ -28,6 +29,13 @@ def device_size_bytes(fd: int) -> int:
         answer = fcntl.ioctl(fd, BLKGETSIZE64, bytes(8))
         return int(struct.unpack("=Q", answer)[0])
     return os.fstat(fd).st_size
+
+
+def logical_sector_bytes(fd: int) -> int:
+    """What direct I/O on a block device has to be aligned to (512 for a file)."""
+    if stat.S_ISBLK(os.fstat(fd).st_mode):
+        return int(struct.unpack("=i", fcntl.ioctl(fd, BLKSSZGET, bytes(4)))[0])
+    return 512
 
 
 class FdBlockFile:

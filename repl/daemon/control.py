@@ -33,7 +33,8 @@ _UCRED = struct.Struct("=iII")
 _log = logging.getLogger("repl.daemon.control")
 
 Respond = Callable[[dict[str, Any], Exception | None], None]
-Handler = Callable[[Request, Respond], None]
+# What the handler returns, if anything, says that the client is gone.
+Handler = Callable[[Request, Respond], Callable[[], None] | None]
 
 
 class ControlServer:
@@ -115,9 +116,18 @@ class _Client:
         self._reader = reader
         self._writer = writer
         self._handler = handler
-        self._pending_count = 0
+        self._pending: dict[int, Callable[[], None] | None] = {}
+        self._next_pending = 0
 
     async def serve(self) -> None:
+        try:
+            await self._serve()
+        finally:
+            for cancel in list(self._pending.values()):
+                if cancel is not None:
+                    cancel()
+
+    async def _serve(self) -> None:
         while True:
             try:
                 message = await self._read_frame()
@@ -143,14 +153,16 @@ class _Client:
             found = message.get("id")
             self._write(protocol.encode_answer(found if isinstance(found, int) else None, {}, error))
             return
-        if self._pending_count >= REQUESTS_PER_CLIENT_MAX:
+        if len(self._pending) >= REQUESTS_PER_CLIENT_MAX:
             error_ = RequestRefused(f"{request.verb}: {REQUESTS_PER_CLIENT_MAX} requests are under way.")
             self._write(protocol.encode_answer(request.request_id, {}, error_))
             return
-        self._pending_count += 1
+        number = self._next_pending
+        self._next_pending += 1
+        self._pending[number] = None
 
         def respond(result: dict[str, Any], error: Exception | None) -> None:
-            self._pending_count -= 1
+            self._pending.pop(number, None)
             try:
                 frame = protocol.encode_answer(request.request_id, result, error)
             except Exception as failure:  # a result that cannot be packed
@@ -158,7 +170,9 @@ class _Client:
                 frame = protocol.encode_answer(request.request_id, {}, failure)
             self._write(frame)
 
-        self._handler(request, respond)
+        cancel = self._handler(request, respond)
+        if number in self._pending:
+            self._pending[number] = cancel
 
     def _write(self, frame: bytes) -> None:
         transport = self._writer.transport

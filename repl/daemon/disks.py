@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from repl.config.model import MetaDisk, MetaDiskKind, VolumeView
-from repl.daemon.block_file import FdBlockFile
+from repl.daemon.block_file import FdBlockFile, logical_sector_bytes
 from repl.drbd.layout import INDEXED_SLOT_SECTORS, MetadataKind
 from repl.engine.commands import AttachFlags
 from repl.errors import ConfigError, MetadataError, RequestRefused
@@ -185,7 +185,11 @@ def _open_mode(path: str, what: str, number: int, flags: int, wants_direct: bool
         if not wants_direct:
             return os.open(path, flags), False
         try:
-            return os.open(path, flags | os.O_DIRECT), True
+            fd = os.open(path, flags | os.O_DIRECT)
+            if logical_sector_bytes(fd) <= SECTOR_BYTES:
+                return fd, True
+            os.close(fd)  # requests are multiples of 512 bytes: the page cache has to put them together
+            return os.open(path, flags), False
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise

@@ -163,17 +163,17 @@ class Service:
 
     # Control socket
 
-    def _handle(self, request: Request, respond: Respond) -> None:
+    def _handle(self, request: Request, respond: Respond) -> Callable[[], None] | None:
         assert self._shell is not None
         try:
             local = self._local(request)
         except ReplError as error:
             respond({}, error)
-            return
+            return None
         if local is not None:
             respond(local, None)
-        else:
-            self._shell.command(request.verb, request.args, respond)
+            return None
+        return self._shell.command(request.verb, request.args, respond)
 
     def _local(self, request: Request) -> dict[str, Any] | None:
         """Verbs that the node knows nothing of."""

@@ -62,6 +62,7 @@ class NodeMachine(Protocol):
     def disk_opened(self, volume: int, prepared: Prepared) -> None: ...
     def disk_failed(self, volume: int, error: Exception) -> None: ...
     def command(self, token: object, verb: str, args: dict[str, Any]) -> None: ...
+    def cancel(self, token: object) -> None: ...
     def nbd_closed(self, volume: int) -> None: ...
     def status(self) -> dict[str, Any]: ...
 
@@ -138,15 +139,16 @@ class Shell:
 
     # Calls of the node
 
-    def command(self, verb: str, args: dict[str, Any], answer: Answer) -> None:
-        """Ends with exactly one call of ``answer``."""
+    def command(self, verb: str, args: dict[str, Any], answer: Answer) -> Callable[[], None]:
+        """Ends with exactly one call of ``answer``.  The result says that nobody wants that answer any more."""
         if len(self._tokens) >= COMMANDS_MAX:
             answer({}, RequestRefused(f"{verb}: {COMMANDS_MAX} commands are waiting already.",
                                       advice="Wait for some of them to end."))
-            return
+            return lambda: None
         token = _Token(answer)
         self._tokens.add(token)
         self._call(lambda: self.node.command(token, verb, args))
+        return lambda: self._call(lambda: self.node.cancel(token))
 
     async def ask(self, verb: str, args: dict[str, Any]) -> dict[str, Any]:
         """A command as a coroutine; raises its error.  Cancelling it does not stop the command."""

@@ -74,6 +74,7 @@ class Node:
         self._next_timer = 1
         self._lock = Mutex()
         self._watchers: list[tuple[Callable[[], bool], Promise[None]]] = []
+        self._waiting: dict[object, Flow[None]] = {}
 
     # ---- the shell's side ----
 
@@ -154,7 +155,20 @@ class Node:
                 if verb == "down":
                     self.act(act.Exit())
 
-        self.start(run(), f"command {verb}")
+        flow = self.start(run(), f"command {verb}")
+        if verb.startswith("wait-"):
+            self._waiting[token] = flow
+            flow.done.when_done(lambda: self._forget_waiting(token))
+        self.scheduler.run()
+
+    def _forget_waiting(self, token: object) -> None:
+        self._waiting.pop(token, None)
+
+    def cancel(self, token: object) -> None:
+        """Nobody wants the answer to this command any more: a wait ends, anything else is carried through."""
+        flow = self._waiting.get(token)
+        if flow is not None:
+            flow.cancel("nobody waits for it any more")
         self.scheduler.run()
 
     def status(self) -> dict[str, Any]:
@@ -249,6 +263,10 @@ class Node:
         else:
             self._watchers.append((condition, promise))
         return promise
+
+    def unwatch(self, promise: Promise[None]) -> None:
+        """The watcher gives up."""
+        self._watchers = [entry for entry in self._watchers if entry[1] is not promise]
 
     def notify_watchers(self) -> None:
         """Something changed that a watcher may wait for."""

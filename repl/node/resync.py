@@ -39,7 +39,6 @@ class ResyncControl:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._asking_full_sync: set[int] = set()
 
     def _child(self, coroutine: object, name: str) -> None:
         self._node.connection.child(self._node.start(coroutine, name))  # type: ignore[arg-type]
@@ -98,10 +97,11 @@ class ResyncControl:
         node = self._node
         if volume.state.conn != _C.WF_SYNC_UUID:
             expected = volume.state.conn in (_C.WF_BITMAP_T, _C.STARTING_SYNC_T)
-            if not expected and volume.number not in self._asking_full_sync:
+            if not expected and not volume.expects_sync_uuid:
                 # differs: DRBD would take the UUID over when the connection breaks (decision 0006).
                 raise ProtocolError(f"P_SYNC_UUID came in {volume.state.conn}; it is ignored.")
             await volume.waiting_for_sync_uuid
+        volume.expects_sync_uuid = False
         dirty = node.dirty_bits(volume)
         await node.transition(
             lambda v, s: (
@@ -171,6 +171,7 @@ class ResyncControl:
         if as_source:
             self._child(self._start_full_sync_source(volume), "full sync source")
         else:
+            volume.expects_sync_uuid = True  # it may come while we still set all bits
             self._child(self._start_full_sync_target(volume), "full sync target")
         return 1
 
@@ -179,7 +180,7 @@ class ResyncControl:
         node = self._node
         if volume.state.conn != _C.CONNECTED:
             raise StateRefused(f"{node.settings.resource}: a resync is running", number=-8)
-        self._asking_full_sync.add(volume.number)
+        volume.expects_sync_uuid = True
         volume.waiting_for_sync_uuid = Promise()
         try:
             code = await node.connection.request_change(StateChange.of(conn=_C.STARTING_SYNC_T), volume=volume.number)
@@ -187,9 +188,8 @@ class ResyncControl:
                 await self._start_full_sync_target(volume)
         except PeerLost:
             code = -15
-        finally:
-            self._asking_full_sync.discard(volume.number)
         if code < 1:
+            volume.expects_sync_uuid = False
             raise refusal(node, "invalidate", code)
 
     async def _start_full_sync_target(self, volume: Volume) -> None:

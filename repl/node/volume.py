@@ -42,6 +42,7 @@ class Volume:
         self.peer_sizes: Sizes | None = None
         self.is_evaluated = False
         self.sent_dirty_bits = 0
+        self.expects_sync_uuid = False  # a full sync was agreed with the peer as its source
         self.waiting_for_sync_uuid: Promise[None] = Promise()
 
     @property
@@ -59,6 +60,7 @@ class Volume:
         self.peer_sizes = None
         self.is_evaluated = False
         self.corrected = None
+        self.expects_sync_uuid = False
         self.waiting_for_sync_uuid = Promise()
 
     def attach_disk(self, prepared: Prepared) -> None:
