@@ -411,6 +411,16 @@ static void audit_causal(struct audit *a, struct demand *demands)
     demand_check(a, demands, "something later is visible, an earlier write is missing");
 }
 
+/* All completed writes. */
+static void audit_acked(struct audit *a, struct demand *demands)
+{
+    uint64_t base = history_get(a->sim, a->history)->base_order;
+    for (uint64_t n = 0; n < a->sim->op_count; n++)
+        if (is_effect(&a->sim->ops[n], a->history) && a->sim->ops[n].info.invoked > base)
+            demand_add(a, demands, n);
+    demand_check(a, demands, "an acknowledged write is missing");
+}
+
 static void audit_strict(struct audit *a)
 {
     const struct history *h = history_get(a->sim, a->history);
@@ -454,7 +464,7 @@ uint64_t re_sim_audit_image(re_sim *sim, int history, const uint8_t *data, uint6
     audit_look(&a, data);
     if (modes & RE_SIM_AUDIT_STRICT)
         audit_strict(&a);
-    for (uint32_t mode = RE_SIM_AUDIT_FLUSHED; mode <= RE_SIM_AUDIT_CAUSAL; mode <<= 1) {
+    for (uint32_t mode = RE_SIM_AUDIT_FLUSHED; mode <= RE_SIM_AUDIT_ACKED; mode <<= 1) {
         if (!(modes & mode))
             continue;
         struct demand *demands = calloc(a.count + 1, sizeof(*demands));
@@ -463,8 +473,10 @@ uint64_t re_sim_audit_image(re_sim *sim, int history, const uint8_t *data, uint6
             demands[i].op = -1;
         if (mode == RE_SIM_AUDIT_FLUSHED)
             audit_flushed(&a, demands);
-        else
+        else if (mode == RE_SIM_AUDIT_CAUSAL)
             audit_causal(&a, demands);
+        else
+            audit_acked(&a, demands);
         free(demands);
     }
     free(a.seen);

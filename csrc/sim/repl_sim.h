@@ -318,9 +318,12 @@ uint64_t re_sim_violations(const re_sim *sim);
 const char *re_sim_violation(const re_sim *sim, uint32_t index);
 
 enum re_sim_audit_mode {
-    RE_SIM_AUDIT_STRICT = 1,    /* every completed write is there, or a concurrent or later one */
-    RE_SIM_AUDIT_FLUSHED = 2,   /* the same, only for FUA and what completed before a flush */
-    RE_SIM_AUDIT_CAUSAL = 4,    /* what completed before a visible write was invoked is there */
+    /* Every completed write is there, or a concurrent or later one; and what a read has seen is not undone.  Too strict
+     * for a takeover: a primary serves reads of writes that the peer has not acknowledged yet. */
+    RE_SIM_AUDIT_STRICT = 1,
+    RE_SIM_AUDIT_FLUSHED = 2,   /* only for writes with FUA, or completed before a completed flush was invoked */
+    RE_SIM_AUDIT_CAUSAL = 4,    /* what completed before a visible write was invoked is there or overwritten (P3) */
+    RE_SIM_AUDIT_ACKED = 8,     /* as STRICT, but reads do not count */
 };
 /* Check `length` bytes of an image at `data` as content of the history's device from `device_offset` on.
  * Tags must always be whole, in their place and of this run.  Returns violations; `report` (may be NULL) gets
