@@ -130,8 +130,10 @@ void volume_check_idle(struct volume *v)
             list_del(&job->link);
             core_done(core, job->cookie, v->number, RE_RESULT_CANCELED, 0);
             free(job->superblock);
+            job->superblock = NULL;
             if (job->buf)
                 buf_put(job->buf);
+            job->buf = NULL;
             list_add_tail(&core->md_free, &job->link);
         }
         uint64_t cookie = v->detach_cookie;
