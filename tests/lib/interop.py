@@ -1,0 +1,456 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A pair of one of our nodes ("here") and one of the kernel's DRBD 8.4 ("guest", in a User-mode Linux guest).
+
+Both read the same configuration file: ours is written to the test's folder, the kernel's copy lies in the guest.
+:class:`KernelLab` is one guest and its network for a whole module; :class:`KernelPair` is one resource in it, with its
+own minor, ram disk, port and backing file.  Everything is awaited, and what could not be awaited says what both sides
+look like.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nbd.client import NbdClient
+from repl.cli.client import Client
+from repl.errors import ReplError
+from tests.lib.guest import Guest
+from tests.lib.netns import NetNamespace
+from tests.lib.process import Process
+from tests.lib.tools import ROOT, require, require_engine
+from tests.lib.wait import wait_for
+
+MIB = 1 << 20
+DISK_BYTES = 32 * MIB
+DISKS = 15
+FIRST_PORT = 7700
+WAIT_S = 20.0
+LOG_TAIL = 6000
+LOAD_BLOCKS = 3000
+READ_BYTES = 4 * MIB
+# What the kernel says when the other side behaves in a way that it does not expect.
+COMPLAINTS = re.compile(
+    r"BAD!|ASSERT|Oops|BUG:|WARNING:|[Uu]nexpected|Wrong magic|unknown packet|expected .* got|"
+    r"incompatible|too (short|long|small|large)|FIXME|not found|mismatch|error receiving|meta connection shut down|"
+    r"got wrong|Received bad|magic|timed out waiting|PingAck did not arrive"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelState:
+    """One line of /proc/drbd."""
+
+    cstate: str
+    role: str
+    peer_role: str
+    disk: str
+    peer_disk: str
+    protocol: str
+    out_of_sync_kib: int
+
+    @property
+    def is_in_sync(self) -> bool:
+        return (self.cstate, self.disk, self.peer_disk) == ("Connected", "UpToDate", "UpToDate")
+
+
+class KernelLab:
+    """A guest with drbd and ram disks; a new one takes over if it dies."""
+
+    def __init__(self, modules: tuple[str, ...] = ()) -> None:
+        require("linux.uml", "modprobe", "ip", "drbdadm")
+        require_engine()
+        self._modules = modules
+        self._used = 0
+        self.net = NetNamespace(taps=1)
+        self._guest: Guest | None = None
+
+    @property
+    def guest(self) -> Guest:
+        if self._guest is None or not self._guest.is_running:
+            self._close_guest()
+            self._used = 0
+            self._guest = Guest(
+                modules=["drbd:usermode_helper=/bin/true", f"brd:rd_nr={DISKS}:rd_size={DISK_BYTES // 1024}",
+                         *self._modules],
+                nics=[self.net.nic(0)],
+                netns=self.net,
+            )  # fmt: skip
+        return self._guest
+
+    def take_minor(self) -> int:
+        """A ram disk that no test has used yet; the guest starts anew when all were."""
+        assert self.guest
+        if self._used == DISKS:
+            self._close_guest()
+            assert self.guest
+        self._used += 1
+        return self._used - 1
+
+    def _close_guest(self) -> None:
+        if self._guest is not None:
+            self._guest.close()
+            self._guest = None
+
+    def close(self) -> None:
+        self._close_guest()
+        self.net.close()
+
+
+class Kernel:
+    """The kernel's side of the pair."""
+
+    def __init__(self, lab: KernelLab, minor: int, disk: str, conf: str) -> None:
+        self.minor = minor
+        self.disk = disk
+        self.device = f"/dev/drbd{minor}"
+        self.conf = f"/run/interop/r{minor}.conf"
+        self.guest = lab.guest
+        self.guest.write_file(self.conf, conf)
+        if disk.startswith("/dev/loop"):  # unlike a ram disk it can discard
+            backing = f"/dev/shm/disk{minor}"
+            self.guest.run(f"modprobe loop && truncate -s {DISK_BYTES} {backing} && losetup {disk} {backing}")
+        self.log_begin = len(self.guest.log())
+        self.log_all_begin = self.log_begin
+
+    def adm(self, command: str, *, check: bool = True, timeout: float = 60) -> str:
+        """One drbdadm command; its output."""
+        done = self.guest.run(f"drbdadm -c {self.conf} {command} r0", timeout, check=check)
+        return done.out + done.err
+
+    def up(self) -> None:
+        self.guest.run(f"drbdadm -c {self.conf} create-md --force r0 && drbdadm -c {self.conf} up r0")
+
+    def state(self) -> KernelState:
+        text = self.guest.run("cat /proc/drbd").out
+        found = re.search(rf"^ *{self.minor}: cs:(\S+)(.*\n.*)$", text, re.MULTILINE)
+        if found is None or found[1] == "Unconfigured":
+            return KernelState("Unconfigured", "Secondary", "Unknown", "Diskless", "DUnknown", "", 0)
+        more = re.search(r"ro:(\w+)/(\w+) ds:(\w+)/(\w+)\s+(\S+)(?:.|\n)*oos:(\d+)", found[2])
+        assert more is not None, text
+        return KernelState(found[1], more[1], more[2], more[3], more[4], more[5], int(more[6]))
+
+    def uuids(self) -> list[int]:
+        """Current, bitmap and history; without the bit that tells who was Primary."""
+        said = re.findall(r"\b[0-9A-F]{16}\b", self.adm("show-gi"))
+        return [int(word, 16) & ~1 for word in said[:4]]
+
+    def digest(self, size_bytes: int) -> str:
+        """Of the disk itself, past the page cache."""
+        assert size_bytes % 4096 == 0
+        count = size_bytes // 4096
+        command = f"dd if={self.disk} iflag=direct,count_bytes bs=1M count={count * 4096} 2>/dev/null | sha256sum"
+        return self.guest.run(command).out.split()[0]
+
+    def write(self, offset_kib: int, length_kib: int, *, block_kib: int = 64, flush: bool = False) -> None:
+        """Random data, past the page cache; ``flush``: and make it stable."""
+        block_kib = min(block_kib, length_kib)
+        command = (
+            f"dd if=/dev/urandom of={self.device} bs={block_kib}K seek={offset_kib * 1024} "
+            f"count={length_kib * 1024} iflag=fullblock,count_bytes oflag=direct,seek_bytes "
+            f"conv=notrunc{',fsync' if flush else ''} 2>&1"
+        )
+        self.guest.run(command)
+
+    # A load: small random writes one after the other until told to stop; counts what is done.
+
+    def load_start(self) -> None:
+        script = (
+            f"n=0; while [ ! -e /run/interop/stop{self.minor} ]; do "
+            f"dd if=/dev/urandom of={self.device} bs=4K count=4 seek=$((n * 37 % {LOAD_BLOCKS})) oflag=direct "
+            f"conv=notrunc 2>/dev/null || break; n=$((n + 1)); echo $n >/run/interop/load{self.minor}; done"
+        )
+        self.guest.run(f"echo 0 >/run/interop/load{self.minor}; (setsid sh -c '{script}' </dev/null >/dev/null 2>&1 &)")
+
+    def load_count(self) -> int:
+        return int(self.guest.run(f"cat /run/interop/load{self.minor}").out or 0)
+
+    def load_stop(self) -> None:
+        self.guest.run(f"touch /run/interop/stop{self.minor}; while fuser -s {self.device}; do sleep 0.05; done")
+
+    @staticmethod
+    def sha256(data: bytes) -> str:
+        return hashlib.sha256(data).hexdigest()
+
+    def log(self) -> str:
+        """Kernel log since this pair began."""
+        return self.guest.log()[self.log_all_begin :]
+
+    def complaints(self, *, allowed: str = "") -> list[str]:
+        found = [line for line in self.log().splitlines() if COMPLAINTS.search(line)]
+        return [line for line in found if not (allowed and re.search(allowed, line))]
+
+    def resync_kib(self) -> int:
+        """How much the last resync of this minor set out to move."""
+        said = re.findall(rf"drbd{self.minor}: Began resync as \w+ \(will sync (\d+) KB", self.log())
+        assert said, self.log()[-LOG_TAIL:]
+        return int(said[-1])
+
+    def close(self) -> None:
+        if self.guest.is_running:
+            with contextlib.suppress(Exception):
+                self.guest.run(f"drbdadm -c {self.conf} secondary --force r0 || drbdadm -c {self.conf} secondary r0; "
+                               f"drbdadm -c {self.conf} disconnect --force r0; drbdadm -c {self.conf} down r0",
+                               30, check=False)  # fmt: skip
+
+
+class Ours:
+    """Our side of the pair: a daemon, its control socket, its disk."""
+
+    def __init__(self, lab: KernelLab, folder: Path, conf: str) -> None:
+        self._lab = lab
+        self._folder = folder
+        self._starts = 0
+        self.conf = folder / "r0.res"
+        self.conf.write_text(conf)
+        self.disk = folder / "disk.img"
+        with self.disk.open("wb") as file:
+            file.truncate(DISK_BYTES)
+        self.run_dir = folder / "run"
+        self.process: Process | None = None
+        self.was_in_sync = False
+
+    def ctl(self, command: str, *words: str) -> str:
+        """One replctl command; its output."""
+        argv = [
+            sys.executable, "-P", "-m", "repl.cli.main", "--config", str(self.conf), "--node", "here",
+            "--run-dir", str(self.run_dir), command, *words, "r0",
+        ]  # fmt: skip
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, env=_environment())
+        if done.returncode:
+            raise AssertionError(f"replctl {command} {' '.join(words)}: {done.returncode}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def start(self) -> None:
+        """A daemon that is up."""
+        self._starts += 1
+        argv = [
+            sys.executable, "-P", "-m", "repl.daemon.main", "r0", "--config", str(self.conf), "--node", "here",
+            "--run-dir", str(self.run_dir), "--foreground", "--up",
+        ]  # fmt: skip
+        log = self._folder / f"repld-{self._starts}.log"
+        self.process = Process(argv, log, env=_environment(), prefix=self._lab.net.prefix)
+        self.process.wait_until(self._answers, 20, "an answer on the control socket")
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.call("status")["up"])
+        except (ReplError, OSError):
+            return False
+
+    def call(self, verb: str, **args: Any) -> dict[str, Any]:
+        with Client(self.run_dir / "r0.sock", "r0") as client:
+            return client.call(verb, answer_timeout_s=30, **args)
+
+    def status(self) -> dict[str, Any]:
+        return self.call("status")
+
+    def brief(self) -> str:
+        """Connection, roles and disks on one line."""
+        try:
+            s = self.status()
+        except (ReplError, OSError) as error:
+            return f"not running ({error})"
+        v = s["volumes"][0]
+        return (
+            f"{s['connection']}/{v['replication']} {s['role']}/{s['peer']['role']} {v['disk']}/{v['peer_disk']} "
+            f"out of sync {v['out_of_sync_bytes'] // 1024} KiB {s['reason']}"
+        )
+
+    @property
+    def nbd_uri(self) -> str:
+        return f"nbd+unix:///?socket={self.run_dir / 'r0.nbd'}"
+
+    @property
+    def size_bytes(self) -> int:
+        return int(self.status()["volumes"][0]["size_bytes"])
+
+    @property
+    def is_in_sync(self) -> bool:
+        s = self.status()
+        v = s["volumes"][0]
+        return (v["replication"], v["disk"], v["peer_disk"]) == ("Connected", "UpToDate", "UpToDate")
+
+    def uuids(self) -> list[int]:
+        """Current, bitmap and history; without the bit that tells who was Primary."""
+        said = re.findall(r"\b[0-9A-F]{16}\b", self.call("show-gi")["gi"])
+        return [int(word, 16) & ~1 for word in said[:4]]
+
+    def digest(self, size_bytes: int) -> str:
+        digest = hashlib.sha256()
+        with self.disk.open("rb") as file:
+            left = size_bytes
+            while left and (data := file.read(min(left, READ_BYTES))):
+                digest.update(data)
+                left -= len(data)
+        return digest.hexdigest()
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[NbdClient]:
+        with NbdClient(self.nbd_uri) as client:
+            yield client
+
+    def open_client(self) -> NbdClient:
+        """One that outlives our daemon: nobody closes it in an orderly way."""
+        return NbdClient(self.nbd_uri)
+
+    def log(self) -> str:
+        paths = sorted(self._folder.glob("repld-*.log"))
+        return "".join(f"--- {p.name}\n{p.read_text(errors='replace')}" for p in paths)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.stop(15)
+
+
+class KernelPair:
+    """One resource on both."""
+
+    def __init__(self, lab: KernelLab, folder: Path, *, protocol: str = "C", net: str = "", disk: str = "",
+                 other_net: str | None = None, can_discard: bool = False) -> None:  # fmt: skip
+        """``net``, ``disk``: more options, for both; ``other_net``: those of the kernel if they differ;
+        ``can_discard``: the kernel's disk is a loop device and not a ram disk."""
+        self.begin = time.monotonic()
+        self.lab = lab
+        minor = lab.take_minor()
+        self.port = FIRST_PORT + minor
+        kernel_disk = f"/dev/{'loop' if can_discard else 'ram'}{minor}"
+
+        def conf(options: str) -> str:
+            return f"""# our node and the kernel's read this same text
+global {{ usage-count no; }}
+resource r0 {{
+	net {{ protocol {protocol}; connect-int 1; {options} }}
+	disk {{ c-plan-ahead 0; resync-rate 400M; {disk} }}
+	on here {{ device /dev/drbd{minor} minor {minor}; disk {folder / "disk.img"}; meta-disk internal;
+		address ipv4 {lab.net.HOST}:{self.port}; }}
+	on guest {{ device /dev/drbd{minor} minor {minor}; disk {kernel_disk}; meta-disk internal;
+		address ipv4 {lab.net.guest_address(0)}:{self.port}; }}
+}}
+"""
+
+        self.ours = Ours(lab, folder, conf(net))
+        self.kernel = Kernel(lab, minor, kernel_disk, conf(net if other_net is None else other_net))
+
+    def up(self) -> None:
+        """Fresh metadata on both, both running."""
+        self.ours.ctl("create-md")
+        self.ours.start()
+        self.kernel.up()
+
+    # ---- waiting ----
+
+    def wait(self, predicate: Callable[[], object], what: str, timeout: float = WAIT_S) -> None:
+        wait_for(predicate, timeout, what, describe=self.describe, ignore=(ReplError, OSError))
+
+    def describe(self) -> str:
+        return f"ours {self.ours.brief()}; kernel {self.kernel.state()}"
+
+    def wait_connected(self) -> None:
+        """And, whatever is needed for it, synchronised: both say so."""
+        self.wait(lambda: self.kernel.state().cstate not in ("WFConnection", "WFReportParams", "Unconnected")
+                  and self.ours.status()["connection"] == "Connected", "connected on both")  # fmt: skip
+
+    def wait_in_sync(self, timeout: float = WAIT_S) -> None:
+        self.wait(lambda: self.ours.is_in_sync and self.kernel.state().is_in_sync, "in sync on both", timeout)
+
+    def wait_kernel(self, timeout: float = WAIT_S, **fields: str) -> None:
+        self.wait(
+            lambda: all(getattr(self.kernel.state(), k) in v.split("|") for k, v in fields.items()),
+            f"the kernel's {fields}",
+            timeout,
+        )
+
+    def wait_ours(self, timeout: float = WAIT_S, **fields: str) -> None:
+        def holds() -> bool:
+            status = self.ours.status()
+            flat = {**status, **status["volumes"][0], "peer_role": status["peer"]["role"]}
+            return all(flat[k] in v.split("|") for k, v in fields.items())
+
+        self.wait(holds, f"our {fields}", timeout)
+
+    def wait_load(self, more: int) -> None:
+        """Until the guest's load has made so many steps more."""
+        target = self.kernel.load_count() + more
+        self.wait(lambda: self.kernel.load_count() >= target, f"{more} writes of the load")
+
+    # ---- frequent steps ----
+
+    def kernel_primary(self) -> None:
+        """Fresh disks become in sync with the kernel as the source."""
+        self.up()
+        self.wait_connected()
+        self.kernel.adm("primary --force")
+        self.wait_in_sync()
+
+    def our_primary(self) -> None:
+        """Fresh disks become in sync with us as the source."""
+        self.up()
+        self.wait_connected()
+        self.ours.call("primary", force=True)
+        self.wait_in_sync()
+
+    def reconnect(self) -> None:
+        """Both look for each other again, whoever gave up."""
+        if self.ours.status()["connection"] == "StandAlone":
+            self.ours.call("connect")
+        if self.kernel.state().cstate == "StandAlone":
+            self.kernel.adm("connect")
+
+    def reconnect_quietly(self) -> None:
+        """Part and meet again."""
+        self.ours.call("disconnect")
+        self.wait_kernel(cstate="WFConnection")
+        self.ours.call("connect")
+        self.wait_in_sync()
+
+    def compare(self) -> None:
+        """Both data areas, byte for byte; two that say that they are in sync have the same generation as well."""
+        size = self.ours.size_bytes
+        sectors = self.kernel.guest.run(f"cat /sys/block/drbd{self.kernel.minor}/size").out
+        assert int(sectors) * 512 == size
+        assert self.ours.digest(size) == self.kernel.digest(size), self.first_differences(size)
+        if self.ours.is_in_sync:
+            assert self.ours.uuids()[:2] == [self.kernel.uuids()[0], 0], (self.ours.uuids(), self.kernel.uuids())
+
+    def first_differences(self, size_bytes: int) -> str:
+        """Which blocks differ, for the message."""
+        copy = self.kernel.guest.dir / "compare"
+        self.kernel.guest.run(f"dd if={self.kernel.disk} of={copy} iflag=direct bs=1M 2>/dev/null; sync")
+        try:
+            mine, theirs = self.ours.disk.read_bytes(), copy.read_bytes()
+        finally:
+            copy.unlink()
+        blocks = [at // 4096 for at in range(0, size_bytes, 4096) if mine[at : at + 4096] != theirs[at : at + 4096]]
+        return f"{len(blocks)} blocks differ, the first are {blocks[:10]}"
+
+    def report(self) -> str:
+        """For the end of a test that failed: both states and logs."""
+        kernel = "the guest is dead"
+        with contextlib.suppress(Exception):
+            kernel = str(self.kernel.state())
+        return (
+            f"=== after {time.monotonic() - self.begin:.1f} s\nours:   {self.ours.brief()}\nkernel: {kernel}\n"
+            f"=== our log\n{self.ours.log()[-LOG_TAIL:]}\n=== the kernel's log\n{self.kernel.log()[-LOG_TAIL:]}"
+        )
+
+    def close(self) -> None:
+        self.ours.close()
+        self.kernel.close()
+
+
+def _environment() -> dict[str, str]:
+    return {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
