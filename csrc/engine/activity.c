@@ -140,7 +140,8 @@ static void page_written(struct disk_op *op)
             volume_al_abandon(v);
         return;
     }
-    v->stats.bitmap_writes++;
+    if (op->kind == DISK_WRITE)
+        v->stats.bitmap_writes++;
     if (--v->al_pages_pending > 0)
         return;
     if (v->disk_failed) {
@@ -155,7 +156,8 @@ static void page_written(struct disk_op *op)
     write_block(v);
 }
 
-/* Write the changed bitmap pages of the extents that leave the set; false when there are none. */
+/* What was written to the extents that leave the set must be stable before, and marked where the peer lacks it: with
+ * the metadata on another device a flush of the data, then the changed bitmap pages.  False when nothing is to be done. */
 static bool write_evicted_pages(struct volume *v)
 {
     uint32_t count = 0;
@@ -176,6 +178,12 @@ static bool write_evicted_pages(struct volume *v)
                                .data = buf->data};
         volume_disk_submit(v, op, page_written, v);
     }
+    if (v->al_evicted_count && v->disk.md_fd != v->disk.data_fd && !(v->disk.flags & RE_ATTACH_NO_DISK_FLUSHES)) {
+        v->al_op = (struct disk_op){.kind = DISK_FLUSH, .fd = v->disk.data_fd, .offset = v->al_op.offset};
+        volume_disk_submit(v, &v->al_op, page_written, v);
+        v->al_pages_pending = count + 1;
+        return true;
+    }
     v->al_pages_pending = count;
     return count > 0;
 }
@@ -192,10 +200,8 @@ static void commit(struct volume *v)
     v->al_op.offset = v->disk.al_offset + (uint64_t)block * BLOCK_BYTES;
     if (write_evicted_pages(v))
         v->al_phase = AL_WRITING_BITMAP;
-    else {
-        v->al_evicted_count = 0;
+    else
         write_block(v);
-    }
 }
 
 void volume_al_tick(struct volume *v)

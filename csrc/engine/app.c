@@ -58,10 +58,20 @@ void core_complete_requests(struct core *core)
     }
 }
 
+/* differs: DRBD is content with a copy on an Inconsistent disk, which a resync overwrites (decision 0014). */
+static bool has_good_copy(const struct request *r)
+{
+    const struct re_state *state = &r->volume->state;
+    if (!is_write(r))
+        return r->local_ok || r->net_ok;
+    return (r->local_ok && (state->disk == D_UP_TO_DATE || !r->net_ok)) ||
+           (r->net_ok && (state->peer_disk == D_UP_TO_DATE || r->local_ok));
+}
+
 void request_settle(struct request *r)
 {
     if (!r->completed && !r->local_pending && !r->net_pending)
-        complete(r, r->local_ok || r->net_ok ? 0 : r->error ? r->error : EIO);
+        complete(r, has_good_copy(r) ? 0 : r->error ? r->error : EIO);
     release(r);
 }
 

@@ -85,6 +85,7 @@ struct receive_epoch {
     uint64_t volumes;               /* bit per volume written to */
     bool closed;                    /* its P_BARRIER was received (or the link was lost) */
     bool flushing;                  /* its flush has started */
+    bool failed;                    /* a volume of it cannot be made stable */
     bool acked;                     /* a barrier ack is wanted: false once the link is lost */
 };
 

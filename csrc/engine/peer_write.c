@@ -111,8 +111,10 @@ static void flush_done(struct disk_op *op)
     struct epoch_flush *flush = op->owner;
     struct volume *v = flush->v;
     volume_disk_finished(v, op);
-    if (op->error)
+    if (op->error) {
         volume_disk_error(v, op, RE_DISK_FLUSH);
+        flush->epoch->failed = true;
+    }
     flush->epoch->flushes--;
 }
 
@@ -121,8 +123,13 @@ static void start_flushes(struct core *core, struct receive_epoch *epoch)
     epoch->flushing = true;
     for (int i = 0; i < RE_VOLUMES_MAX; i++) {
         struct volume *v = core->volumes[i];
-        if (!v || !(epoch->volumes & (UINT64_C(1) << i)) || !volume_disk_usable(v) ||
-            (v->disk.flags & RE_ATTACH_NO_DISK_FLUSHES))
+        if (!v || !(epoch->volumes & (UINT64_C(1) << i)))
+            continue;
+        if (!volume_disk_usable(v)) {
+            epoch->failed = true;
+            continue;
+        }
+        if (v->disk.flags & RE_ATTACH_NO_DISK_FLUSHES)
             continue;
         struct epoch_flush *flush = &v->epoch_flush;
         *flush = (struct epoch_flush){.epoch = epoch, .v = v};
@@ -145,6 +152,9 @@ void peer_epochs_check(struct core *core)
             start_flushes(core, epoch);
         if (epoch->flushes)
             break;
+        /* No barrier ack for what is not stable: when the link is lost the peer marks all of it as out of sync. */
+        if (epoch->failed && epoch->acked && core->link.phase == LINK_UP)
+            link_lost(core, RE_LOST_OWN_DISK, 0, 0, true);
         epoch_flushed(core, epoch);
     }
     link_check_resolved(core);
@@ -159,8 +169,6 @@ static void write_finished(struct peer_request *pr, bool ok)
     volume_unlock_range(v, &pr->lock);
     volume_al_put(v, &pr->al);
     uint64_t offset = pr->sector * SECTOR_BYTES;
-    if (ok && pr->bytes && v->state.peer_disk < D_INCONSISTENT && v->state.connection >= C_CONNECTED)
-        volume_set_dirty(v, offset, pr->bytes);     /* the writer has no disk: only we have this */
     if (is_current_link(pr)) {
         const struct re_link *o = &core->link.options;
         bool write_ack = o->version >= 100 ? pr->dp_flags & DP_SEND_WRITE_ACK : o->protocol == 3;
@@ -253,6 +261,8 @@ void peer_write_received(struct core *core, struct peer_request *pr)
     bool receive_ack = o->version >= 100 ? pr->dp_flags & DP_SEND_RECEIVE_ACK : o->protocol == 2;
     if (receive_ack)
         sender_ack(v, P_RECV_ACK, pr->sector, pr->block_id, pr->bytes);
+    if (v->state.peer_disk < D_INCONSISTENT && v->state.connection >= C_CONNECTED)
+        volume_set_dirty(v, pr->sector * SECTOR_BYTES, pr->bytes);  /* the writer has no disk: only we have this */
     uint64_t length = pr->bytes ? pr->bytes : SECTOR_BYTES;
     if (volume_lock_range(v, &pr->lock, pr->sector * SECTOR_BYTES, length, true, write_granted))
         write_start(pr);

@@ -52,6 +52,7 @@ class Lost(enum.IntEnum):
     KO = 4
     SEND_TIMEOUT = 5
     PROTOCOL = 6
+    OWN_DISK = 7
 
 
 class DiskOp(enum.IntEnum):

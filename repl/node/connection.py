@@ -40,6 +40,7 @@ _LOST_STATES = {
     Lost.KO: _C.TIMEOUT,
     Lost.SEND_TIMEOUT: _C.TIMEOUT,
     Lost.PROTOCOL: _C.PROTOCOL_ERROR,
+    Lost.OWN_DISK: _C.NETWORK_FAILURE,
 }
 _ILLEGAL = {
     1: "bad header",
@@ -300,6 +301,7 @@ class Connection:
             Lost.PING_TIMEOUT: "no answer to a ping",
             Lost.KO: "a write was not acknowledged in time (ko-count x timeout)",
             Lost.SEND_TIMEOUT: "the peer takes no data",
+            Lost.OWN_DISK: "the own disk failed with writes of the peer on it",
         }.get(lost.lost, "")
         if lost.lost is Lost.PROTOCOL:
             try:
