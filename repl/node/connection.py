@@ -7,6 +7,7 @@ A :class:`FinalDrop` ends StandAlone with a reason that is kept (the administrat
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -215,6 +216,7 @@ class Connection:
             await self._converse()
         except FinalDrop as error:
             final = error
+            await self._linger()
         except (RetryDrop, ProtocolError) as error:
             retry = error.message
         except PeerLost:
@@ -248,6 +250,14 @@ class Connection:
             self.resume()
             if self._peer_leaves:
                 raise PeerLost("The peer has disconnected.")
+
+    async def _linger(self) -> None:
+        """Let the peer come to its own verdict on what it was sent: a broken connection alone makes it try again."""
+        if not self._link_up:
+            return
+        self._packets.clear()
+        with contextlib.suppress(PeerLost, RetryDrop):
+            await self.next_packet(self.node.settings.net.ping_timeout_ms)
 
     async def _end(self, why: str) -> None:
         """The link is gone or to be given up: new generation where needed, then let the engine go on."""
