@@ -117,7 +117,15 @@ struct peer_request {
 
 /* ---- a resync target's requests ---- */
 
-enum resync_stage { RESYNC_FREE, RESYNC_LOCKING, RESYNC_ASKED, RESYNC_RECEIVING, RESYNC_WRITING, RESYNC_WRITTEN };
+enum resync_stage {
+    RESYNC_FREE,
+    RESYNC_LOCKING,     /* writes before it have to finish; nothing sent */
+    RESYNC_ASKED,       /* sent; may have stepped behind a write of the peer since */
+    RESYNC_RECEIVING,   /* the reply's payload arrives */
+    RESYNC_RECEIVED,    /* the reply is here, writes before it have to finish */
+    RESYNC_WRITING,
+    RESYNC_WRITTEN,     /* not flushed yet */
+};
 
 struct resync_request {
     struct list_head link;          /* free list, in flight, or written and not yet flushed */
@@ -164,6 +172,7 @@ struct md_job {
     struct volume *volume;
     uint64_t cursor;                /* page or block to go on with */
     uint64_t pages;                 /* pages of the operation in flight */
+    bool data_flushed;              /* BITMAP_WRITE with external metadata: the data disk's flush was started */
     bool flushing;                  /* last step: the flush is in flight */
     uint8_t *superblock;            /* SUPERBLOCK: copy of the blob */
     struct buf *buf;
@@ -420,6 +429,7 @@ void resync_target_pump(struct volume *v);
 uint64_t resync_target_deadline(const struct volume *v);
 struct resync_request *resync_target_find(struct volume *v, uint64_t sector, uint32_t bytes);
 void resync_target_data(struct resync_request *rq);
+void resync_target_yield(struct volume *v, const struct range *write);
 void resync_target_failed(struct volume *v, uint64_t sector, uint32_t bytes);
 void resync_target_again(struct volume *v, uint64_t sector, uint32_t bytes);
 void resync_source_acked(struct volume *v, uint64_t sector, uint32_t bytes);

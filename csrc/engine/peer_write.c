@@ -266,4 +266,6 @@ void peer_write_received(struct core *core, struct peer_request *pr)
     uint64_t length = pr->bytes ? pr->bytes : SECTOR_BYTES;
     if (volume_lock_range(v, &pr->lock, pr->sector * SECTOR_BYTES, length, true, write_granted))
         write_start(pr);
+    else
+        resync_target_yield(v, &pr->lock.range);
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Resync, both ends: the target asks for dirty blocks at its own pace, the source clears them on the target's acks.
  *
- * Invariants: a request holds its range exclusively from before it is sent until its data is on disk, so neither a
- * newer write of the application nor one of the peer can be overwritten by it; a bit is cleared, and the block
+ * Invariants: a request has its place in the range lock from before it is sent until its data is on disk, so no write of
+ * the application can be overwritten by it; it steps behind writes of the peer until its data arrives, since the peer
+ * may be able to read the blocks only after we acknowledged them, and what it sends is as new as they are; a bit is cleared, and the block
  * acknowledged, only after a flush has made it stable (differs: DRBD acknowledges before, decision 0003); blocks that
  * failed stay dirty.
  */
@@ -102,9 +103,32 @@ static void ask(struct resync_request *rq)
     sender_resync_request(v, rq->offset, rq->bytes);
 }
 
+static void write_start(struct resync_request *rq);
+
 static void lock_granted(struct range_item *item)
 {
-    ask(container_of(item, struct resync_request, lock));
+    struct resync_request *rq = container_of(item, struct resync_request, lock);
+    if (rq->stage == RESYNC_LOCKING)
+        ask(rq);
+    else if (rq->stage == RESYNC_RECEIVED)
+        write_start(rq);
+}
+
+void resync_target_yield(struct volume *v, const struct range *write)
+{
+    struct range *next;
+    for (struct range *range = range_first_overlap(&v->ranges, write->begin, write->end); range; range = next) {
+        next = range_next_overlap(range, write->begin, write->end);
+        struct range_item *item = container_of(range, struct range_item, range);
+        if (item->granted != lock_granted || range->ticket > write->ticket)
+            continue;
+        struct resync_request *rq = container_of(item, struct resync_request, lock);
+        if (rq->stage != RESYNC_LOCKING && rq->stage != RESYNC_ASKED)
+            continue;
+        volume_unlock_range(v, &rq->lock);
+        bool held = volume_lock_range(v, &rq->lock, rq->offset, rq->bytes, true, lock_granted);
+        CHECK(!held);   /* the write is before it now */
+    }
 }
 
 /* The run of dirty bits at `bit` that one request may cover: aligned to its own size, within a 16 MiB extent. */
@@ -283,6 +307,14 @@ void resync_target_data(struct resync_request *rq)
     }
     v->target.in_flight_bytes -= rq->bytes;
     v->target.arrived_sectors += rq->bytes / SECTOR_BYTES;
+    rq->stage = RESYNC_RECEIVED;
+    if (rq->lock.range.held)
+        write_start(rq);
+}
+
+static void write_start(struct resync_request *rq)
+{
+    struct volume *v = rq->volume;
     rq->stage = RESYNC_WRITING;
     if (!volume_disk_usable(v)) {
         forget(rq);
