@@ -206,11 +206,11 @@ class Commands:
         if not count:
             for volume in node.volumes.values():
                 await node.ask(ec.VolumeDrain(volume.number))
+        else:
+            await node.refuse_writes()
         await node.transition(lambda v, s: s, role=Role.SECONDARY)
         for volume in node.volumes.values():
             node.connection.send_state(volume)
-            if volume.attached:
-                await node.ask(ec.BitmapWrite(volume.number))
 
     # ---- connection ----
 

@@ -83,6 +83,7 @@ class Connection:
         self._change_lock = Mutex()
         self._peer_leaves = False
         self._graceful = False
+        self._may_cancel = False  # the flow waits for something that need not come
 
     # ---- the shell's and the engine's side ----
 
@@ -164,7 +165,8 @@ class Connection:
         if self._link_up:
             self._on_lost(Event(EventType.LINK_LOST, reason=Lost.NONE))
             node.send(ec.LinkDown())
-        else:
+        elif self._may_cancel:  # anything else it carries through, and then sees that nobody wants it any more
+            self._may_cancel = False
             self._flow.cancel("disconnect")
         await node.watch(lambda: node.cstate == _C.STANDALONE)
 
@@ -204,8 +206,11 @@ class Connection:
         node = self.node
         if node.cstate != _C.WF_CONNECTION:
             await self._set_connection(_C.WF_CONNECTION)
+        if not self.wanted:
+            return
         self.pairs.open()
         node.act(act.Listen(True))
+        self._may_cancel = True
         pair = await self.pairs.make()
         node.act(act.Listen(False))
         self.pairs.close()
@@ -223,12 +228,15 @@ class Connection:
             pass
         except Cancelled:
             final = FinalDrop("disconnected")
+        self._may_cancel = False
         was_connected = node.is_connected
         await self._end(final.message if final else retry)
         if final is not None:
             raise final
         if self.wanted and (retry or not was_connected):
+            self._may_cancel = True
             await node.pause(RETRY_PAUSE_MS)
+            self._may_cancel = False
 
     def _begin(self, pair: Pair) -> None:
         self._data_stream, self._meta_stream = pair.data.stream, pair.meta.stream

@@ -80,6 +80,7 @@ class Disks:
         node = self._node
         if not volume.attached or volume.superblock is None:
             return
+        await node.ask(ec.VolumeDrain(volume.number))
         stable = await node.ask_ok(ec.BitmapWrite(volume.number))
         stable = stable and await node.ask_ok(ec.AlInitialize(volume.number))
         if stable:

@@ -14,7 +14,7 @@ from repl.drbd import auth
 from repl.drbd import packets as pk
 from repl.drbd.packets import Packet
 from repl.drbd.states import ConnectionState, DiskState, Role, StateWord
-from repl.drbd.uuids import AfterSplitBrain, DecisionKind, Feature, Policies, Side, UuidFlag, decide
+from repl.drbd.uuids import AfterSplitBrain, DecisionKind, Feature, Policies, Side, UuidFlag, base, decide
 from repl.engine import commands as ec
 from repl.engine.events import Event
 from repl.errors import ProtocolError, ReplError
@@ -203,10 +203,24 @@ class Handshake:
             await self._sizes(volume, pk.Sizes.decode(event.blob, wsame=self._c.agreed.wsame))
         elif event.packet == Packet.UUIDS:
             volume.peer_report = pk.UuidReport.decode(event.blob)
+            self._check_exposed(volume, volume.peer_report)
         elif event.packet == Packet.STATE:
             await evaluate(self._c, volume, pk.State.decode(event.blob).state)
         else:
             raise ProtocolError(f"Packet 0x{event.packet:x} does not belong to the handshake.")
+
+    def _check_exposed(self, volume: Volume, report: pk.UuidReport) -> None:
+        """Without a disk: applications have seen one generation and must not be shown another one."""
+        if volume.attached:
+            return
+        mine, theirs = volume.uuids.current, report.uuids.current
+        if self._node.role == Role.PRIMARY and mine and base(mine) != base(theirs):
+            raise FinalDrop(
+                f"This Primary has no disk and can only connect to data of generation {mine:016X}; "
+                f"{self._peer} has {theirs:016X}.",
+                advice=f'Take the resource down and up again on {self._node.settings.node} to attach its disk.',
+            )
+        volume.uuids = replace(volume.uuids, current=theirs)
 
     async def _sizes(self, volume: Volume, theirs: pk.Sizes) -> None:
         volume.peer_sizes = theirs

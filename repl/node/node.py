@@ -9,9 +9,11 @@ acts on the new state and before the peer hears of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from repl.drbd.states import ConnectionState, DiskState, Role, StateWord, sanitize
+from repl.drbd.superblock import MdFlag
 from repl.drbd.uuids import Uuids, set_primary
 from repl.engine import commands as ec
 from repl.engine.events import EngineStats, Event, EventType, Result, VolumeStats
@@ -288,6 +290,13 @@ class Node:
 
     # ---- transitions ----
 
+    async def refuse_writes(self) -> None:
+        """The engine ends the clients' writes with an error from now on."""
+        async with self._lock:
+            for volume in self.volumes.values():
+                state = replace(volume.state, role=Role.SECONDARY)
+                self.send(ec.VolumeState(volume.number, self._engine_state(state)))
+
     async def transition(
         self,
         change: Change,
@@ -316,9 +325,12 @@ class Node:
                 self.cstate = cstate
             plans: list[tuple[Volume, StateWord]] = []
             writes: list[Promise[Event]] = []
-            for volume in [only] if only is not None else list(self.volumes.values()):
-                after = change(volume, volume.state)
-                after = sanitize(self._with_node_states(after), negotiating_falls_to=DiskState.DISKLESS)
+            targets = [only] if only is not None else list(self.volumes.values())
+            for volume in targets:
+                if volume.attached and self._ends_replay(volume, self._sanitized(change(volume, volume.state))):
+                    await self.ask(ec.BitmapWrite(volume.number))  # it flushes the data as well
+            for volume in targets:
+                after = self._sanitized(change(volume, volume.state))
                 if after.disk == DiskState.UP_TO_DATE and after.pdsk == DiskState.UP_TO_DATE:
                     volume.crashed_primary = False
                 new_uuids = uuids(volume) if uuids is not None else volume.uuids
@@ -339,6 +351,17 @@ class Node:
                 self._log_volume(volume, before, after, reason)
                 self.send(ec.VolumeState(volume.number, self._engine_state(after)))
         self.notify_watchers()
+
+    def _sanitized(self, state: StateWord) -> StateWord:
+        return sanitize(self._with_node_states(state), negotiating_falls_to=DiskState.DISKLESS)
+
+    @staticmethod
+    def _ends_replay(volume: Volume, after: StateWord) -> bool:
+        """The next attach will not mark the activity log's extents any more: the bitmap has to say all of it."""
+        block = volume.superblock_for(after, volume.uuids)
+        if block is None or volume.superblock is None:
+            return False
+        return MdFlag.PRIMARY_IND in volume.superblock.flags and MdFlag.PRIMARY_IND not in block.flags
 
     def _with_node_states(self, state: StateWord) -> StateWord:
         conn = state.conn if self.cstate >= ConnectionState.CONNECTED else self.cstate

@@ -135,6 +135,8 @@ class PeerPackets:
     async def _uuids(self, volume: Volume, report: pk.UuidReport) -> None:
         node = self._node
         volume.peer_report = report
+        if not volume.attached:
+            volume.uuids = replace(volume.uuids, current=report.uuids.current)  # what applications see from now on
         skip = UuidFlag.SKIP_INITIAL_SYNC in report.flags
         if not skip or not volume.attached:
             return
