@@ -269,8 +269,11 @@ class NodeShell:
         elif n.kind == lib.RE_SIM_NOTICE_ACCEPTED:
             self._call(lambda node: node.accepted(n.fd))
         elif n.kind == lib.RE_SIM_NOTICE_DIALED:
-            dial_id = self._dials.pop(n.id)
-            if n.error:
+            dial_id = self._dials.pop(n.id, -1)
+            if dial_id < 0:
+                if n.fd >= 0:
+                    lib.re_sim_socket_close(self.world.sim, n.fd)
+            elif n.error:
                 self._call(lambda node: node.dial_failed(dial_id, os.strerror(n.error)))
             else:
                 self._call(lambda node: node.dialled(dial_id, n.fd))
@@ -313,6 +316,8 @@ class NodeShell:
             self.world.lib.re_sim_engine_stop(self.world.sim, self.index)
             if self._listener >= 0:
                 self.world.lib.re_sim_unlisten(self.world.sim, self._listener)
+            for number in self._dials:
+                self.world.lib.re_sim_dial_cancel(self.world.sim, number)
             self._forget("the process ended")
         elif event.type is EventType.NBD_CLOSED and event.stream >= PEER_STREAMS:
             volume = self._streams.pop(event.stream, None)

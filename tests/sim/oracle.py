@@ -42,6 +42,8 @@ class Oracle:
         if role == Role.PRIMARY:
             if good and not (connected and peer_disk >= DiskState.INCONSISTENT):
                 self.alone[index] = True
+            elif disk < DiskState.INCONSISTENT and peer_good:
+                self.alone[1 - index] = True  # a diskless Primary writes to its peer's disk only
             if index == self.primary and not self.primary_died:
                 self._follow_primary(index, good=good, peer_good=peer_good)
         elif index == self.primary and not self.primary_died and role == Role.SECONDARY and not self.drained:
