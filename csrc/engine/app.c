@@ -58,14 +58,15 @@ void core_complete_requests(struct core *core)
     }
 }
 
-/* differs: DRBD is content with a copy on an Inconsistent disk, which a resync overwrites (decision 0014). */
+/* differs: DRBD is content with a copy on an Inconsistent disk, which a resync overwrites (decision 0016). */
 static bool has_good_copy(const struct request *r)
 {
     const struct re_state *state = &r->volume->state;
     if (!is_write(r))
         return r->local_ok || r->net_ok;
-    return (r->local_ok && (state->disk == D_UP_TO_DATE || !r->net_ok)) ||
-           (r->net_ok && (state->peer_disk == D_UP_TO_DATE || r->local_ok));
+    if (r->local_ok && r->net_ok)
+        return true;
+    return (r->local_ok && state->disk == D_UP_TO_DATE) || (r->net_ok && state->peer_disk == D_UP_TO_DATE);
 }
 
 void request_settle(struct request *r)

@@ -111,6 +111,13 @@ static void job_flush(struct md_job *job)
 static void bitmap_step(struct md_job *job)
 {
     struct volume *v = job->volume;
+    if (!job->data_flushed && v->disk.md_fd != v->disk.data_fd && !(v->disk.flags & RE_ATTACH_NO_DISK_FLUSHES)) {
+        job->data_flushed = true;   /* what this bitmap calls clean has to be stable as well */
+        job->op = (struct disk_op){.kind = DISK_FLUSH, .fd = v->disk.data_fd};
+        v->md_job_in_flight = true;
+        volume_disk_submit(v, &job->op, job_op_done, job);
+        return;
+    }
     uint64_t page = bitmap_next_changed_page(v->bitmap, job->cursor);
     if (page == UINT64_MAX) {
         job_flush(job);
