@@ -144,6 +144,10 @@ void volume_check_idle(struct volume *v)
 
 bool volume_is_frozen(const struct volume *v)
 {
+    /* A write that the activity log does not cover goes to the peer only when the peer knows that we have no disk:
+     * it marks the blocks then. */
+    if (v->disk_failed && v->state.disk >= D_FAILED)
+        return true;
     return v->state.suspended || v->core->link.phase == LINK_LOST || v->loading;
 }
 
