@@ -221,6 +221,11 @@ class StateWord:
         return self.susp or self.susp_nod or self.susp_fen
 
     @property
+    def pauses_resync(self) -> bool:
+        """The node of this state has paused its resync; its peer follows."""
+        return self.aftr_isp or self.user_isp
+
+    @property
     def resync_paused(self) -> bool:
         """True if there is any reason to pause a resync."""
         return self.aftr_isp or self.peer_isp or self.user_isp

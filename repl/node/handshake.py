@@ -272,7 +272,7 @@ async def evaluate(c: Connection, volume: Volume, theirs: StateWord) -> None:
     volume.is_evaluated = True
     all_done = all(v.is_evaluated for v in node.volumes.values())
     await node.transition(
-        lambda v, s: replace(s, conn=conn, pdsk=peer_disk) if v is volume else s,
+        lambda v, s: replace(s, conn=conn, pdsk=peer_disk, peer_isp=theirs.pauses_resync) if v is volume else s,
         only=None if first and all_done else volume,
         cstate=_C.CONNECTED if all_done else None,
         peer_role=theirs.role,

@@ -367,7 +367,15 @@ class Node:
         conn = state.conn if self.cstate >= ConnectionState.CONNECTED else self.cstate
         if self.cstate >= ConnectionState.CONNECTED and conn < ConnectionState.CONNECTED:
             conn = ConnectionState.CONNECTED
-        return StateWord(role=self.role, peer=self.peer_role, conn=conn, disk=state.disk, pdsk=state.pdsk, pad=0)
+        return StateWord(
+            role=self.role,
+            peer=self.peer_role,
+            conn=conn,
+            disk=state.disk,
+            pdsk=state.pdsk,
+            peer_isp=state.peer_isp and conn >= ConnectionState.CONNECTED,
+            pad=0,
+        )
 
     @staticmethod
     def _engine_state(state: StateWord) -> ec.State:
