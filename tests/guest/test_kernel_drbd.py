@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,13 +38,10 @@ class PairMaker:
         self.pair: KernelPair | None = None
         self.allowed = ""
 
-    def __call__(self, *, protocol: str = "C", net: str = "", disk: str = "", other_net: str | None = None,
-                 can_discard: bool = False, allowed: str = "") -> KernelPair:  # fmt: skip
-        """``allowed``: complaints in the kernel's log that belong to the test."""
+    def __call__(self, *, allowed: str = "", **options: Any) -> KernelPair:
+        """``options`` of KernelPair; ``allowed``: complaints in the kernel's log that belong to the test."""
         self.allowed = allowed
-        self.pair = KernelPair(
-            self._lab, self._folder, protocol=protocol, net=net, disk=disk, other_net=other_net, can_discard=can_discard
-        )
+        self.pair = KernelPair(self._lab, self._folder, **options)
         return self.pair
 
 
@@ -563,4 +561,105 @@ def test_kernel_that_asks_for_an_online_verify_is_refused(make_pair: PairMaker) 
     pair.kernel.adm("verify", check=False)
     assert pair.kernel.state().is_in_sync
     pair.kernel.write(0, 64)
+    pair.compare()
+
+
+def test_smaller_disk_of_either_side_decides_the_size(make_pair: PairMaker) -> None:
+    pair = make_pair(our_bytes=40 * MIB)
+    pair.kernel_primary()
+    pair.kernel.write(0, 64)
+    assert pair.ours.size_bytes < 32 * MIB
+    pair.compare()
+
+
+def test_our_smaller_disk_decides_the_size(make_pair: PairMaker) -> None:
+    pair = make_pair(our_bytes=24 * MIB)
+    pair.our_primary()
+    with pair.ours.client() as client:
+        client.write(0, os.urandom(65536))
+    assert pair.ours.size_bytes < 24 * MIB
+    pair.compare()
+
+
+def test_large_bitmaps_of_plain_and_coded_parts_are_exchanged(make_pair: PairMaker) -> None:
+    pair = make_pair(our_bytes=1024 * MIB, kernel_bytes=1024 * MIB)
+    pair.up()
+    pair.wait_connected()
+    pair.ours.call("new-current-uuid", clear_bitmap=True)
+    pair.wait_in_sync()
+    pair.ours.call("primary")
+    pair.ours.call("disconnect")
+    blocks = {n * 3 for n in range(2000)} | {100_000 + n for n in range(500)} | {200_000 + n * n for n in range(200)}
+    with pair.ours.client() as client:
+        for block in blocks:
+            client.write(block * 4096, os.urandom(4096))
+    pair.ours.call("connect")
+    pair.wait_in_sync()
+    assert pair.kernel.resync_kib() == len(blocks) * 4
+    pair.compare()
+
+    pair.ours.call("secondary")
+    pair.kernel.adm("primary")
+    pair.kernel.adm("disconnect")
+    pair.kernel.write_blocks(sorted(blocks))
+    pair.kernel.adm("connect")
+    pair.wait_in_sync()
+    assert pair.kernel.resync_kib() == len(blocks) * 4
+    pair.compare()
+
+
+def test_kernel_whose_disk_fails_a_write_is_resynced_after_a_new_attach(make_pair: PairMaker) -> None:
+    pair = make_pair(allowed=r"Local IO failed|IO ERROR")
+    pair.our_primary()
+    faults = "/sys/module/drbd/parameters"
+    pair.kernel.guest.run(f"echo 100 >{faults}/fault_rate; echo 16 >{faults}/enable_faults")
+    try:
+        with pair.ours.client() as client:
+            client.write(MIB, os.urandom(65536))
+        pair.wait_ours(peer_disk="Diskless")
+    finally:
+        pair.kernel.guest.run(f"echo 0 >{faults}/enable_faults; echo 0 >{faults}/fault_rate")
+    pair.kernel.adm("attach")
+    pair.wait_in_sync()
+    pair.compare()
+
+
+def test_kernel_that_pauses_a_resync_towards_us_resumes_it(make_pair: PairMaker) -> None:
+    pair = make_pair(disk="resync-rate 8M;")
+    pair.up()
+    pair.wait_connected()
+    pair.kernel.adm("primary --force")
+    pair.wait_kernel(cstate="SyncSource")
+    pair.kernel.adm("pause-sync")
+    pair.wait_kernel(cstate="PausedSyncS")
+    pair.wait_ours(replication="PausedSyncT")
+    pair.kernel.write(0, 64)
+    pair.kernel.adm("resume-sync")
+    pair.wait_in_sync()
+    pair.compare()
+
+
+def test_kernel_that_pauses_a_resync_from_us_resumes_it(make_pair: PairMaker) -> None:
+    pair = make_pair(disk="resync-rate 8M;")
+    pair.up()
+    pair.wait_connected()
+    pair.ours.call("primary", force=True)
+    pair.wait_kernel(cstate="SyncTarget")
+    pair.kernel.adm("pause-sync")
+    pair.wait_kernel(cstate="PausedSyncT")
+    with pair.ours.client() as client:
+        client.write(0, os.urandom(65536))
+    pair.kernel.adm("resume-sync")
+    pair.wait_in_sync()
+    pair.compare()
+
+
+def test_kernel_that_changes_options_while_connected_stays_connected(make_pair: PairMaker) -> None:
+    pair = make_pair()
+    pair.kernel_primary()
+    pair.kernel.guest.run(f"sed -i 's/resync-rate 400M/resync-rate 300M/; s/protocol C;/protocol C; ping-int 5;/' "
+                          f"{pair.kernel.conf}")  # fmt: skip
+    pair.kernel.adm("adjust")
+    pair.kernel.write(0, 64)
+    assert pair.ours.is_in_sync
     pair.compare()
