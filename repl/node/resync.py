@@ -30,8 +30,12 @@ from repl.node.volume import Volume
 if TYPE_CHECKING:
     from repl.node.node import Node
 
+PROGRESS_SAVE_MS = 1000
+
 _C = ConnectionState
 _D = DiskState
+_TARGETS = (_C.SYNC_TARGET, _C.PAUSED_SYNC_T)  # the last answers may come after a pause
+_RUNNING = (_C.SYNC_SOURCE, _C.SYNC_TARGET, _C.PAUSED_SYNC_S, _C.PAUSED_SYNC_T)
 
 
 class ResyncControl:
@@ -60,7 +64,7 @@ class ResyncControl:
                 self._child(self._become_source(volume), "become resync source")
             elif volume.state.conn == _C.WF_BITMAP_T:
                 self._child(self._answer_bitmap(volume), "send own bitmap")
-        elif volume.state.conn == _C.SYNC_TARGET:
+        elif volume.state.conn in _TARGETS:
             self._child(self._target_finished(volume, event.value), "resync target end")
 
     async def _answer_bitmap(self, volume: Volume) -> None:
@@ -88,7 +92,15 @@ class ResyncControl:
             reason=f"{dirty} blocks ({dirty * 4} KiB) to be sent",
         )
         volume.corrected = None
+        self._child(self._save_progress(volume), "save resync progress")
         node.connection.send(Packet.SYNC_UUID, pk.SyncUuid(volume.uuids.bitmap).encode(), volume=volume.number)
+
+    async def _save_progress(self, volume: Volume) -> None:
+        """A node that dies in a long resync goes on where it was: what is done is taken from the bitmap on disk."""
+        while True:
+            await self._node.pause(PROGRESS_SAVE_MS)
+            if volume.state.conn not in _RUNNING or not await self._node.ask_ok(ec.BitmapWrite(volume.number)):
+                return
 
     # ---- target ----
 
@@ -110,12 +122,13 @@ class ResyncControl:
             uuids=lambda v: target_accept_sync_uuid(v.uuids, uuid) if v is volume else v.uuids,
             reason=f"{dirty} blocks ({dirty * 4} KiB) to be fetched",
         )
+        self._child(self._save_progress(volume), "save resync progress")
 
     async def _target_finished(self, volume: Volume, failed: int) -> None:
         node = self._node
         if not await node.ask_ok(ec.Ping()):  # the source has seen every ack once it answers
             return
-        if volume.state.conn != _C.SYNC_TARGET:
+        if volume.state.conn not in _TARGETS:
             return
         if failed:
             await node.transition(
