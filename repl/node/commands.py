@@ -134,6 +134,13 @@ class Commands:
             await node.watch(lambda: node.cstate != _C.WF_REPORT_PARAMS)
         forced = self._check_data(force=force)
         if node.is_connected:
+            # As DRBD does: the word of its demotion may be on its way.
+            await node.within(
+                node.watch(lambda: not node.is_connected or node.peer_role != Role.PRIMARY),
+                node.settings.net.ping_timeout_ms,
+            )
+            if not node.is_connected:
+                raise PeerLost("The connection to the peer was lost.")
             if node.peer_role == Role.PRIMARY:
                 raise StateRefused(
                     f"{self._name}: cannot become Primary: {node.settings.peer} is Primary",

@@ -215,7 +215,7 @@ class Connection:
         node.act(act.Listen(False))
         self.pairs.close()
         self._begin(pair)
-        final: FinalDrop | None = None
+        final: FinalDrop | Cancelled | None = None
         retry = ""
         try:
             await self._converse()
@@ -226,11 +226,11 @@ class Connection:
             retry = error.message
         except PeerLost:
             pass
-        except Cancelled:
-            final = FinalDrop("disconnected")
+        except Cancelled as error:
+            final = error
         self._may_cancel = False
         was_connected = node.is_connected
-        await self._end(final.message if final else retry)
+        await self._end(final.message if isinstance(final, FinalDrop) else "disconnected" if final else retry)
         if final is not None:
             raise final
         if self.wanted and (retry or not was_connected):
