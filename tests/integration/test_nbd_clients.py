@@ -54,9 +54,7 @@ def run(*argv: str | Path, status: int = 0, folder: Path | None = None) -> str:
     """Standard output of a program; its errors are shown when it ends with another status."""
     program = find_tool(str(argv[0]))
     assert program, argv[0]
-    done = subprocess.run(
-        [program, *map(str, argv[1:])], capture_output=True, text=True, timeout=TIMEOUT_S, cwd=folder
-    )
+    done = subprocess.run([program, *map(str, argv[1:])], capture_output=True, text=True, timeout=TIMEOUT_S, cwd=folder)
     assert done.returncode == status, f"{argv}: {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout
 
@@ -394,7 +392,9 @@ def test_ext4_filesystem_copied_in_and_out_is_clean(url: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("filters", [("blocksize", "blocksize-policy"), ("delay",), ("cow",)])
-def test_nbdkit_in_front_forwards_everything(cluster: Cluster, url: str, tmp_path: Path, filters: tuple[str, ...]) -> None:
+def test_nbdkit_in_front_forwards_everything(
+    cluster: Cluster, url: str, tmp_path: Path, filters: tuple[str, ...]
+) -> None:
     require("nbdkit", "nbdcopy")
     parameters = {
         "blocksize": ["minblock=512", "maxdata=64K"],

@@ -61,7 +61,9 @@ DISK = {"c-plan-ahead": "0", "resync-rate": "400M"}
 # A link of which a silent loss is noticed soon.
 FAST_NET = {"ping-int": "1"}
 
-_BAD_LINE = re.compile(r" (ERROR|CRITICAL) |Traceback|CHECK failed|internal error|\bbug\b|never awaited|never retrieved")
+_BAD_LINE = re.compile(
+    r" (ERROR|CRITICAL) |Traceback|CHECK failed|internal error|\bbug\b|never awaited|never retrieved"
+)
 
 
 @dataclass
