@@ -323,6 +323,7 @@ class Commands:
         if skip:  # the peer has to know before our P_STATE could say UpToDate
             await node.transition(change, uuids=uuids, reason="initial sync skipped by order")
             node.connection.send_uuids(volume, extra_flags=UuidFlag.SKIP_INITIAL_SYNC)
+            volume.peer_has_our_uuids()
         else:
             await node.transition(change, uuids=uuids, reason="new generation by order")
         return {}

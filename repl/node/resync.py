@@ -147,6 +147,7 @@ class ResyncControl:
             ),
             reason="resync done",
         )
+        volume.peer_has_our_uuids()
         node.connection.send_state(volume)
 
     # ---- source ----
@@ -166,6 +167,8 @@ class ResyncControl:
             peer_role=peer_role,
             reason="resync done" if done else f"resync ended, {left} blocks are still different",
         )
+        if done:
+            volume.peer_has_our_uuids()
 
     # ---- full sync by order ----
 

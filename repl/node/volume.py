@@ -63,6 +63,11 @@ class Volume:
         self.expects_sync_uuid = False
         self.waiting_for_sync_uuid = Promise()
 
+    def peer_has_our_uuids(self) -> None:
+        """Both are of one generation now; neither says so to the other."""
+        if self.peer_report is not None:
+            self.peer_report = replace(self.peer_report, uuids=self.uuids)
+
     def attach_disk(self, prepared: Prepared) -> None:
         """Take over what was found on disk; the state follows with the transition."""
         found = prepared.superblock
