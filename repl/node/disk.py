@@ -113,6 +113,9 @@ def replay(place: DiskPlace, found: Superblock, where: Layout) -> tuple[Superblo
     stripes, stripe_size = found.stripes
     result = activity_log.replay(blocks, al_stripes=stripes, al_stripe_size_4k=stripe_size, primary_ind=primary)
     marks = activity_log.apply(result, bitmap_bits=found.bitmap_bits, primary_ind=primary)
+    if place.data is not place.md:
+        # What a dead process left in the cache: a resync would clear its bits once the peer has it, not we.
+        place.data.flush()
     _write_marks(place.md, where, marks)
     if marks.ranges:
         place.md.flush()
