@@ -400,6 +400,17 @@ class Cluster:
             if dirty := self.dirty_bits(index):
                 raise SimFailure(f"P5: node {index} is in sync and has {dirty} dirty bits")
 
+    def wait_idle(self) -> None:
+        """Nothing is on its way any more (an open epoch is, perhaps: its writes are on both disks)."""
+        self.until(lambda: all(map(self._is_idle, (0, 1))), 30_000, "idle disks and clear bitmaps")
+        self.run(2 * self.setup.latency_max_us / 1000 + 5)  # an asynchronous write may still be between the sockets
+        self.until(lambda: all(map(self._is_idle, (0, 1))), 30_000, "idle disks and clear bitmaps")
+
+    def _is_idle(self, index: int) -> bool:
+        stats = self.node(index).stats.volume_stats(0)
+        busy = stats is None or stats.upper_pending or stats.lower_pending or stats.unacked
+        return not busy and not self.dirty_bits(index) and self.shells[index].data.in_flight == 0
+
     def covered_on_disk(self, index: int, *, layer: int = 0) -> int:
         """The blocks that a restart of this node would take for different, as the bits of a number."""
         return covered(self.shells[index].place, layer=layer)
@@ -426,11 +437,7 @@ class Cluster:
     def check_idle_pair(self) -> None:
         """Both in sync, nothing going on: P5, and the audit of both copies."""
         self.until(lambda: self.in_sync, 60_000, "both nodes in sync")
-        self.until(
-            lambda: all(s.data.in_flight == 0 for s in self.shells) and not any(map(self.dirty_bits, (0, 1))),
-            10_000,
-            "idle disks and clear bitmaps",
-        )
+        self.wait_idle()
         self.check_equal()
         self.check_audit(0)
 
