@@ -14,18 +14,7 @@ from repl.drbd import auth
 from repl.drbd import packets as pk
 from repl.drbd.packets import Packet
 from repl.drbd.states import ConnectionState, DiskState, Role, StateWord
-from repl.drbd.uuids import (
-    AfterSplitBrain,
-    DecisionKind,
-    Feature,
-    Policies,
-    Side,
-    UuidFlag,
-    Uuids,
-    base,
-    decide,
-    new_current,
-)
+from repl.drbd.uuids import AfterSplitBrain, DecisionKind, Feature, Policies, Side, UuidFlag, base, decide
 from repl.engine import commands as ec
 from repl.engine.events import Event
 from repl.errors import ProtocolError, ReplError
@@ -279,31 +268,16 @@ async def evaluate(c: Connection, volume: Volume, theirs: StateWord) -> None:
         conn = await _decide(c, volume, theirs, peer_disk)
     elif volume.attached and peer_disk < _D.INCONSISTENT:
         node.emit("resync", f"{node.settings.peer} has no disk", volume=volume.number)
-    # differs: DRBD does so only if the peer is promoted or loses its disk while connected (decision 0016).
-    writes_here_only = (
-        volume.attached
-        and peer_disk < _D.INCONSISTENT
-        and theirs.role == Role.PRIMARY
-        and volume.state.disk == _D.UP_TO_DATE
-        and volume.uuids.bitmap == 0
-    )
-
-    def uuids(v: Volume) -> Uuids:
-        return new_current(v.uuids, node.random, primary=False) if v is volume and writes_here_only else v.uuids
-
     first = not node.is_connected
     volume.is_evaluated = True
     all_done = all(v.is_evaluated for v in node.volumes.values())
     await node.transition(
         lambda v, s: replace(s, conn=conn, pdsk=peer_disk, peer_isp=theirs.pauses_resync) if v is volume else s,
-        uuids=uuids,
         only=None if first and all_done else volume,
         cstate=_C.CONNECTED if all_done else None,
         peer_role=theirs.role,
         reason="handshake" if first else "",
     )
-    if writes_here_only:
-        c.send_uuids(volume)
     if not all_done:
         return
     for each in node.volumes.values() if first else [volume]:

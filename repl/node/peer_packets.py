@@ -109,8 +109,15 @@ class PeerPackets:
         """Take over role and disk of the peer; a lost copy starts a new generation."""
         node, before = self._node, volume.state
         lost_copy = before.pdsk == _D.UP_TO_DATE and peer_disk < _D.INCONSISTENT and before.disk == _D.UP_TO_DATE
+        # differs: DRBD does so only if the peer is promoted or loses its disk while connected (decision 0016).
+        writes_here_only = (
+            peer_disk < _D.INCONSISTENT
+            and theirs.role == Role.PRIMARY
+            and theirs.conn >= _C.CONNECTED
+            and before.disk == _D.UP_TO_DATE
+        )
         new_generation = (
-            lost_copy and volume.uuids.bitmap == 0 and (node.role == Role.PRIMARY or theirs.role == Role.PRIMARY)
+            (lost_copy or writes_here_only) and volume.uuids.bitmap == 0 and (node.role == Role.PRIMARY or theirs.role == Role.PRIMARY)
         )
 
         def uuids(v: Volume) -> Uuids:
