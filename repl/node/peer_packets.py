@@ -117,7 +117,9 @@ class PeerPackets:
             and before.disk == _D.UP_TO_DATE
         )
         new_generation = (
-            (lost_copy or writes_here_only) and volume.uuids.bitmap == 0 and (node.role == Role.PRIMARY or theirs.role == Role.PRIMARY)
+            (lost_copy or writes_here_only)
+            and volume.uuids.bitmap == 0
+            and Role.PRIMARY in (node.role, theirs.role)
         )
 
         def uuids(v: Volume) -> Uuids:
