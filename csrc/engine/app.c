@@ -62,7 +62,7 @@ void core_complete_requests(struct core *core)
 static bool has_good_copy(const struct request *r)
 {
     const struct re_state *state = &r->volume->state;
-    if (!is_write(r))
+    if (!is_write(r) && r->kind != REQUEST_FLUSH)
         return r->local_ok || r->net_ok;
     if (r->local_ok && r->net_ok)
         return true;
