@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,11 +41,15 @@ FIRST_PORT = 7700
 WAIT_S = 20.0
 LOG_TAIL = 6000
 LOAD_BLOCKS = 3000
+# How often the link is interrupted under load; more of it is a soak test.
+ROUNDS = int(os.environ.get("REPL_INTEROP_ROUNDS", "4"))
+# What the kernel says when the link breaks; for tests that break it.
+LINK_LOST = r"PingAck did not arrive|sock was|error receiving|meta connection shut down"
 READ_BYTES = 4 * MIB
 # What the kernel says when the other side behaves in a way that it does not expect.
 COMPLAINTS = re.compile(
     r"BAD!|ASSERT|Oops|BUG:|WARNING:|[Uu]nexpected|Wrong magic|unknown packet|expected .* got|"
-    r"incompatible|too (short|long|small|large)|FIXME|not found|mismatch|error receiving|meta connection shut down|"
+    r"incompatible|too (short|long|small|large)|not found|mismatch|error receiving|meta connection shut down|"
     r"got wrong|Received bad|magic|timed out waiting|PingAck did not arrive"
 )
 
@@ -326,13 +331,47 @@ class Ours:
             self.process.stop(15)
 
 
+class OurLoad:
+    """Small writes, zeroes and flushes through our NBD server, one after the other, until the block is left."""
+
+    def __init__(self, ours: Ours) -> None:
+        self._ours = ours
+        self._stop = threading.Event()
+        self._error: Exception | None = None
+        self.writes = 0
+
+    def _run(self) -> None:
+        try:
+            with self._ours.client() as client:
+                while not self._stop.is_set():
+                    n = self.writes
+                    client.write(n * 7919 % LOAD_BLOCKS * 8192, os.urandom(4096 if n % 3 else 16384))
+                    if n % 50 == 0:
+                        client.zero(n * 7907 % LOAD_BLOCKS * 8192, 32768)
+                        client.flush()
+                    self.writes += 1
+        except Exception as error:
+            self._error = error
+
+    def __enter__(self) -> OurLoad:
+        self._thread = threading.Thread(target=self._run, name="load")
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if kind is None and self._error is not None:
+            raise self._error
+
+
 class KernelPair:
     """One resource on both."""
 
-    def __init__(self, lab: KernelLab, folder: Path, *, protocol: str = "C", net: str = "", disk: str = "",
+    def __init__(self, lab: KernelLab, folder: Path, *, protocol: str = "C", net: str = "", rate: str = "400M",
                  other_net: str | None = None, can_discard: bool = False, our_bytes: int = DISK_BYTES,
                  kernel_bytes: int = DISK_BYTES) -> None:  # fmt: skip
-        """``net``, ``disk``: more options, for both; ``other_net``: those of the kernel if they differ.
+        """``net``: more options, for both; ``other_net``: those of the kernel if they differ; ``rate``: of a resync.
 
         ``can_discard``: the kernel's disk is a loop device and not a ram disk; so are disks of another size.
         """
@@ -347,7 +386,7 @@ class KernelPair:
 global {{ usage-count no; }}
 resource r0 {{
 	net {{ protocol {protocol}; connect-int 1; {options} }}
-	disk {{ c-plan-ahead 0; resync-rate 400M; {disk} }}
+	disk {{ c-plan-ahead 0; resync-rate {rate}; }}
 	on here {{ device /dev/drbd{minor} minor {minor}; disk {folder / "disk.img"}; meta-disk internal;
 		address ipv4 {lab.net.HOST}:{self.port}; }}
 	on guest {{ device /dev/drbd{minor} minor {minor}; disk {kernel_disk}; meta-disk internal;
@@ -430,6 +469,35 @@ resource r0 {{
         self.ours.call("connect")
         self.wait_in_sync()
 
+    # ---- interruptions: each ends with a connection, not with a finished resync ----
+
+    def interrupt_ours(self) -> None:
+        self.ours.call("disconnect")
+        self.wait_kernel(cstate="WFConnection|Unconnected")
+        self.ours.call("connect")
+        self.wait_connected()
+
+    def interrupt_kernel(self) -> None:
+        self.kernel.adm("disconnect")
+        self.wait_ours(connection="WFConnection|Unconnected")
+        self.kernel.adm("connect")
+        self.wait_connected()
+
+    def interrupt_cable(self) -> None:
+        self.lab.net.link(0, up=False)
+        try:
+            self.wait_kernel(cstate="WFConnection|Unconnected")
+            self.wait_ours(connection="WFConnection|Unconnected")
+        finally:
+            self.lab.net.link(0, up=True)
+        self.wait_connected()
+
+    def interrupt_process(self) -> None:
+        self.ours.kill()
+        self.wait_kernel(cstate="WFConnection|Unconnected")
+        self.ours.start()
+        self.wait_connected()
+
     def compare(self) -> None:
         """Both data areas, byte for byte; two that say that they are in sync have the same generation as well."""
         size = self.ours.size_bytes
@@ -463,6 +531,22 @@ resource r0 {{
     def close(self) -> None:
         self.ours.close()
         self.kernel.close()
+
+
+class PairMaker:
+    """Makes the pair of a test."""
+
+    def __init__(self, lab: KernelLab, folder: Path) -> None:
+        self._lab = lab
+        self._folder = folder
+        self.pair: KernelPair | None = None
+        self.allowed = ""
+
+    def __call__(self, *, allowed: str = "", **options: Any) -> KernelPair:
+        """``options`` of KernelPair; ``allowed``: complaints in the kernel's log that belong to the test."""
+        self.allowed = allowed
+        self.pair = KernelPair(self._lab, self._folder, **options)
+        return self.pair
 
 
 def _environment() -> dict[str, str]:
