@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "base/check.h"
 #include "engine/internal.h"
 
@@ -285,9 +286,9 @@ static void flush_streams(struct core *core)
 }
 
 /* One pass over the clients; true when a starved one may go on because a later one gave something back. */
-static bool run_sessions_once(struct core *core)
+static bool run_sessions_once(struct core *core, bool *starved)
 {
-    bool starved = false;
+    *starved = false;
     uint64_t used = core->app_buffers.used_bytes;
     uint32_t free_before = core->requests.free_count;
     for (int i = 0; i < core->streams_end; i++) {
@@ -299,7 +300,7 @@ static bool run_sessions_once(struct core *core)
             nbd_session_resume(session);
         if (nbd_session_has_output(session))
             nbd_session_flush(session);
-        starved |= nbd_session_is_starved(session);
+        *starved |= nbd_session_is_starved(session);
         enum re_nbd_end end;
         if (nbd_session_is_finished(session, &end)) {
             int volume = nbd_session_volume(session);
@@ -311,13 +312,38 @@ static bool run_sessions_once(struct core *core)
                       0);
         }
     }
-    return starved && (core->app_buffers.used_bytes < used || core->requests.free_count > free_before);
+    return *starved && (core->app_buffers.used_bytes < used || core->requests.free_count > free_before);
 }
 
-static void run_sessions(struct core *core)
+/* Somebody waits for buffers: clients that have not read for long are cut off.  When to look again. */
+static uint64_t cut_stalled(struct core *core)
 {
-    while (run_sessions_once(core))
+    uint64_t next = UINT64_MAX;
+    for (int i = 0; i < core->streams_end; i++) {
+        struct stream_slot *slot = &core->streams[i];
+        uint64_t since = slot->owner == STREAM_NBD ? nbd_session_blocked_since(slot->session) : 0;
+        if (!since)
+            continue;
+        if (core->now_ns >= since + NBD_STALL_NS)
+            nbd_session_cut(slot->session);
+        else
+            next = u64_min(next, since + NBD_STALL_NS);
+    }
+    return next;
+}
+
+/* Returns when a client may have to be cut off, UINT64_MAX: none. */
+static uint64_t run_sessions(struct core *core)
+{
+    bool starved;
+    while (run_sessions_once(core, &starved))
         ;
+    if (!starved)
+        return UINT64_MAX;
+    uint64_t next = cut_stalled(core);
+    while (run_sessions_once(core, &starved))
+        ;
+    return next;
 }
 
 static void run_volumes(struct core *core)
@@ -346,6 +372,7 @@ uint64_t core_tick(struct core *core)
 {
     core->now_ns = core->io->now_ns(core->io_ctx);
     core->stats.ticks++;
+    uint64_t cut_due;
     do {
         run_done(core);
         run_granted(core);
@@ -366,7 +393,7 @@ uint64_t core_tick(struct core *core)
             list_splice_tail(&ops, &core->submit);
             core->io->disk_submit(core->io_ctx, &ops);
         }
-        run_sessions(core);
+        cut_due = run_sessions(core);
     } while (has_work(core));
 
     core->stats.now_ns = core->now_ns;
@@ -375,7 +402,7 @@ uint64_t core_tick(struct core *core)
     core->stats.peer_buffers_used_bytes = core->peer_buffers.used_bytes;
     core->stats.epochs_open = core->link.log.epochs_open;
     core->stats.transfer_log = core->link.log.requests;
-    uint64_t next = link_timers(core);
+    uint64_t next = u64_min(link_timers(core), cut_due);
     for (int i = 0; i < RE_VOLUMES_MAX; i++)
         if (core->volumes[i]) {
             uint64_t due = resync_target_deadline(core->volumes[i]);

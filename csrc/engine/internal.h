@@ -66,6 +66,7 @@ enum {
 
 #define CONTROL_BODY_MAX 4096u
 #define NS_PER_MS UINT64_C(1000000)
+#define NBD_STALL_NS (10000 * NS_PER_MS) /* a client that reads nothing for so long is cut off if others wait for buffers */
 
 struct core;
 struct volume;

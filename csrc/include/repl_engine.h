@@ -197,7 +197,8 @@ enum re_lost {
 
 enum re_disk_op { RE_DISK_READ, RE_DISK_WRITE, RE_DISK_FLUSH, RE_DISK_ZERO, RE_DISK_META };
 
-enum re_nbd_end { RE_NBD_END_DISC, RE_NBD_END_EOF, RE_NBD_END_RESET, RE_NBD_END_PROTOCOL, RE_NBD_END_CLOSED };
+enum re_nbd_end { RE_NBD_END_DISC, RE_NBD_END_EOF, RE_NBD_END_RESET, RE_NBD_END_PROTOCOL, RE_NBD_END_CLOSED,
+                  RE_NBD_END_STALLED };
 
 struct re_event {
     uint32_t type;              /* enum re_event_type */

@@ -23,6 +23,8 @@ enum nbd_limits {
     NBD_FILLS_PER_CALL = 2,                         /* receives before other streams get their turn */
     NBD_EXTENTS_MAX = 4096 / sizeof(struct disk_extent),    /* BLOCK_STATUS: what fits a small buffer */
     NBD_READ_CHUNKS_MAX = 1024,                     /* READ: chunks of one reply, the rest is sent as data */
+    NBD_SHARES = 64,                                /* a client that holds less than budget / this always gets some.. */
+    NBD_RESERVED_SHARES = 16,                       /* ..of what is kept for that: so many shares */
 };
 
 enum nbd_state {

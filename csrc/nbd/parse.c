@@ -175,6 +175,18 @@ static enum nbd_error request_check(const struct nbd_session *session, const str
     return NBD_OK;
 }
 
+/* A few clients that do not read their replies must not hold everything: the last part of the budget is for those
+ * that hold little themselves. */
+static bool has_share(const struct nbd_session *session, uint64_t bytes)
+{
+    const struct buf_pool *pool = session->host->buffers;
+    uint64_t share = pool->budget_bytes / NBD_SHARES;
+    uint64_t held = stream_tx_pending(&session->stream) + session->in_flight_bytes - session->part_left;
+
+    return pool->used_bytes == 0 || held + bytes <= share ||
+           pool->used_bytes + bytes <= pool->budget_bytes - share * NBD_RESERVED_SHARES;
+}
+
 /* The steps below return true to go on at once; otherwise `wait` is set, or the state is not NBD_OPEN. */
 
 static bool wait_for(struct nbd_session *session, enum nbd_wait wait)
@@ -257,7 +269,7 @@ static bool step_write(struct nbd_session *session)
     while (session->part_left) {
         size_t bytes = size_min(session->part_left, NBD_PART_BYTES_MAX);
         if (!session->part) {
-            struct buf *buf = buf_take(host->buffers, bytes);
+            struct buf *buf = has_share(session, bytes) ? buf_take(host->buffers, bytes) : NULL;
             if (!buf)
                 return wait_for(session, NBD_WAIT_RESOURCES);
             struct request *request = request_take(host->requests);
@@ -288,7 +300,7 @@ static bool step_read(struct nbd_session *session)
     uint32_t parts = (command->length + NBD_PART_BYTES_MAX - 1) / NBD_PART_BYTES_MAX, taken = 0;
     uint32_t left = command->length;
 
-    if (host->requests->free_count < parts)
+    if (host->requests->free_count < parts || !has_share(session, command->length))
         return wait_for(session, NBD_WAIT_RESOURCES);
     for (; taken < parts; taken++) {
         uint32_t bytes = u32_min(left, NBD_PART_BYTES_MAX);

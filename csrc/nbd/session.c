@@ -128,6 +128,16 @@ bool nbd_session_is_starved(const struct nbd_session *session)
     return session->state == NBD_OPEN && session->wait == NBD_WAIT_RESOURCES;
 }
 
+uint64_t nbd_session_blocked_since(const struct nbd_session *session)
+{
+    return session->state == NBD_DEAD ? 0 : session->stream.tx_blocked_since_ns;
+}
+
+void nbd_session_cut(struct nbd_session *session)
+{
+    nbd_session_kill(session, RE_NBD_END_STALLED);
+}
+
 bool nbd_session_is_finished(const struct nbd_session *session, enum re_nbd_end *end)
 {
     if (session->state == NBD_OPEN || session->in_flight)

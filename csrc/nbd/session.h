@@ -36,6 +36,10 @@ void nbd_session_ready(struct nbd_session *session, bool readable, bool writable
 /* Requests or buffers may be available again: parse what is waiting (the session was starved). */
 void nbd_session_resume(struct nbd_session *session);
 bool nbd_session_is_starved(const struct nbd_session *session);
+/* Since when the client has not taken a byte of the replies that wait for it; 0: none wait. */
+uint64_t nbd_session_blocked_since(const struct nbd_session *session);
+/* End it at once: it holds what others need. */
+void nbd_session_cut(struct nbd_session *session);
 /* Send what is queued. Called once per tick and after completions. */
 void nbd_session_flush(struct nbd_session *session);
 /* The session wants to end (client gone, DISC with everything answered, or protocol violation) and nothing is

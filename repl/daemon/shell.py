@@ -26,7 +26,7 @@ from repl.daemon.disks import OpenedDisk, open_and_prepare
 from repl.daemon.journal import Journal
 from repl.daemon.link import LinkPlaces, LinkSockets
 from repl.engine import commands as ec
-from repl.engine.events import Event, EventType
+from repl.engine.events import Event, EventType, NbdEnd
 from repl.errors import DiskFailed, RequestRefused
 from repl.node import actions as act
 from repl.node.disk import Prepared
@@ -279,6 +279,8 @@ class Shell:
         if event.type is EventType.STOPPED:
             self.engine_stopped.set()
         elif event.type is EventType.NBD_CLOSED and event.stream >= PEER_STREAMS:
+            if event.nbd_end is NbdEnd.STALLED:
+                _log.warning("nbd: cut off a client that did not read its replies while others waited for memory")
             volume = self.on_nbd_closed(event.stream)
             if volume is not None:
                 self.nbd_closed(volume)

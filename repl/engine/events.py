@@ -73,6 +73,7 @@ class NbdEnd(enum.IntEnum):
     RESET = 2
     PROTOCOL = 3
     CLOSED = 4
+    STALLED = 5
 
 
 class ResyncLimit(enum.IntEnum):
