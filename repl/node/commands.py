@@ -135,10 +135,9 @@ class Commands:
         forced = self._check_data(force=force)
         if node.is_connected:
             # As DRBD does: the word of its demotion may be on its way.
-            await node.within(
-                node.watch(lambda: not node.is_connected or node.peer_role != Role.PRIMARY),
-                node.settings.net.ping_timeout_ms,
-            )
+            changed = node.watch(lambda: not node.is_connected or node.peer_role != Role.PRIMARY)
+            await node.within(changed, node.settings.net.ping_timeout_ms)
+            node.unwatch(changed)
             if not node.is_connected:
                 raise PeerLost("The connection to the peer was lost.")
             if node.peer_role == Role.PRIMARY:
