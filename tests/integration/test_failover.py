@@ -175,7 +175,8 @@ def test_initial_sync_goes_on_by_bitmap_after_either_node_was_killed(make_cluste
     size = cluster.size_bytes()
     left = size
     for victim in (BOB, ALICE):
-        cluster.wait("some of it", lambda: 0 < cluster.volume(ALICE)["out_of_sync_bytes"] < left - 8 * MIB)
+        goal = left - 8 * MIB
+        cluster.wait("some of it", lambda goal=goal: 0 < cluster.volume(ALICE)["out_of_sync_bytes"] < goal)  # type: ignore[misc]
         cluster.kill(victim)
         cluster.start(victim)
         if victim == ALICE:
