@@ -72,6 +72,11 @@ void bitmap_send_pump(struct volume *v)
     struct link *link = &v->core->link;
     if (link->phase != LINK_UP)
         return;
+    if (!v->bitmap) {   /* the disk has gone meanwhile */
+        v->bitmap_sending = false;
+        core_done(v->core, v->bitmap_send_cookie, v->number, RE_RESULT_CANCELED, 0);
+        return;
+    }
     while (v->bitmap_send_bit < v->bitmap->bits) {
         if (stream_tx_pending(&link->data->stream) > BITMAP_TX_BYTES_LOW)
             return;
