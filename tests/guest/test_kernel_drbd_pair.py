@@ -21,7 +21,7 @@ def test_roles_are_swapped_there_and_back_without_a_resync(make_pair: PairMaker)
             client.write(turn * MIB, os.urandom(65536))
         with pytest.raises(CommandFailed, match="Multiple primaries not allowed"):
             pair.kernel.adm("primary")
-        pair.ours.call("secondary")
+        pair.our_secondary()
         pair.wait_kernel(peer_role="Secondary")
         pair.kernel.adm("primary")
         pair.kernel.write(4096 + turn * 1024, 64)
@@ -72,7 +72,7 @@ def test_protocols_a_and_b_replicate_both_ways(make_pair: PairMaker, protocol: s
             client.write(4 * MIB + n * 8192, os.urandom(8192))
         client.zero(6 * MIB, MIB)
         client.flush()
-    pair.ours.call("secondary")
+    pair.our_secondary()
     pair.compare()
 
 
@@ -167,7 +167,7 @@ def test_split_brain_is_ended_by_discarding_our_data(make_pair: PairMaker) -> No
     pair.ours.call("primary")
     with pair.ours.client() as client:
         client.write(0, os.urandom(65536))
-    pair.ours.call("secondary")
+    pair.our_secondary()
     pair.kernel.adm("connect")
     pair.ours.call("connect")
     pair.wait_ours(connection="StandAlone")
@@ -212,7 +212,7 @@ def test_large_bitmaps_of_plain_and_coded_parts_are_exchanged(make_pair: PairMak
     pair.ours.call("connect")
     pair.wait_in_sync()
     assert pair.kernel.resync_kib() == len(blocks) * 4
-    pair.ours.call("secondary")
+    pair.our_secondary()
     pair.kernel.adm("primary")
     pair.kernel.adm("disconnect")
     pair.kernel.write_blocks(sorted(blocks))

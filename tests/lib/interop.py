@@ -37,8 +37,9 @@ from tests.lib.wait import wait_for
 MIB = 1 << 20
 DISK_BYTES = 32 * MIB
 DISKS = 15
+MEMORY_MIB = 1024  # what was written to a ram disk stays
 FIRST_PORT = 7700
-WAIT_S = 20.0
+WAIT_S = 40.0
 LOG_TAIL = 6000
 LOAD_BLOCKS = 3000
 # How often the link is interrupted under load; more of it is a soak test.
@@ -92,6 +93,7 @@ class KernelLab:
                          *self._modules],
                 nics=[self.net.nic(0)],
                 netns=self.net,
+                memory_mib=MEMORY_MIB,
             )  # fmt: skip
         return self._guest
 
@@ -213,11 +215,14 @@ class Kernel:
         return int(said[-1])
 
     def close(self) -> None:
-        if self.guest.is_running:
-            with contextlib.suppress(Exception):
-                self.guest.run(f"drbdadm -c {self.conf} secondary --force r0 || drbdadm -c {self.conf} secondary r0; "
-                               f"drbdadm -c {self.conf} disconnect --force r0; drbdadm -c {self.conf} down r0",
-                               30, check=False)  # fmt: skip
+        if not self.guest.is_running:
+            return
+        adm = f"drbdadm -c {self.conf}"
+        commands = [f"{adm} disconnect --force r0", f"{adm} secondary r0", f"{adm} down r0"]
+        if self.disk.startswith("/dev/loop"):
+            commands += [f"losetup -d {self.disk}", f"rm -f /dev/shm/disk{self.minor}"]
+        with contextlib.suppress(Exception):
+            self.guest.run("; ".join(commands), 30, check=False)
 
 
 class Ours:
@@ -412,9 +417,15 @@ resource r0 {{
         return f"ours {self.ours.brief()}; kernel {self.kernel.state()}"
 
     def wait_connected(self) -> None:
-        """And, whatever is needed for it, synchronised: both say so."""
-        self.wait(lambda: self.kernel.state().cstate not in ("WFConnection", "WFReportParams", "Unconnected")
-                  and self.ours.status()["connection"] == "Connected", "connected on both")  # fmt: skip
+        """Both say so; perhaps a resync has begun."""
+        early = ("Off", "WFConnection", "WFReportParams", "Unconnected")
+
+        def holds() -> bool:
+            return (
+                self.kernel.state().cstate not in early and self.ours.status()["volumes"][0]["replication"] not in early
+            )
+
+        self.wait(holds, "connected on both")
 
     def wait_in_sync(self, timeout: float = WAIT_S) -> None:
         self.wait(lambda: self.ours.is_in_sync and self.kernel.state().is_in_sync, "in sync on both", timeout)
@@ -461,6 +472,11 @@ resource r0 {{
             self.ours.call("connect")
         if self.kernel.state().cstate == "StandAlone":
             self.kernel.adm("connect")
+
+    def our_secondary(self) -> None:
+        """Once our server has seen that its clients are gone."""
+        self.wait(lambda: self.ours.status()["volumes"][0]["open"] == 0, "no NBD client")
+        self.ours.call("secondary")
 
     def reconnect_quietly(self) -> None:
         """Part and meet again."""
