@@ -81,7 +81,8 @@ class App:
     def __init__(self, cluster: Cluster, node: int) -> None:
         self._c = cluster
         self.node = node
-        self.is_open = self.is_refused = self.is_closed = self.is_idle = False
+        self.is_open = self.is_refused = self.is_closed = False
+        self.is_idle = True  # no workload
         world = cluster.world
         fd = world.ffi.new("int *")
         self.number = int(world.lib.re_sim_nbd_connect(world.sim, node, cluster.history, fd))

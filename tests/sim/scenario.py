@@ -328,6 +328,12 @@ class Scenario:
         if index == self.oracle.primary:
             self.oracle.primary_died = True
         self.stale.add(index)
+        # What a failed flush left in the cache looks good and is never written: whoever uses such a disk again without
+        # dropping the cache is on his own.
+        shell = c.shells[index]
+        for disk in {id(shell.data): shell.data, id(shell.md): shell.md}.values():
+            c.world.lib.re_sim_disk_power_loss(c.world.sim, disk.number)
+        self.oracle.lost_power[index] = True
         self.back(index)
 
     def resolve(self, bound: int) -> None:
