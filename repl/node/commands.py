@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 
 _C = ConnectionState
 _D = DiskState
+_ENDING = (
+    _C.DISCONNECTING,
+    _C.TIMEOUT,
+    _C.BROKEN_PIPE,
+    _C.NETWORK_FAILURE,
+    _C.PROTOCOL_ERROR,
+    _C.TEAR_DOWN,
+)
 PROMOTE_TRIES = 3
 Verb = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
@@ -132,6 +140,8 @@ class Commands:
         node = self._node
         if node.cstate == _C.WF_REPORT_PARAMS:
             await node.watch(lambda: node.cstate != _C.WF_REPORT_PARAMS)
+        if node.cstate in _ENDING:  # what the peer has sent is still on its way to the disk
+            await node.watch(lambda: node.cstate not in _ENDING)
         forced = self._check_data(force=force)
         if node.is_connected:
             # As DRBD does: the word of its demotion may be on its way.
