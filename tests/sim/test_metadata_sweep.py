@@ -301,8 +301,9 @@ def collect(cluster: Any, name: str, *, had_superblock: bool, confirmed: dict[in
         is_data = shell.data is not shell.md or entry.offset < begin
         if entry.kind != world.lib.RE_SIM_OP_WRITE or not is_data:
             continue
+        span = (entry.offset, entry.length)
         when = [at for offset, length, invoked, at in confirmations
-                if offset == entry.offset and length == entry.length and invoked <= entry.submitted_ns <= at]  # fmt: skip
+                if (offset, length) == span and invoked <= entry.submitted_ns <= at]  # fmt: skip
         last = (entry.offset + entry.length - 1) // BLOCK
         alone = not when and (not confirmed or entry.offset % MIB != 0)
         writes.append(Write(entry.offset // BLOCK, last, entry.submitted_ns, when[0] if when else None, alone))
