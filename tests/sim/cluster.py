@@ -51,6 +51,7 @@ class Setup:
     other_net: NetSettings | None = None  # node 1, where it differs
     other_disk_bytes: int = 0  # node 1, where it differs
     has_metadata: bool = True
+    odd_sectors: int = 0  # the device is so much smaller than a whole number of 4 KiB blocks
     overrides: dict[str, Any] = field(default_factory=dict)  # of VolumeSettings
 
 
@@ -165,7 +166,7 @@ class Cluster:
                   partial_ppm=setup.partial_ppm, tiny_ppm=setup.tiny_ppm)  # fmt: skip
         self.shells = [self._make(0), self._make(1)]
         usable = [node_disk.usable_sectors(s.place, s.layout) for s in self.shells if setup.has_metadata]
-        self.device_bytes = min(usable or [0]) * 512
+        self.device_bytes = (min(usable or [0]) - setup.odd_sectors) * 512
         self.history = int(world.lib.re_sim_history_create(world.sim, max(self.device_bytes, 512)))
 
     def _make(self, index: int) -> NodeShell:
@@ -181,7 +182,10 @@ class Cluster:
         place = DiskPlace(data, md, kind)
         if setup.has_metadata:
             node_disk.create_metadata(place, device_uuid=world.random64())
-        volume = VolumeSettings(0, al_extents=setup.al_extents, resync=setup.resync)
+        limit = 0
+        if setup.odd_sectors:
+            limit = node_disk.usable_sectors(place, node_disk.find_superblock(place)[1]) - setup.odd_sectors
+        volume = VolumeSettings(0, size_sectors=limit, al_extents=setup.al_extents, resync=setup.resync)
         settings = NodeSettings(
             resource="r0",
             node="ab"[index],

@@ -82,6 +82,7 @@ def draw(seed: int) -> Plan:
         partial_ppm=rng.choice((0, 100_000, 500_000)),
         tiny_ppm=rng.choice((0, 1000, 20_000)),
         buffer_bytes=rng.choice((8 << 10, 64 << 10, 256 << 10)),
+        odd_sectors=rng.choice((0, 0, 1, 5)),
     )
     load = Load(
         queue_depth=rng.choice((1, 2, 4, 16)),
@@ -431,6 +432,8 @@ class Scenario:
         self.app = None
         self.rng.shuffle(nodes)
         self.back(nodes[0])
+        if nodes[0] != self.wanted and self.rng.random() < 0.4:
+            self.serve(nodes[0])  # only the peer is back
         self.pause(3000)
         self.back(nodes[1])
 
