@@ -203,24 +203,10 @@ class Handshake:
             await self._sizes(volume, pk.Sizes.decode(event.blob, wsame=self._c.agreed.wsame))
         elif event.packet == Packet.UUIDS:
             volume.peer_report = pk.UuidReport.decode(event.blob)
-            self._check_exposed(volume, volume.peer_report)
         elif event.packet == Packet.STATE:
             await evaluate(self._c, volume, pk.State.decode(event.blob).state)
         else:
             raise ProtocolError(f"Packet 0x{event.packet:x} does not belong to the handshake.")
-
-    def _check_exposed(self, volume: Volume, report: pk.UuidReport) -> None:
-        """Without a disk: applications have seen one generation and must not be shown another one."""
-        if volume.attached:
-            return
-        mine, theirs = volume.uuids.current, report.uuids.current
-        if self._node.role == Role.PRIMARY and mine and base(mine) != base(theirs):
-            raise FinalDrop(
-                f"This Primary has no disk and can only connect to data of generation {mine:016X}; "
-                f"{self._peer} has {theirs:016X}.",
-                advice=f'Take the resource down and up again on {self._node.settings.node} to attach its disk.',
-            )
-        volume.uuids = replace(volume.uuids, current=theirs)
 
     async def _sizes(self, volume: Volume, theirs: pk.Sizes) -> None:
         volume.peer_sizes = theirs
@@ -263,6 +249,7 @@ async def evaluate(c: Connection, volume: Volume, theirs: StateWord) -> None:
         # Two Primaries: the generations say that it is a split brain; without disks nothing else would.
         if not volume.attached or peer_disk < _D.INCONSISTENT:
             raise FinalDrop("Both nodes are Primary.", advice="Make one of them Secondary.")
+    _check_exposed(c, volume)
     conn = _C.CONNECTED
     if volume.attached and peer_disk >= _D.INCONSISTENT:
         conn = await _decide(c, volume, theirs, peer_disk)
@@ -285,6 +272,21 @@ async def evaluate(c: Connection, volume: Volume, theirs: StateWord) -> None:
         await node.resync.begin(each)
     if first:
         node.reason = node.advice = ""
+
+
+def _check_exposed(c: Connection, volume: Volume) -> None:
+    """Without a disk (any more): applications have seen one generation and must not be shown another one."""
+    node, report = c.node, volume.peer_report
+    if volume.attached or report is None:
+        return
+    mine, theirs = volume.uuids.current, report.uuids.current
+    if node.role == Role.PRIMARY and mine and base(mine) != base(theirs):
+        raise FinalDrop(
+            f"This Primary has no disk and can only connect to data of generation {mine:016X}; "
+            f"{node.settings.peer} has {theirs:016X}.",
+            advice=f"Take the resource down and up again on {node.settings.node} to attach its disk.",
+        )
+    volume.uuids = replace(volume.uuids, current=theirs)
 
 
 def real_disk(theirs: StateWord, volume: Volume) -> DiskState:
