@@ -436,7 +436,7 @@ class Cluster:
         """The content of a node's disk against what was acknowledged."""
         text = self.world.audit(self.history, self.shells[index].data.number, modes=modes)
         if text:
-            names = {0: "tags", 1: "P1 strict", 2: "P2 flushed", 4: "P3 causal"}
+            names = {0: "tags", 1: "P1 strict", 2: "P2 flushed", 4: "P3 causal", 8: "P1 acknowledged"}
             raise SimFailure(f"{names.get(modes, modes)} on node {index} {what}: {text} ({self.describe()})")
 
     def check_idle_pair(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from repl.drbd.states import ConnectionState, DiskState, Role
 from tests.sim.cluster import Cluster
-from tests.sim.world import CAUSAL, FLUSHED, STRICT, TAGS, SimFailure
+from tests.sim.world import ACKED, CAUSAL, FLUSHED, STRICT, TAGS, SimFailure
 
 
 class Oracle:
@@ -81,6 +81,8 @@ class Oracle:
 
     def disk_healed(self, index: int) -> None:
         self.suspect[index] = False
+        if self.primary >= 0 and self._c.shells[self.primary].is_running:
+            self.observe(self.primary)
 
     # ---- what may be missing ----
 
@@ -94,9 +96,9 @@ class Oracle:
         if self.drained:
             return FLUSHED if power else STRICT
         if self._net.protocol == 3:
-            return (FLUSHED if self._net.strict_flush else CAUSAL) if power else STRICT
+            return (FLUSHED if self._net.strict_flush else CAUSAL) if power else ACKED
         if self._net.protocol == 2 and not power and not self.crashed[index]:
-            return STRICT
+            return ACKED
         return CAUSAL
 
     def source(self) -> int:

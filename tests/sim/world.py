@@ -23,7 +23,7 @@ BLOCK = 4096
 REPORT_BYTES = 8192
 
 # Audit modes (enum re_sim_audit_mode); 0 checks the tags alone.
-TAGS, STRICT, FLUSHED, CAUSAL = 0, 1, 2, 4
+TAGS, STRICT, FLUSHED, CAUSAL, ACKED = 0, 1, 2, 4, 8
 
 
 class SimFailure(AssertionError):
