@@ -127,7 +127,6 @@ class PeerPackets:
                 return new_current(v.uuids, node.random, primary=node.role == Role.PRIMARY)
             return v.uuids
 
-        conn = before.conn
         if theirs.conn == _C.AHEAD:
             raise ProtocolError("The peer went Ahead; that is not supported by this version.")
         await node.transition(
