@@ -130,7 +130,7 @@ class PeerPackets:
         if theirs.conn == _C.AHEAD:
             raise ProtocolError("The peer went Ahead; that is not supported by this version.")
         await node.transition(
-            lambda v, s: replace(s, pdsk=peer_disk, conn=conn, peer_isp=theirs.pauses_resync) if v is volume else s,
+            lambda v, s: replace(s, pdsk=peer_disk, peer_isp=theirs.pauses_resync) if v is volume else s,
             uuids=uuids,
             peer_role=theirs.role,
             reason="told by the peer",
