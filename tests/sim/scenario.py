@@ -214,6 +214,8 @@ class Scenario:
             return False
         if not self.alive(node) or c.node(node).role != Role.PRIMARY:
             return False
+        if not must and DiskState.UP_TO_DATE not in c.state(node)[2:]:
+            return False  # a Primary that has lost its data: its clients get errors
         self.oracle.take_over(node)
         self.wanted = node
         try:
