@@ -33,6 +33,7 @@ _ENDING = (
     _C.TEAR_DOWN,
 )
 PROMOTE_TRIES = 3
+LEAVE_WAIT_MS = 500  # a client that was just told to go may still be on its way out
 Verb = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
@@ -42,6 +43,7 @@ class Commands:
     def __init__(self, node: Node) -> None:
         self._node = node
         self.is_promoting = False
+        self.is_demoting = False
         self._verbs: dict[str, Verb] = {
             "up": self._up,
             "down": self._down,
@@ -120,6 +122,7 @@ class Commands:
 
     async def _promote(self, *, force: bool) -> None:
         node = self._node
+        await self._demotion_ended()
         if node.role == Role.PRIMARY:
             return
         if not node.is_up:
@@ -212,6 +215,13 @@ class Commands:
 
     async def _demote(self, *, force: bool) -> None:
         node = self._node
+        if self._open_clients() and not force:
+            left = node.watch(lambda: self._open_clients() == 0)
+            await node.within(left, LEAVE_WAIT_MS)
+            node.unwatch(left)
+        await self._demotion_ended()
+        if node.role != Role.PRIMARY:
+            return
         count = self._open_clients()
         if count and not force:
             raise StateRefused(
@@ -219,14 +229,23 @@ class Commands:
                 number=-12,
                 advice="Unmount and disconnect the clients (nbd-client -d, qemu, …) first.",
             )
-        if not count:
-            for volume in node.volumes.values():
-                await node.ask(ec.VolumeDrain(volume.number))
-        else:
-            await node.refuse_writes()
-        await node.transition(lambda v, s: s, role=Role.SECONDARY)
+        self.is_demoting = True  # who comes now waits, and promotes again
+        try:
+            if not count:
+                for volume in node.volumes.values():
+                    await node.ask(ec.VolumeDrain(volume.number))
+            else:
+                await node.refuse_writes()
+            await node.transition(lambda v, s: s, role=Role.SECONDARY)
+        finally:
+            self.is_demoting = False
+            node.notify_watchers()
         for volume in node.volumes.values():
             node.connection.send_state(volume)
+
+    async def _demotion_ended(self) -> None:
+        while self.is_demoting:
+            await self._node.watch(lambda: not self.is_demoting)
 
     # ---- connection ----
 
@@ -394,6 +413,7 @@ class Commands:
 
     async def _nbd_open(self, args: dict[str, Any]) -> dict[str, Any]:
         node, volume = self._node, self._volume(args)
+        await self._demotion_ended()
         if node.role != Role.PRIMARY:
             if not node.settings.auto_promote:
                 raise StateRefused(
@@ -413,6 +433,7 @@ class Commands:
         if volume is None or volume.open_count == 0:
             return
         volume.open_count -= 1
+        node.notify_watchers()
         if self._open_clients() == 0 and node.auto_promoted and node.role == Role.PRIMARY:
             node.auto_promoted = False
             node.start(self._demote_idle(), "automatic demotion")
@@ -420,3 +441,5 @@ class Commands:
     async def _demote_idle(self) -> None:
         if self._open_clients() == 0:
             await self._demote(force=False)
+        elif self._node.role == Role.PRIMARY:
+            self._node.auto_promoted = True  # somebody came meanwhile: he takes it with him
