@@ -7,6 +7,7 @@ What was acknowledged has to be found, what is resynced has to be little, and bo
 from __future__ import annotations
 
 import re
+import threading
 
 import pytest
 
@@ -377,6 +378,32 @@ def test_client_that_opens_a_secondary_promotes_it_until_it_leaves(make_cluster:
     with NbdClient(cluster.url(ALICE)) as client:
         assert client.read(0, 4096) == b"p" * 4096
     cluster.wait("demoted", lambda: cluster.status(ALICE)["role"] == "Secondary")
+
+
+def test_clients_that_come_and_go_at_once_are_always_served_by_a_primary(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(size_mib=16)
+    cluster.start_pair()
+    failures: list[BaseException] = []
+
+    def come_and_go(writer: int) -> None:
+        try:
+            for turn in range(40):
+                data = b"%d %d" % (writer, turn) * 64
+                with NbdClient(cluster.url(ALICE)) as client:
+                    client.write(writer * MIB, data.ljust(1024, b"."))
+                    assert client.read(writer * MIB, 1024) == data.ljust(1024, b".")
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=come_and_go, args=(writer,)) for writer in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures
+    cluster.wait("demoted", lambda: cluster.status(ALICE)["role"] == "Secondary")
+    cluster.wait_synced()
+    cluster.compare_disks()
 
 
 def test_node_promoted_by_the_operator_stays_primary_when_clients_leave(make_cluster: MakeCluster) -> None:
