@@ -66,6 +66,7 @@ def test_protocols_a_and_b_replicate_both_ways(make_pair: PairMaker, protocol: s
     pair.kernel.write(0, 2048, flush=True)
     pair.kernel.adm("secondary")
     pair.wait_ours(peer_role="Secondary")
+    pair.wait_equal()  # the kernel did not wait for our disk
     pair.ours.call("primary")
     with pair.ours.client() as client:
         for n in range(100):

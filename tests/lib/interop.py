@@ -466,13 +466,6 @@ resource r0 {{
         self.ours.call("primary", force=True)
         self.wait_in_sync()
 
-    def reconnect(self) -> None:
-        """Both look for each other again, whoever gave up."""
-        if self.ours.status()["connection"] == "StandAlone":
-            self.ours.call("connect")
-        if self.kernel.state().cstate == "StandAlone":
-            self.kernel.adm("connect")
-
     def our_secondary(self) -> None:
         """Once our server has seen that its clients are gone."""
         self.wait(lambda: self.ours.status()["volumes"][0]["open"] == 0, "no NBD client")
@@ -522,6 +515,11 @@ resource r0 {{
         assert self.ours.digest(size) == self.kernel.digest(size), self.first_differences(size)
         if self.ours.is_in_sync:
             assert self.ours.uuids()[:2] == [self.kernel.uuids()[0], 0], (self.ours.uuids(), self.kernel.uuids())
+
+    def wait_equal(self) -> None:
+        """Until both data areas are the same: in protocols A and B a write is done before the peer's disk has it."""
+        size = self.ours.size_bytes
+        self.wait(lambda: self.ours.digest(size) == self.kernel.digest(size), "the same data on both disks")
 
     def first_differences(self, size_bytes: int) -> str:
         """Which blocks differ, for the message."""
