@@ -374,7 +374,7 @@ class Commands:
             )
 
     async def _wait_connect(self, args: dict[str, Any]) -> dict[str, Any]:
-        await self._wait(lambda: self._node.is_connected, args, "connecting")
+        await self._wait(lambda: self._node.is_settled, args, "connecting")
         return {}
 
     async def _wait_sync(self, args: dict[str, Any]) -> dict[str, Any]:

@@ -288,6 +288,11 @@ class Node:
     def is_connected(self) -> bool:
         return self.cstate >= ConnectionState.CONNECTED
 
+    @property
+    def is_settled(self) -> bool:
+        """Connected, and every volume's states have followed."""
+        return self.is_connected and all(v.state.conn >= ConnectionState.CONNECTED for v in self.volumes.values())
+
     # ---- transitions ----
 
     async def refuse_writes(self) -> None:

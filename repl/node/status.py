@@ -29,7 +29,7 @@ def node_status(node: Node) -> dict[str, Any]:
         "resource": settings.resource,
         "node": settings.node,
         "role": str(node.role),
-        "connection": str(node.cstate) if node.cstate < _C.CONNECTED else "Connected",
+        "connection": "Connected" if node.is_settled else str(min(node.cstate, _C.WF_REPORT_PARAMS)),
         "reason": node.reason,
         "advice": node.advice,
         "suspended": any(v.state.suspended for v in node.volumes.values()),

@@ -22,10 +22,10 @@ def tidy() -> Iterator[ModuleType]:
     yield module
 
 
-def test_tidy_line_of_111_columns_is_an_error(tidy: ModuleType) -> None:
-    assert list(tidy.check_columns(["x" * 110])) == []
-    assert len(list(tidy.check_columns(["x" * 111]))) == 1
-    assert len(list(tidy.check_columns(["\t" * 27 + "xxx"]))) == 1
+def test_tidy_line_of_121_columns_is_an_error(tidy: ModuleType) -> None:
+    assert list(tidy.check_columns(["x" * 120])) == []
+    assert len(list(tidy.check_columns(["x" * 121]))) == 1
+    assert len(list(tidy.check_columns(["\t" * 30 + "x"]))) == 1
 
 
 def test_tidy_include_of_a_higher_layer_is_an_error(tidy: ModuleType) -> None:
