@@ -37,6 +37,7 @@ PROMISES = {f"P{n}" for n in range(1, 13)}
 SEEDS_DEFAULT = 2000
 SECONDS_DEFAULT = 300
 SEED_SECONDS_MAX = 60
+SEEDS_CLEAN = 10
 
 # One line before and one after each seed, so that a dead process or one that hangs says which seed it was.
 RUNNER = """
@@ -177,6 +178,11 @@ class Hunt:
     def _env(self, tree: Path) -> dict[str, str]:
         return dict(os.environ, REPL_BUILD_DIR=str(tree / "build/dev"), PYTHONPATH=str(tree), CI="")
 
+    def check_clean(self) -> str:
+        """"" or how the first seeds fail without any bug: then nothing can be said."""
+        seed, message = self._run_seeds(self.clean, 1, SEEDS_CLEAN, time.monotonic() + self.options.seconds)
+        return f"seed {seed}: {message}" if message else ""
+
     def _tests(self, detector: str) -> bool:
         argv = [str(PYTHON), "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--tb=short", *detector.split()]
         try:
@@ -293,6 +299,8 @@ def main() -> int:
         clean = folder / "clean"
         clean.mkdir()
         builder.make(None, clean)
+        if bugs and (why := Hunt(bugs[0], clean, clean, options).check_clean()):
+            sys.exit(f"planted: the tree fails as it is: {why}")
 
         def hunt(bug: Bug, tree: Path) -> Result:
             result = Hunt(bug, tree, clean, options).run()
