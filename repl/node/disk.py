@@ -119,8 +119,7 @@ def replay(place: DiskPlace, found: Superblock, where: Layout) -> tuple[Superblo
     _write_marks(place.md, where, marks)
     if marks.ranges:
         place.md.flush()
-    _initialize_log(place.md, where)
-    place.md.flush()
+    _reset_log(place.md, where, blocks[0], slots=found.al_extents)
     clean = superblock.mark_clean(found)
     place.md.pwrite(where.superblock_byte, clean.serialise())
     place.md.flush()
@@ -172,6 +171,30 @@ def _initialize_log(md: BlockFile, where: Layout) -> None:
     for first in range(0, blocks, per_write):
         count = min(per_write, blocks - first)
         md.pwrite(where.al_byte + first * BLOCK_BYTES, block * count)
+
+
+def _reset_log(md: BlockFile, where: Layout, first_block: bytes, *, slots: int) -> None:
+    """Initialize a log that was in use, so that a crash at any moment leaves one that can be replayed again.
+
+    A log without any transaction may have its first block torn and no other one (that is how the first transaction of
+    all looks when it was torn), so the first block holds a transaction until the others are done, and goes last.
+    """
+    try:
+        holds = activity_log.decode(first_block).type is activity_log.TransactionType.UPDATE
+    except MetadataError:
+        holds = False
+    if not holds:
+        placeholder = activity_log.Transaction(0, activity_log.TransactionType.UPDATE, context_size=slots)
+        md.pwrite(where.al_byte, placeholder.encode())
+        md.flush()
+    block = activity_log.INITIALISED_BLOCK
+    blocks = where.al_bytes // BLOCK_BYTES
+    per_write = COPY_BYTES // BLOCK_BYTES
+    for first in range(1, blocks, per_write):
+        md.pwrite(where.al_byte + first * BLOCK_BYTES, block * min(per_write, blocks - first))
+    md.flush()
+    md.pwrite(where.al_byte, block)
+    md.flush()
 
 
 def _zero(md: BlockFile, offset: int, length: int) -> None:

@@ -562,7 +562,6 @@ def test_every_crash_image_attaches_and_covers_every_unconfirmed_write(name: str
     assert figures.points > 30 and figures.images > 100 and figures.generations > 1, "the sweep sweeps"
 
 
-@pytest.mark.xfail(reason="a torn block of the log's re-initialisation makes the next replay refuse", strict=True)
 @pytest.mark.parametrize("name", list(RUNS))
 def test_replay_that_a_crash_interrupts_is_not_refused_later(name: str, is_external: bool) -> None:
     figures, _, _ = swept(name, external=is_external)
