@@ -16,6 +16,7 @@ from repl.drbd.states import ConnectionState, DiskState, Role, StateChange, Stat
 from repl.drbd.uuids import UUID_JUST_CREATED, UuidFlag, Uuids, base, clear_bitmap_uuid, new_current
 from repl.engine import commands as ec
 from repl.errors import PeerLost, RequestRefused, StateRefused, UsageError, WaitTimedOut
+from repl.node.flow import Mutex
 from repl.node.refusals import refusal
 from repl.node.volume import Volume
 
@@ -43,7 +44,7 @@ class Commands:
     def __init__(self, node: Node) -> None:
         self._node = node
         self.is_promoting = False
-        self.is_demoting = False
+        self._role_lock = Mutex()  # a role changes completely before anybody builds on it
         self._verbs: dict[str, Verb] = {
             "up": self._up,
             "down": self._down,
@@ -116,13 +117,13 @@ class Commands:
     # ---- roles ----
 
     async def _primary(self, args: dict[str, Any]) -> dict[str, Any]:
-        await self._promote(force=bool(args.get("force")))
-        self._node.auto_promoted = False
+        async with self._role_lock:
+            await self._promote(force=bool(args.get("force")))
+            self._node.auto_promoted = False
         return {}
 
     async def _promote(self, *, force: bool) -> None:
         node = self._node
-        await self._demotion_ended()
         if node.role == Role.PRIMARY:
             return
         if not node.is_up:
@@ -219,33 +220,26 @@ class Commands:
             left = node.watch(lambda: self._open_clients() == 0)
             await node.within(left, LEAVE_WAIT_MS)
             node.unwatch(left)
-        await self._demotion_ended()
-        if node.role != Role.PRIMARY:
-            return
-        count = self._open_clients()
+        async with self._role_lock:
+            if node.role == Role.PRIMARY:
+                await self._demote_locked(force=force)
+
+    async def _demote_locked(self, *, force: bool) -> None:
+        node, count = self._node, self._open_clients()
         if count and not force:
             raise StateRefused(
                 f"{self._name}: cannot become Secondary: {count} NBD client{'s are' if count > 1 else ' is'} connected",
                 number=-12,
                 advice="Unmount and disconnect the clients (nbd-client -d, qemu, …) first.",
             )
-        self.is_demoting = True  # who comes now waits, and promotes again
-        try:
-            if not count:
-                for volume in node.volumes.values():
-                    await node.ask(ec.VolumeDrain(volume.number))
-            else:
-                await node.refuse_writes()
-            await node.transition(lambda v, s: s, role=Role.SECONDARY)
-        finally:
-            self.is_demoting = False
-            node.notify_watchers()
+        if not count:
+            for volume in node.volumes.values():
+                await node.ask(ec.VolumeDrain(volume.number))
+        else:
+            await node.refuse_writes()
+        await node.transition(lambda v, s: s, role=Role.SECONDARY)
         for volume in node.volumes.values():
             node.connection.send_state(volume)
-
-    async def _demotion_ended(self) -> None:
-        while self.is_demoting:
-            await self._node.watch(lambda: not self.is_demoting)
 
     # ---- connection ----
 
@@ -412,8 +406,14 @@ class Commands:
         return {"size_bytes": volume.size_sectors * 512}
 
     async def _nbd_open(self, args: dict[str, Any]) -> dict[str, Any]:
-        node, volume = self._node, self._volume(args)
-        await self._demotion_ended()
+        volume = self._volume(args)
+        async with self._role_lock:
+            await self._promote_for_client()
+            volume.open_count += 1
+        return {"size_bytes": volume.size_sectors * 512}
+
+    async def _promote_for_client(self) -> None:
+        node = self._node
         if node.role != Role.PRIMARY:
             if not node.settings.auto_promote:
                 raise StateRefused(
@@ -423,8 +423,6 @@ class Commands:
                 )
             await self._promote(force=False)
             node.auto_promoted = True
-        volume.open_count += 1
-        return {"size_bytes": volume.size_sectors * 512}
 
     def nbd_closed(self, volume_number: int) -> None:
         """A client is gone; the last one takes an automatic promotion with it."""
@@ -439,7 +437,9 @@ class Commands:
             node.start(self._demote_idle(), "automatic demotion")
 
     async def _demote_idle(self) -> None:
-        if self._open_clients() == 0:
-            await self._demote(force=False)
-        elif self._node.role == Role.PRIMARY:
-            self._node.auto_promoted = True  # somebody came meanwhile: he takes it with him
+        node = self._node
+        async with self._role_lock:
+            if node.role == Role.PRIMARY and self._open_clients():
+                node.auto_promoted = True  # somebody came meanwhile: who leaves last takes it with him
+            elif node.role == Role.PRIMARY:
+                await self._demote_locked(force=False)
