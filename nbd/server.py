@@ -176,6 +176,7 @@ class NbdServer:
             if isinstance(end, Finished):
                 self._handover(sock, end)
                 is_handed_over = True
+                self._negotiating.discard(asyncio.current_task())  # it counts as served from here on
                 _log.info("nbd: client on %s uses export %r", label, end.export.name)
             elif end.is_clean:
                 _log.debug("nbd: client on %s left: %s", label, end.reason)
