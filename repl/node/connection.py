@@ -293,9 +293,18 @@ class Connection:
             if v.loses_peer_data and v.state.pdsk == DiskState.UP_TO_DATE and node.is_connected
         }
 
+        # differs: a resync source with nothing left cannot know whether the target has finished. DRBD goes on under
+        # a generation that the target may have as well; what it writes may be discarded silently (decision 0016).
+        ending = {
+            v.number
+            for v in node.volumes.values()
+            if v.state.conn in (_C.SYNC_SOURCE, _C.PAUSED_SYNC_S) and node.role == Role.PRIMARY
+            and v.state.disk == DiskState.UP_TO_DATE and node.dirty_bits(v) == 0
+        }  # fmt: skip
+
         def uuids(volume: Volume) -> Uuids:
-            if volume.number in losing:
-                return new_current(volume.uuids, node.random, primary=True)
+            if volume.number in losing or volume.number in ending:
+                return new_current(volume.uuids, node.random, primary=True, keep_bitmap=volume.number in ending)
             return volume.uuids
 
         await node.transition(

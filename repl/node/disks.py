@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from repl.drbd import superblock as sb
 from repl.drbd.states import DiskState, Role
+from repl.drbd.uuids import random_uuid
 from repl.engine import commands as ec
 from repl.engine.events import Event, Result
 from repl.errors import DiskFailed, ReplError
@@ -111,6 +112,9 @@ class Disks:
         node.emit("disk-error", volume.disk_error, level="error", volume=volume.number)
         await node.transition(lambda v, s: replace(s, disk=DiskState.FAILED), only=volume, reason=volume.disk_error)
         node.connection.send_state(volume)
+        if node.role == Role.PRIMARY and not node.is_connected:
+            # What applications saw is on this disk only: no generation of the peer is good enough (decision 0016).
+            volume.uuids = replace(volume.uuids, current=random_uuid(node.random) | 1)
         await self._let_go(volume, DiskState.DISKLESS, "detached after an error")
         node.connection.send_state(volume)
         if node.role == Role.PRIMARY and volume.state.pdsk < DiskState.UP_TO_DATE:
