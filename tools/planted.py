@@ -184,14 +184,15 @@ class Hunt:
         return f"seed {seed}: {message}" if message else ""
 
     def _tests(self, detector: str) -> bool:
-        argv = [str(PYTHON), "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--tb=short", *detector.split()]
-        try:
-            done = subprocess.run(argv, cwd=self.tree, env=self._env(self.tree), capture_output=True, text=True,
-                                  stdin=subprocess.DEVNULL, timeout=self.options.seconds)  # fmt: skip
-        except subprocess.TimeoutExpired:
+        done = self._pytest(self.tree, detector)
+        if done is None:
             self.result.found_by, self.result.message = detector, "it does not end"
             return True
         if done.returncode == 0:
+            return False
+        clean = self._pytest(self.clean, detector)
+        if clean is None or clean.returncode != 0:
+            self.result.error = f"{detector} fails without the bug as well"
             return False
         lines = [line[1:].strip() for line in done.stdout.splitlines() if line.startswith("E  ")]
         if done.returncode != 1 or not lines:
@@ -200,6 +201,14 @@ class Hunt:
         self.result.found_by = Path(detector).name
         self.result.message = next((line for line in lines if re.search(r"\bP\d+:|point \d", line)), lines[0])
         return True
+
+    def _pytest(self, tree: Path, detector: str) -> subprocess.CompletedProcess[str] | None:
+        argv = [str(PYTHON), "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--tb=short", *detector.split()]
+        try:
+            return subprocess.run(argv, cwd=tree, env=self._env(tree), capture_output=True, text=True,
+                                  stdin=subprocess.DEVNULL, timeout=self.options.seconds)  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return None
 
     def _seeds(self) -> bool:
         first, last = 1, self.options.seeds

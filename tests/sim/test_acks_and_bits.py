@@ -70,16 +70,22 @@ def test_strict_flush_waits_for_the_flush_of_the_peer(pair: Any) -> None:
     pair.until(lambda: not is_pending(pair, flush), 5000, "the flush's answer")
 
 
-def test_both_sides_of_a_resync_know_every_block_that_is_not_on_the_disk_of_the_target(pair: Any) -> None:
+def fall_behind(pair: Any) -> None:
+    """Node 1 lacks blocks; it comes back and the resync begins."""
     app = pair.serve(0)
     pair.shells[1].crash()
     pair.until(lambda: not pair.node(0).is_connected, 20_000, "the loss of the peer")
     ops = [write(pair, app, n * 2 * BLOCK, BLOCK) for n in range(BLOCKS)]
+    ops.append(submit(pair, app, pair.world.lib.RE_SIM_NBD_FLUSH))
     pair.until(lambda: not any(is_pending(pair, op) for op in ops), 20_000, "the writes without a peer")
     assert pair.differing().bit_count() == pair.dirty_bits(0) == BLOCKS
-    disk = pair.shells[1].data
     pair.start(1)
     pair.until(lambda: pair.state(1)[1] == ConnectionState.SYNC_TARGET, 20_000, "the resync's start")
+
+
+def test_both_sides_of_a_resync_know_every_block_that_is_not_on_the_disk_of_the_target(pair: Any) -> None:
+    fall_behind(pair)
+    disk = pair.shells[1].data
     disk.hold()  # nothing that is asked for from now on gets to the disk
     pair.run(500)
     assert pair.world.lib.re_sim_packets_sent(pair.world.sim, 0, Packet.RS_DATA_REPLY) > 0
@@ -90,3 +96,15 @@ def test_both_sides_of_a_resync_know_every_block_that_is_not_on_the_disk_of_the_
     disk.release()
     pair.until(lambda: pair.in_sync, 60_000, "the end of the resync")
     pair.check_idle_pair()
+
+
+def test_source_of_a_resync_knows_every_block_that_the_target_would_lose_with_its_power(pair: Any) -> None:
+    fall_behind(pair)
+    looks = 0
+    while pair.state(1)[1] == ConnectionState.SYNC_TARGET:
+        pair.run(5)
+        looks += 1
+        stable = pair.differing(layer=1).bit_count()  # the source's own blocks have been flushed by then
+        assert pair.dirty_bits(0) >= stable, f"P6: {stable} blocks would differ, {pair.dirty_bits(0)} are known"
+    assert looks > 10
+    pair.until(lambda: pair.in_sync, 60_000, "the end of the resync")
