@@ -157,7 +157,8 @@ static void page_written(struct disk_op *op)
 }
 
 /* What was written to the extents that leave the set must be stable before, and marked where the peer lacks it: with
- * the metadata on another device a flush of the data, then the changed bitmap pages.  False when nothing is to be done. */
+ * the metadata on another device a flush of the data, then the changed bitmap pages.  False when nothing is to be
+ * done. */
 static bool write_evicted_pages(struct volume *v)
 {
     uint32_t count = 0;

@@ -66,7 +66,8 @@ enum {
 
 #define CONTROL_BODY_MAX 4096u
 #define NS_PER_MS UINT64_C(1000000)
-#define NBD_STALL_NS (10000 * NS_PER_MS) /* a client that reads nothing for so long is cut off if others wait for buffers */
+/* A client that reads nothing for so long is cut off if others wait for buffers. */
+#define NBD_STALL_NS (10000 * NS_PER_MS)
 
 struct core;
 struct volume;

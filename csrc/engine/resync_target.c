@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Resync, both ends: the target asks for dirty blocks at its own pace, the source clears them on the target's acks.
  *
- * Invariants: a request has its place in the range lock from before it is sent until its data is on disk, so no write of
- * the application can be overwritten by it; it steps behind writes of the peer until its data arrives, since the peer
- * may be able to read the blocks only after we acknowledged them, and what it sends is as new as they are; a bit is cleared, and the block
- * acknowledged, only after a flush has made it stable (differs: DRBD acknowledges before, decision 0003); blocks that
- * failed stay dirty.
+ * Invariants: a request has its place in the range lock from before it is sent until its data is on disk, so no write
+ * of the application can be overwritten by it; it steps behind writes of the peer until its data arrives, since the
+ * peer may be able to read the blocks only after we acknowledged them, and what it sends is as new as they are; a bit
+ * is cleared, and the block acknowledged, only after a flush has made it stable (differs: DRBD acknowledges before,
+ * decision 0003); blocks that failed stay dirty.
  */
 #include <string.h>
 

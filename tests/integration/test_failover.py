@@ -157,7 +157,7 @@ def test_roles_changed_again_and_again_lose_nothing(make_cluster: MakeCluster) -
         load.wait_writes(100)
         cluster.kill(here)
         load.join()
-        cluster.wait("the other alone", lambda there=there: cluster.status(there)["connection"] != "Connected")  # type: ignore[misc]
+        cluster.wait("the other alone", lambda there=there: cluster.status(there)["connection"] != "Connected")
         cluster.call(there, "primary")
         assert_found(cluster, there, one)
         come_back(cluster, here)
@@ -177,7 +177,7 @@ def test_initial_sync_goes_on_by_bitmap_after_either_node_was_killed(make_cluste
     left = size
     for victim in (BOB, ALICE):
         goal = left - 8 * MIB
-        cluster.wait("some of it", lambda goal=goal: 0 < cluster.volume(ALICE)["out_of_sync_bytes"] < goal)  # type: ignore[misc]
+        cluster.wait("some of it", lambda goal=goal: 0 < cluster.volume(ALICE)["out_of_sync_bytes"] < goal)
         cluster.kill(victim)
         cluster.start(victim)
         if victim == ALICE:
@@ -292,7 +292,7 @@ def test_half_open_link_is_noticed_by_ping_timeout_and_writes_go_on(make_cluster
             proxy.set(Mode.DROP)
         with at_most(6, "noticing a dead peer"):
             for name in NODES:
-                cluster.wait("it noticed", lambda name=name: cluster.status(name)["connection"] != "Connected", 6)  # type: ignore[misc]
+                cluster.wait("it noticed", lambda name=name: cluster.status(name)["connection"] != "Connected", 6)
         load.wait_writes(50)
         assert load.slowest_s < 6
         for proxy in cluster.proxies.values():
@@ -312,7 +312,7 @@ def test_one_dead_direction_is_noticed_by_both_nodes(make_cluster: MakeCluster) 
     for proxy in cluster.proxies.values():
         proxy.set(Mode.DROP, Direction.THERE)
     for name in NODES:
-        cluster.wait("it noticed", lambda name=name: cluster.status(name)["connection"] != "Connected", 8)  # type: ignore[misc]
+        cluster.wait("it noticed", lambda name=name: cluster.status(name)["connection"] != "Connected", 8)
     for proxy in cluster.proxies.values():
         proxy.set(Mode.PASS)
     cluster.wait_synced()

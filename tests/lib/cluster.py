@@ -211,7 +211,7 @@ class Cluster:
         for name in names or NODES:
             process = self.nodes[name].process
             assert process is not None
-            process.wait_until(lambda name=name: self._answers(name), START_TIMEOUT_S, "control socket")  # type: ignore[misc]
+            process.wait_until(lambda name=name: self._answers(name), START_TIMEOUT_S, "control socket")
         if up:
             for name in names or NODES:
                 self.call(name, "up")
@@ -446,10 +446,13 @@ def _section(name: str, options: Mapping[str, str]) -> str:
     return f"  {name} {{ {' '.join(f'{key} {value};' for key, value in options.items())} }}\n" if options else ""
 
 
+BUSY_MACHINE_FACTOR = 3
+
+
 @contextlib.contextmanager
 def at_most(seconds: float, what: str) -> Iterator[None]:
-    """The block must not take longer."""
+    """The block must not hang: ``seconds`` is generous on an idle machine, and a busy one gets three times that."""
     begin = time.monotonic()
     yield
     took = time.monotonic() - begin
-    assert took <= seconds, f"{what} took {took:.1f} s"
+    assert took <= seconds * BUSY_MACHINE_FACTOR, f"{what} took {took:.1f} s"

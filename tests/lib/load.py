@@ -83,7 +83,7 @@ class TaggedRegion:
             blocks = max(blocks, (sector.position - self.offset_sectors) // BLOCK_SECTORS + 1)
         return blocks
 
-    def _sectors(self, read: Read):  # type: ignore[no-untyped-def]
+    def _sectors(self, read: Read):
         end = self.offset_sectors + self.blocks * BLOCK_SECTORS
         for at in range(self.offset_sectors, end, READ_SECTORS):
             count = min(READ_SECTORS, end - at)
@@ -161,7 +161,7 @@ class Load:
 
 
 @contextlib.contextmanager
-def writing(region: TaggedRegion, url: str, *, flush_every: int = 0, fua_every: int = 0, pause_s: float = 0):  # type: ignore[no-untyped-def]
+def writing(region: TaggedRegion, url: str, *, flush_every: int = 0, fua_every: int = 0, pause_s: float = 0):
     """A ``Load`` that is stopped at the end of the block."""
     load = Load(region, url, flush_every=flush_every, fua_every=fua_every, pause_s=pause_s).start()
     try:
