@@ -7,7 +7,7 @@ SEEDS ?= 1000
 SECONDS_PER_TARGET ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap build demo test check sim planted bench fmt lint docs clean asan tsan interop guest fuzz
+.PHONY: help bootstrap build demo demo-packages test check sim planted bench fmt lint docs clean asan tsan interop guest fuzz
 
 help: ## this list
 	@sed -n 's/^\([a-z][a-z ]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 18
@@ -15,11 +15,14 @@ help: ## this list
 bootstrap:
 	@tools/bootstrap build
 
+demo-packages:
+	@tools/bootstrap demo
+
 build: bootstrap ## install what is missing for building, compile into build/dev, make .venv/bin/replctl and repld
 	@tools/build dev
 
-demo: build ## two nodes on this machine: write, kill the primary, promote the other, nothing is lost
-	@if [ -x tools/demo ]; then tools/demo; else echo "make demo: tools/demo does not exist yet" >&2; exit 1; fi
+demo: demo-packages build ## two nodes on this machine: write, kill the primary, promote the other, nothing is lost
+	@tools/demo
 
 test: ## install what the tests need and run them all (under 15 minutes on two cores)
 	@tools/bootstrap test
@@ -44,8 +47,8 @@ fmt: bootstrap ## sort imports and format Python files
 	@$(VENV)/ruff check --quiet --select I --fix repl nbd tests tools bench
 	@$(VENV)/ruff format --quiet repl nbd tests tools bench
 
-docs: build ## generated pages of docs/
-	@if [ -f tools/docs.py ]; then $(VENV)/python tools/docs.py; else echo "make docs: nothing is generated yet"; fi
+docs: build ## check that every link between pages of docs/ leads somewhere
+	@$(VENV)/python tools/check_docs.py
 
 asan: build ## C tests and some simulator seeds with the address and undefined-behaviour sanitizers
 	@$(VENV)/python $(RUN) --only asan-unit,asan-sim
