@@ -4,7 +4,7 @@
 The first successful dial becomes the data socket, the next one the meta socket; what the peer dials becomes what its
 first packet says.  The node that accepted the meta socket holds the resolve-conflicts flag.
 differs: when both nodes dial the same socket at once, DRBD always keeps the accepted one and lets chance decide whether
-to try again; two of our nodes would drop both.  The node with the smaller address keeps its own, which agrees with a
+to try again; two of our nodes would drop both.  The node whose name comes first keeps its own, which agrees with a
 DRBD peer as well; the other keeps the accepted one and, like DRBD, tosses a coin (decision 0005).
 """
 
@@ -118,7 +118,7 @@ class PairMaker:
         meta: PeerSocket | None = None
         waits = False  # after a crossing: let the peer dial
         while True:
-            if not waits and not (data and meta):
+            if not waits and not self._ready and not (data and meta):
                 dialled = await self._dial()
                 if dialled is not None:
                     dialled.kind = Packet.INITIAL_DATA if data is None else Packet.INITIAL_META
@@ -165,7 +165,9 @@ class PairMaker:
         return bool(self._node.random() & 1)
 
     def _keeps_own(self) -> bool:
-        return self._node.settings.my_address < self._node.settings.peer_address
+        settings = self._node.settings
+        # Names first: through a proxy each node sees another pair of addresses.
+        return (settings.node, settings.my_address) < (settings.peer, settings.peer_address)
 
     def _open_only(self, socket: PeerSocket | None) -> PeerSocket | None:
         if socket is not None and socket.is_closed:
