@@ -58,9 +58,6 @@ LOG_TAIL_BYTES = 6000
 NET = {"connect-int": "1", "ping-timeout": "5", "timeout": "9"}
 # Fixed and fast, unless a test wants to look into a running resync.
 DISK = {"c-plan-ahead": "0", "resync-rate": "400M"}
-# A link of which a silent loss is noticed soon.
-FAST_NET = {"ping-int": "1"}
-
 _BAD_LINE = re.compile(
     r" (ERROR|CRITICAL) |Traceback|CHECK failed|internal error|\bbug\b|never awaited|never retrieved"
 )

@@ -100,6 +100,7 @@ class Load:
         self.region = region
         self.is_lost = False
         self.slowest_s = 0.0
+        self._since_s = time.monotonic()
         self._url = url
         self._flush_every = flush_every
         self._fua_every = fua_every
@@ -111,6 +112,11 @@ class Load:
     def start(self) -> Load:
         self._thread.start()
         return self
+
+    @property
+    def waiting_s(self) -> float:
+        """How long the request in hand has been waiting."""
+        return time.monotonic() - self._since_s
 
     def wait_writes(self, count: int, timeout: float = 20) -> None:
         """Until ``count`` more writes are acknowledged."""
@@ -150,7 +156,7 @@ class Load:
         count = 0
         while not self._stop.is_set() and not self.region.is_full:
             count += 1
-            begin = time.monotonic()
+            self._since_s = begin = time.monotonic()
             self.region.write_next(client, fua=bool(self._fua_every) and count % self._fua_every == 0)
             if self._flush_every and count % self._flush_every == 0:
                 client.flush()
