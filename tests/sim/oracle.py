@@ -28,6 +28,7 @@ class Oracle:
         self.crashed = [False, False]
         self.suspect = [False, False]  # its disk may have failed unseen
         self.diverged = [False, False]  # it may have writes that the base of the history lacks
+        self.degraded: int | None = None  # audit mode after the only holder, not the Primary, has lost something
         self.alone = [False, False]  # it was Primary on its own since the nodes were in sync
         cluster.observers.append(self.observe)
 
@@ -57,6 +58,8 @@ class Oracle:
         now = {index} if good and not self.suspect[index] else set()
         if peer_good and not self.suspect[1 - index]:
             now.add(1 - index)
+        if not now and good and not peer_good:
+            now = {index}  # alone: a write that its disk fails is not acknowledged
         if not now or now == self.holders:
             return
         for node in now - self.holders:
@@ -65,6 +68,7 @@ class Oracle:
 
     def process_died(self, index: int) -> None:
         self.crashed[index] = True
+        self._degrade(index)
         if index == self.primary:
             self.primary_died = True
             self.merged = False
@@ -72,6 +76,12 @@ class Oracle:
     def power_lost(self, index: int) -> None:
         self.process_died(index)
         self.lost_power[index] = True
+        self._degrade(index)
+
+    def _degrade(self, index: int) -> None:
+        """A Primary without good data of its own is as safe as the one node that has it."""
+        if index != self.primary and self.holders == {index}:
+            self.degraded = self.allowed(index)
 
     def disk_fault(self, index: int) -> None:
         """From now on it may lack writes, until it is seen without its disk or :meth:`disk_healed`."""
@@ -109,6 +119,8 @@ class Oracle:
 
     def mode(self, index: int) -> int:
         """The audit mode for what this node would serve."""
+        if self.degraded is not None:
+            return self.degraded
         if self.merged or self._c.in_sync and self.primary_died:
             return self.allowed(self.source())
         return self.allowed(index)
@@ -133,6 +145,7 @@ class Oracle:
                     self.diverged[node] = self.diverged[node] or node == self.primary or mode != STRICT
         self.primary = server
         self.primary_died = self.merged = self.drained = False
+        self.degraded = None
         self.holders = {copy}
         for node in self.holders:
             self.lost_power[node] = self.crashed[node] = self.diverged[node] = False
@@ -147,6 +160,7 @@ class Oracle:
         if mode != STRICT:
             c.world.rebase(c.history, c.shells[0].data.number)
         self.holders = {0, 1}
+        self.degraded = None
         self.lost_power, self.crashed = [False, False], [False, False]
         self.diverged, self.alone = [False, False], [False, False]
         if self.primary_died:

@@ -246,6 +246,7 @@ class Scenario:
 
     def crash(self, *nodes: int) -> None:
         for node in nodes:
+            self.spare_only_copy(node)
             if self.alive(node):
                 self.c.shells[node].crash()
                 self.oracle.process_died(node)
@@ -253,11 +254,17 @@ class Scenario:
 
     def power(self, *nodes: int) -> None:
         for node in nodes:
+            self.spare_only_copy(node)
             if self.c.shells[node].is_powered:
                 self.coverage("before a power loss", 1)
                 self.c.shells[node].power_off()
                 self.oracle.power_lost(node)
         self.coverage("power loss", 0)
+
+    def spare_only_copy(self, node: int) -> None:
+        """An application whose Primary works on its peer's copy alone does not outlive that peer."""
+        if self.app is not None and self.app.node != node and self.oracle.holders == {node}:
+            self.stop_app()
 
     def coverage(self, when: str, layer: int) -> None:
         """P4 at this instant, as if both nodes crashed now (layer 0) or lost power (layer 1)."""
@@ -326,6 +333,8 @@ class Scenario:
             return
         if self.app is not None and self.app.node == index:
             self.stop_app()
+        if index == self.oracle.primary:
+            self.oracle.process_died(index)  # nothing is drained
         try:
             c.ask(index, "down", force=True, ms=90_000)
         except ReplError as error:
