@@ -139,14 +139,21 @@ class ResyncControl:
             return
         report = volume.peer_report
         assert report is not None
-        await node.ask(ec.BitmapWrite(volume.number))
+        if not await node.ask_ok(ec.BitmapWrite(volume.number)):
+            return
+
+        def is_it(v: Volume) -> bool:  # the disk or the peer may be lost by now
+            return v is volume and v.attached and v.state.conn == _C.SYNC_TARGET
+
         await node.transition(
-            lambda v, s: replace(s, conn=_C.CONNECTED, disk=_D.UP_TO_DATE, pdsk=_D.UP_TO_DATE) if v is volume else s,
+            lambda v, s: replace(s, conn=_C.CONNECTED, disk=_D.UP_TO_DATE, pdsk=_D.UP_TO_DATE) if is_it(v) else s,
             uuids=lambda v: (
-                finish_target(v.uuids, report.uuids, primary=node.role == Role.PRIMARY) if v is volume else v.uuids
+                finish_target(v.uuids, report.uuids, primary=node.role == Role.PRIMARY) if is_it(v) else v.uuids
             ),
             reason="resync done",
         )
+        if volume.state.conn != _C.CONNECTED or not volume.attached:
+            return
         volume.peer_has_our_uuids()
         node.connection.send_state(volume)
 
