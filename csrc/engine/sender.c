@@ -94,7 +94,8 @@ static uint32_t write_flags(const struct core *core, struct request *r)
     }
     bool resync = v->state.connection >= C_SYNC_SOURCE && v->state.connection <= C_PAUSED_SYNC_T &&
                   v->state.connection != C_VERIFY_S && v->state.connection != C_VERIFY_T;
-    bool write_ack = options->protocol == 3 || resync;
+    /* differs: without a good disk of our own only what is on the peer's counts, in every protocol (decision 0016). */
+    bool write_ack = options->protocol == 3 || resync || v->state.disk != D_UP_TO_DATE;
     if (resync)
         flags |= DP_MAY_SET_IN_SYNC;
     if (options->version >= 100) {
@@ -139,7 +140,7 @@ void sender_write(struct core *core, struct request *r)
     v->stats.sent_bytes += payload;
     r->tx_mark = link->data->stream.tx_queued_total;
     r->net_pending = true;
-    if (link->options.protocol == 1)
+    if (link->options.protocol == 1 && v->state.disk == D_UP_TO_DATE)
         list_add_tail(&link->unsent, &r->sent);
 }
 
