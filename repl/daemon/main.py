@@ -8,8 +8,10 @@ Exit status: 0 after "down", 1 forced end or wrong usage, 10 the configuration, 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from repl import config
 from repl.daemon.addresses import own_addresses
 from repl.daemon.production import make_service, run_loop
 from repl.daemon.run_dir import RunDir, default_run_dir
+from repl.daemon.service import Service
 from repl.errors import ReplError, UsageError
 
 DEFAULT_CONFIG = Path("/etc/drbd.conf")
@@ -82,7 +85,17 @@ def run(argv: Sequence[str]) -> int:
     view = config.resource_for_node(read, options.resource, node, addresses=addresses)
     folder = options.run_dir or default_run_dir()
     service = make_service(view, RunDir(folder.absolute(), view.name))
-    return run_loop(service.run(up=options.up))
+    return run_loop(run_to_the_end(service, up=options.up))
+
+
+async def run_to_the_end(service: Service, *, up: bool) -> int:
+    """Once everything is down, a late signal no longer turns an orderly end into a killed process."""
+    status = await service.run(up=up)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
+    return status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
