@@ -168,9 +168,10 @@ class Commands:
 
         def uuids(volume: Volume) -> Uuids:
             alone = not node.is_connected or volume.state.pdsk <= _D.FAILED
-            fresh_start = volume.number in forced or (alone and volume.uuids.bitmap == 0)
-            if volume.attached and fresh_start:
-                return new_current(volume.uuids, node.random, primary=True)
+            goes_on_alone = alone and (volume.uuids.bitmap == 0 or volume.peer_may_have_finished)
+            if volume.attached and (volume.number in forced or goes_on_alone):
+                may_have_finished, volume.peer_may_have_finished = volume.peer_may_have_finished, False
+                return new_current(volume.uuids, node.random, primary=True, keep_bitmap=may_have_finished)
             return volume.uuids
 
         await node.transition(

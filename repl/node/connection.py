@@ -298,9 +298,13 @@ class Connection:
         ending = {
             v.number
             for v in node.volumes.values()
-            if v.state.conn in (_C.SYNC_SOURCE, _C.PAUSED_SYNC_S) and node.role == Role.PRIMARY
+            if v.state.conn in (_C.SYNC_SOURCE, _C.PAUSED_SYNC_S)
             and v.state.disk == DiskState.UP_TO_DATE and node.dirty_bits(v) == 0
         }  # fmt: skip
+        for number in ending:
+            node.volumes[number].peer_may_have_finished = node.role != Role.PRIMARY  # a promotion does it then
+        if node.role != Role.PRIMARY:
+            ending.clear()
 
         def uuids(volume: Volume) -> Uuids:
             if volume.number in losing or volume.number in ending:

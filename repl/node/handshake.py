@@ -257,6 +257,7 @@ async def evaluate(c: Connection, volume: Volume, theirs: StateWord) -> None:
         node.emit("resync", f"{node.settings.peer} has no disk", volume=volume.number)
     first = not node.is_connected
     volume.is_evaluated = True
+    volume.peer_may_have_finished = False
     all_done = all(v.is_evaluated for v in node.volumes.values())
     await node.transition(
         lambda v, s: replace(s, conn=conn, pdsk=peer_disk, peer_isp=theirs.pauses_resync) if v is volume else s,

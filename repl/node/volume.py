@@ -34,6 +34,7 @@ class Volume:
         self.uuids = Uuids(0, 0, 0, 0)
         self.corrected: Uuids | None = None  # verdict of rules 34 and 71, kept in memory until the resync has started
         self.crashed_primary = False
+        self.peer_may_have_finished = False  # the connection broke when nothing was left to resync
         self.size_sectors = 0
         self.open_count = 0
         self.disk_error = ""
