@@ -54,7 +54,7 @@ def test_nodes_with_different_secrets_both_give_up(make_pair: PairMaker) -> None
         allowed="uthentication|HMAC",
     )
     pair.up()
-    pair.wait_ours(connection="StandAlone")
+    pair.wait_stand_alone()
     assert "Authentication" in pair.ours.status()["reason"]
     pair.wait_kernel(cstate="StandAlone")
 
@@ -80,7 +80,7 @@ def test_protocols_a_and_b_replicate_both_ways(make_pair: PairMaker, protocol: s
 def test_nodes_with_different_protocols_both_say_so(make_pair: PairMaker) -> None:
     pair = make_pair(protocol="C", other_net="protocol A;", allowed="incompatible|error receiving ReportProtocol")
     pair.up()
-    pair.wait_ours(connection="StandAlone")
+    pair.wait_stand_alone()
     assert "protocol" in pair.ours.status()["reason"]
     pair.wait_kernel(cstate="StandAlone")
 

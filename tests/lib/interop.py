@@ -445,6 +445,15 @@ resource r0 {{
 
         self.wait(holds, f"our {fields}", timeout)
 
+    def wait_stand_alone(self) -> None:
+        """We have given up and say why (a node that has only just started is StandAlone without a reason)."""
+
+        def holds() -> bool:
+            status = self.ours.status()
+            return status["connection"] == "StandAlone" and bool(status["reason"])
+
+        self.wait(holds, "StandAlone with a reason", WAIT_S)
+
     def wait_load(self, more: int) -> None:
         """Until the guest's load has made so many steps more."""
         target = self.kernel.load_count() + more
