@@ -56,10 +56,10 @@ asan: build ## C tests and some simulator seeds with the address and undefined-b
 tsan: build ## C tests with the thread sanitizer
 	@$(VENV)/python $(RUN) --only tsan-unit
 
-interop guest: ## our engine against real kernels in User-mode Linux guests
+interop guest: ## our engine against real kernels in User-mode Linux guests, the whole matrix
 	@tools/bootstrap test
 	@tools/build dev
-	@$(VENV)/python -m pytest -v tests/guest
+	@$(VENV)/python -m pytest -v --interop -n 2 --dist loadfile tests/guest
 
 fuzz: ## libFuzzer on every C target: make fuzz SECONDS_PER_TARGET=60
 	@tools/bootstrap test

@@ -30,10 +30,18 @@ hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, prin
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if is_ci() else "dev"))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--interop", action="store_true", help="run the long tests against the kernel module as well")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if "guest" in item.path.parts:
             item.add_marker(pytest.mark.guest)
+    if not config.getoption("--interop"):
+        long = [item for item in items if item.get_closest_marker("interop")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if not item.get_closest_marker("interop")]
 
 
 def sim_seeds() -> range:
