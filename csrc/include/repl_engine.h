@@ -130,6 +130,9 @@ struct re_link {
     uint32_t ko_count;          /* 0 = never expel */
     uint32_t max_epoch_size;    /* writes per epoch */
     uint32_t max_buffers;       /* 4 KiB pages for the peer's writes and resync */
+    uint32_t integrity_alg;     /* enum digest_alg (base/digest.h): of replicated and resync data, 0 = none */
+    uint32_t verify_alg;        /* of online verify, 0 = the peer's requests are refused */
+    uint32_t csums_alg;         /* of checksum based resync, 0 = none */
     uint8_t strict_flush;       /* a flush waits for the peer's barrier ack */
     uint8_t use_rle;            /* run-length coded bitmaps */
     uint8_t resolve_conflicts;  /* this node accepted the meta socket */
@@ -266,6 +269,8 @@ bool re_engine_command(re_engine *engine, const struct re_command *command, cons
 bool re_engine_event(re_engine *engine, struct re_event *event, uint8_t *blob);
 const struct re_volume_stats *re_engine_volume_stats(re_engine *engine, int volume);
 const struct re_engine_stats *re_engine_stats(re_engine *engine);
+/* Digest of `data` with algorithm `alg` into `out` (32 bytes); its length, 0 when this build does not have it. */
+size_t re_digest(uint32_t alg, const uint8_t *data, size_t length, uint8_t *out);
 /* Wait for the thread to end after RE_CMD_STOP and free everything. */
 void re_engine_destroy(re_engine *engine);
 

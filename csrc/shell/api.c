@@ -11,6 +11,7 @@
 #include <stdlib.h>
 
 #include "base/check.h"
+#include "base/digest.h"
 #include "include/repl_engine.h"
 #include "shell/loop.h"
 #include "io/thread.h"
@@ -68,6 +69,12 @@ const struct re_volume_stats *re_engine_volume_stats(re_engine *engine, int volu
 const struct re_engine_stats *re_engine_stats(re_engine *engine)
 {
     return core_stats(loop_core(engine->loop));
+}
+
+size_t re_digest(uint32_t alg, const uint8_t *data, size_t length, uint8_t *out)
+{
+    digest_compute((enum digest_alg)alg, data, length, out);
+    return digest_bytes((enum digest_alg)alg);
 }
 
 void re_engine_destroy(re_engine *engine)

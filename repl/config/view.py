@@ -43,6 +43,8 @@ from repl.config.model import (
 )
 from repl.config.options import DISCARD_NODE_PREFIX
 from repl.config.reading import did_you_mean, error_at
+from repl.drbd.digests import ADVICE as DIGEST_ADVICE
+from repl.drbd.digests import DIGESTS
 from repl.errors import ConfigError, UsageError
 
 
@@ -72,6 +74,7 @@ def resource_for_node(config: Config, name: str, node: str, *, addresses: Iterab
     levels = inherited_levels(config, resource)
     net = net_options_of(config, resource, me, peer)
     _refuse_unsafe(net, resource)
+    _check_algorithms(net)
     my_address, peer_address = _addresses(resource, me, peer)
     typed = typed_net(_without_node_names(net, me))
     _check_combination(typed, net, resource)
@@ -144,6 +147,13 @@ def _refuse_unsafe(net: Options, resource: Resource) -> None:
                 f"resource {resource.name}: '{option.name} {option.text}' is not supported yet.",
                 advice="Remove it on both nodes.",
             )
+
+
+def _check_algorithms(net: Options) -> None:
+    for name in ("data-integrity-alg", "verify-alg", "csums-alg"):
+        option = net.get(name)
+        if option is not None and option.text and option.text not in DIGESTS:
+            raise error_at(option.where, f"{name} '{option.text}' is not known here.", advice=DIGEST_ADVICE)
 
 
 def _check_combination(net: NetOptions, options: Options, resource: Resource) -> None:

@@ -15,7 +15,9 @@ from repl.daemon.run_dir import RunDir
 from repl.daemon.service import Engine as EngineLike
 from repl.daemon.service import Service
 from repl.daemon.shell import NodeMachine
-from repl.engine.binding import Engine
+from repl.drbd.digests import digest_number
+from repl.engine.binding import Engine, digest
+from repl.errors import ConfigError
 from repl.node.node import Node
 from repl.node.settings import NodeSettings
 
@@ -37,7 +39,23 @@ def make_node(settings: NodeSettings, engine: EngineLike) -> NodeMachine:
     )
 
 
+def check_algorithms(view: NodeView) -> None:
+    """Refuse an algorithm that this build of the engine does not have."""
+    net = view.net
+    for option, name in (
+        ("data-integrity-alg", net.data_integrity_alg),
+        ("verify-alg", net.verify_alg),
+        ("csums-alg", net.csums_alg),
+    ):
+        if name and not digest(digest_number(name, option), b""):
+            raise ConfigError(
+                f"resource {view.name}: {option} '{name}' is not available: this program was built without libcrypto.",
+                advice="Use crc32c or xxhash64, or install libssl-dev and build again.",
+            )
+
+
 def make_service(view: NodeView, run_dir: RunDir) -> Service:
+    check_algorithms(view)
     return Service(view, run_dir, make_engine=make_engine, make_node=make_node, clock_s=time.time)
 
 

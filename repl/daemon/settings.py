@@ -100,6 +100,7 @@ def _net(net: NetOptions) -> NetSettings:
         strict_flush=net.strict_flush,
         cram_hmac_alg=net.cram_hmac_alg,
         shared_secret=net.shared_secret,
+        data_integrity_alg=net.data_integrity_alg,
         verify_alg=net.verify_alg,
         csums_alg=net.csums_alg,
         after_sb_0pri=int(_AFTER_SPLIT_BRAIN[net.after_sb_0pri]),

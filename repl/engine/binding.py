@@ -40,6 +40,14 @@ def load_module() -> Any:
         ) from error
 
 
+def digest(number: int, data: bytes) -> bytes:
+    """The digest of ``data`` with the algorithm of that number; b"" when this build does not have it."""
+    module = load_module()
+    out = module.ffi.new("uint8_t[32]")
+    length = module.lib.re_digest(number, module.ffi.from_buffer("uint8_t[]", data), len(data), out)
+    return bytes(module.ffi.buffer(out, length))
+
+
 class Engine:
     """One running engine."""
 

@@ -131,6 +131,9 @@ class Link:
     ko_count: int = 7
     max_epoch_size: int = 2048
     max_buffers: int = 2048
+    integrity_alg: int = 0
+    verify_alg: int = 0
+    csums_alg: int = 0
     strict_flush: bool = True
     use_rle: bool = True
     resolve_conflicts: bool = False

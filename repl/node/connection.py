@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from repl.drbd import packets as pk
+from repl.drbd.digests import digest_number
 from repl.drbd.packets import Packet
 from repl.drbd.states import ConnectionState, DiskState, Role, StateChange, StateWord
 from repl.drbd.uuids import Feature, UuidFlag, Uuids, new_current
@@ -396,6 +397,9 @@ class Connection:
                     ko_count=net.ko_count,
                     max_epoch_size=net.max_epoch_size,
                     max_buffers=net.max_buffers,
+                    integrity_alg=digest_number(net.data_integrity_alg, "data-integrity-alg"),
+                    verify_alg=digest_number(net.verify_alg, "verify-alg"),
+                    csums_alg=digest_number(net.csums_alg, "csums-alg"),
                     strict_flush=net.strict_flush,
                     use_rle=net.use_rle,
                     resolve_conflicts=self.resolve_conflicts,

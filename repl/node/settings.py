@@ -44,6 +44,7 @@ class NetSettings:
     strict_flush: bool = True
     cram_hmac_alg: str = ""
     shared_secret: str = field(default="", repr=False)
+    data_integrity_alg: str = ""
     verify_alg: str = ""
     csums_alg: str = ""
     after_sb_0pri: int = 0
