@@ -373,6 +373,7 @@ class ResourceOptions:
     auto_promote: bool
     auto_promote_timeout_ms: int
     cpu_mask: str
+    handler_timeout_s: int  # 0 = a handler may take as long as it likes
 
 
 @dataclass(frozen=True, slots=True)
@@ -624,6 +625,7 @@ def typed_options(options: Options) -> ResourceOptions:
         auto_promote=read.bool("auto-promote"),
         auto_promote_timeout_ms=read.number("auto-promote-timeout", factor=_TENTH_MS),
         cpu_mask=read.text("cpu-mask"),
+        handler_timeout_s=read.number("handler-timeout"),
     )
 
 

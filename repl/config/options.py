@@ -6,7 +6,8 @@ the option's own unit (column ``unit``), a bool, or the text.  Errors: ``ValueRe
 build.py adds file and line.
 
 Facts: the option tables of DRBD 8.4 and 9 (manual pages and the ranges the real tools print).  Where 8.4 and
-9 differ in a range the wider one counts.  ``strict-flush``, ``io`` and the section ``nbd`` are our own.
+9 differ in a range the wider one counts.  ``strict-flush``, ``io``, ``handler-timeout`` and the section
+``nbd`` are our own.
 """
 
 from __future__ import annotations
@@ -307,6 +308,7 @@ def _options_table() -> dict[str, OptionSpec]:
     options.enum("on-no-quorum", ("io-error", "suspend-io"), _LATER, default="suspend-io")
     options.quorum("quorum-minimum-redundancy", _LATER)
     options.enum("on-suspended-primary-outdated", ("disconnect", "force-secondary"), _LATER)
+    options.number("handler-timeout", 0, 86400, 0, _YES, Unit.SECONDS)
     options.number("peer-ack-window", 2048, 204800, 4096, _ACCEPT, Unit.SECTORS)
     options.number("peer-ack-delay", 1, 10000, 100, _ACCEPT, Unit.MILLISECONDS)
     options.number("twopc-timeout", 50, 600, 300, _ACCEPT, Unit.TENTHS)
@@ -341,9 +343,9 @@ def _handlers_table() -> dict[str, OptionSpec]:
         "pri-on-incon-degr",
         "local-io-error",
         "out-of-sync",
-        "quorum-lost",
-        "disconnected",
     ):
+        handlers.string(name, _YES)
+    for name in ("quorum-lost", "disconnected"):
         handlers.string(name, _LATER)
     return handlers.rows
 

@@ -78,13 +78,14 @@ def run(argv: Sequence[str]) -> int:
     set_up_logging(options.log_level)
     os.umask(0o077)
     node, is_chosen = given_node(options.node)
-    read = config.load(given_config(options.config))
+    config_file = given_config(options.config)
+    read = config.load(config_file)
     for warning in read.warnings:
         logging.getLogger("repl.daemon").warning("%s", warning)
     addresses = () if is_chosen else own_addresses()
     view = config.resource_for_node(read, options.resource, node, addresses=addresses)
     folder = options.run_dir or default_run_dir()
-    service = make_service(view, RunDir(folder.absolute(), view.name))
+    service = make_service(view, RunDir(folder.absolute(), view.name), config_file)
     return run_loop(run_to_the_end(service, up=options.up))
 
 

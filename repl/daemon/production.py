@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import TypeVar
 
 from repl.config.model import NodeView
@@ -36,6 +37,7 @@ def make_node(settings: NodeSettings, engine: EngineLike) -> NodeMachine:
         random=lambda: secrets.randbits(UUID_BITS),
         random_bytes=os.urandom,
         stats=engine,
+        clock_ms=lambda: time.monotonic_ns() // 1_000_000,
     )
 
 
@@ -54,9 +56,11 @@ def check_algorithms(view: NodeView) -> None:
             )
 
 
-def make_service(view: NodeView, run_dir: RunDir) -> Service:
+def make_service(view: NodeView, run_dir: RunDir, config_file: Path) -> Service:
     check_algorithms(view)
-    return Service(view, run_dir, make_engine=make_engine, make_node=make_node, clock_s=time.time)
+    return Service(
+        view, run_dir, make_engine=make_engine, make_node=make_node, clock_s=time.time, config_file=config_file
+    )
 
 
 def run_loop(main: Coroutine[object, object, T]) -> T:

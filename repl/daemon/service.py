@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import repl
@@ -21,6 +22,7 @@ from nbd.server import NbdServer
 from repl.config.model import NodeView
 from repl.daemon.control import ControlServer, Respond
 from repl.daemon.exports import Exports
+from repl.daemon.handlers import HandlerRunner, usual_environment
 from repl.daemon.journal import Journal
 from repl.daemon.link import LinkPlaces
 from repl.daemon.notify import notify
@@ -66,8 +68,10 @@ class Service:
         make_engine: EngineMaker,
         make_node: NodeMaker,
         clock_s: Callable[[], float],
+        config_file: Path | None = None,
     ) -> None:
         self._view = view
+        self._config_file = config_file
         self._run_dir = run_dir
         self._settings = node_settings(view)
         self._make_engine = make_engine
@@ -101,6 +105,7 @@ class Service:
             ),
             volumes={volume.number: volume for volume in self._view.volumes},
             journal=self._journal,
+            handlers=self._handlers(),
             on_exit=self._is_over.set,
             on_fatal=self._fatal,
         )
@@ -133,6 +138,10 @@ class Service:
                 await shell.wait_disks_closed(DISK_CLOSE_TIMEOUT_S)
         _log.info("%s: repld ends", self._view.name)
         return self._exit_status
+
+    def _handlers(self) -> HandlerRunner:
+        environment = usual_environment(self._view, config_file=self._config_file, run_dir=self._run_dir.folder)
+        return HandlerRunner(environment, timeout_s=self._view.options.handler_timeout_s)
 
     async def _listen_nbd(self, nbd: NbdServer) -> None:
         await nbd.listen_unix(self._run_dir.nbd)

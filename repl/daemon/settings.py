@@ -45,6 +45,7 @@ def node_settings(view: NodeView) -> NodeSettings:
         volumes=tuple(_volume(volume) for volume in view.volumes),
         net=_net(view.net),
         auto_promote=view.options.auto_promote,
+        handlers=dict(view.handlers),
     )
 
 

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 from repl.config.model import VolumeView
 from repl.daemon.disks import OpenedDisk, open_and_prepare
+from repl.daemon.handlers import HandlerRunner
 from repl.daemon.journal import Journal
 from repl.daemon.link import LinkPlaces, LinkSockets
 from repl.engine import commands as ec
@@ -64,6 +65,7 @@ class NodeMachine(Protocol):
     def command(self, token: object, verb: str, args: dict[str, Any]) -> None: ...
     def cancel(self, token: object) -> None: ...
     def nbd_closed(self, volume: int) -> None: ...
+    def handler_done(self, handler_id: int, status: int) -> None: ...
     def status(self) -> dict[str, Any]: ...
 
 
@@ -91,6 +93,7 @@ class Shell:
         places: LinkPlaces,
         volumes: Mapping[int, VolumeView],
         journal: Journal,
+        handlers: HandlerRunner,
         on_exit: Callable[[], None],
         on_fatal: Callable[[BaseException], None],
         disk_opener: DiskOpener = open_and_prepare,
@@ -101,6 +104,7 @@ class Shell:
         self.journal = journal
         self.engine_stopped = asyncio.Event()
         self.on_nbd_closed: Callable[[int], int | None] = lambda stream: None  # stream -> volume
+        self._handlers = handlers
         self._volumes = volumes
         self._on_exit = on_exit
         self._on_fatal = on_fatal
@@ -130,6 +134,7 @@ class Shell:
     async def close(self) -> None:
         """Stop everything that could call the node.  The engine has stopped before."""
         await self.link.close()
+        await self._handlers.close()
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -217,8 +222,14 @@ class Shell:
                 self._reply(token, result, error)
             case act.StateEvent():
                 self.journal.add(action)
+            case act.RunHandler():
+                self._run_handler(action)
             case act.Exit():
                 self._on_exit()
+
+    def _run_handler(self, action: act.RunHandler) -> None:
+        number = action.handler_id
+        self._handlers.start(action, lambda status: self._call(lambda: self.node.handler_done(number, status)))
 
     def _reply(self, token: object, result: dict[str, Any], error: Exception | None) -> None:
         assert isinstance(token, _Token) and token in self._tokens, "a second reply to one command"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,10 +100,35 @@ class StateEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class RunHandler:
+    """Run a configured command; ends in ``Node.handler_done(handler_id, exit status)``.
+
+    ``volume``: -1 for the whole resource.  ``environment``: variables of this event, the shell adds the usual ones.
+    """
+
+    handler_id: int
+    name: str
+    command: str
+    volume: int = -1
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Exit:
     """The resource is down for good: stop the engine and end the process."""
 
 
 Action = (
-    EngineCommand | SetTimer | CancelTimer | Listen | Dial | CloseFd | OpenDisk | CloseDisk | Reply | StateEvent | Exit
+    EngineCommand
+    | SetTimer
+    | CancelTimer
+    | Listen
+    | Dial
+    | CloseFd
+    | OpenDisk
+    | CloseDisk
+    | Reply
+    | StateEvent
+    | RunHandler
+    | Exit
 )

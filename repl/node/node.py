@@ -24,6 +24,7 @@ from repl.node.connection import Connection
 from repl.node.disk import Prepared
 from repl.node.disks import Disks
 from repl.node.flow import Cancelled, Flow, Mutex, Promise, Scheduler
+from repl.node.handlers import Handlers
 from repl.node.resync import ResyncControl
 from repl.node.settings import NodeSettings
 from repl.node.status import node_status
@@ -50,11 +51,13 @@ class Node:
         random: Callable[[], int],
         random_bytes: Callable[[int], bytes],
         stats: StatsReader,
+        clock_ms: Callable[[], int],
     ) -> None:
         self.settings = settings
         self.random = random
         self.random_bytes = random_bytes
         self.stats = stats
+        self.clock_ms = clock_ms  # for what people are shown; decisions depend on timers only
         self.role = Role.SECONDARY
         self.peer_role = Role.UNKNOWN
         self.cstate = ConnectionState.STANDALONE
@@ -68,6 +71,7 @@ class Node:
         self.resync = ResyncControl(self)
         self.disks = Disks(self)
         self.commands = Commands(self)
+        self.handlers = Handlers(self)
         self._actions: list[act.Action] = []
         self._sequence = 0
         self._cookies: dict[int, Promise[Event]] = {}
@@ -135,6 +139,11 @@ class Node:
     def disk_failed(self, volume: int, error: Exception) -> None:
         """Answer to :class:`OpenDisk`."""
         self.disks.open_failed(volume, error)
+        self.scheduler.run()
+
+    def handler_done(self, handler_id: int, status: int) -> None:
+        """Answer to :class:`RunHandler`."""
+        self.handlers.done(handler_id, status)
         self.scheduler.run()
 
     def nbd_closed(self, volume: int) -> None:
@@ -294,6 +303,11 @@ class Node:
         return self.is_connected and all(v.state.conn >= ConnectionState.CONNECTED for v in self.volumes.values())
 
     # ---- transitions ----
+
+    async def metadata_is_stable(self) -> None:
+        """Every transition that was under way has its metadata on the disk."""
+        async with self._lock:
+            pass
 
     async def refuse_writes(self) -> None:
         """The engine ends the clients' writes with an error from now on."""

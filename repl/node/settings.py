@@ -7,6 +7,7 @@ dialling and listening are the shell's business.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from repl.engine.commands import Resync
@@ -66,3 +67,4 @@ class NodeSettings:
     volumes: tuple[VolumeSettings, ...]
     net: NetSettings = field(default_factory=NetSettings)
     auto_promote: bool = True
+    handlers: Mapping[str, str] = field(default_factory=dict)  # name -> shell command

@@ -37,6 +37,7 @@ def node_status(node: Node) -> dict[str, Any]:
         "up": node.is_up,
         "peer": {"name": settings.peer, "role": str(node.peer_role), "address": settings.peer_address},
         "volumes": [_volume_status(node, v) for v in node.volumes.values()],
+        "handlers": node.handlers.status(),
         "engine": dataclasses.asdict(node.stats.engine_stats()),
     }
 

@@ -52,6 +52,7 @@ class Setup:
     other_disk_bytes: int = 0  # node 1, where it differs
     has_metadata: bool = True
     odd_sectors: int = 0  # the device is so much smaller than a whole number of 4 KiB blocks
+    handlers: tuple[str, ...] = ()  # those that are configured; what they do: NodeShell.scripts
     overrides: dict[str, Any] = field(default_factory=dict)  # of VolumeSettings
 
 
@@ -194,6 +195,7 @@ class Cluster:
             peer_address=f"10.0.0.{2 - index}:7788",
             volumes=(replace(volume, **setup.overrides),),
             net=setup.other_net if index and setup.other_net else setup.net,
+            handlers={name: f"simulated {name}" for name in setup.handlers},
         )
         return NodeShell(world, index, settings, place, log=self.log, on_state=self._state_changed,
                          engine_config={"requests": setup.requests})  # fmt: skip

@@ -36,6 +36,7 @@ PEER_STREAMS = 16  # smaller stream numbers are the node's
 DISK_OPEN_MAX_NS = 30 * MS
 
 # A timer's id says whose it is: node (2 bits), kind (2), process (16), number (44).
+HANDLER = 1 << 43  # in the number of a TIMER_DISK: a handler ends
 TIMER_NODE, TIMER_DIAL, TIMER_DISK, TIMER_TEST = range(4)
 
 
@@ -48,6 +49,14 @@ class Answer:
     result: dict[str, Any] = field(default_factory=dict)
     error: Exception | None = None
     when_done: Callable[[Answer], None] | None = None
+
+
+@dataclass(frozen=True)
+class Script:
+    """What a handler does in the simulator: ends with ``status`` after ``delay_ms``; None: it hangs for ever."""
+
+    status: int | None = 0
+    delay_ms: int = 0
 
 
 class _Stats:
@@ -87,6 +96,8 @@ class NodeShell:
         self.node: Node | None = None
         self.is_powered = True
         self.state_events: list[act.StateEvent] = []
+        self.scripts: dict[str, Script] = {}  # by handler name, for those that the settings have; default: status 0
+        self.handler_calls: list[act.RunHandler] = []
         self._log = log
         self._on_state = on_state
         self._process = 0
@@ -95,6 +106,7 @@ class NodeShell:
         self._dials: dict[int, int] = {}  # the world's number -> the node's
         self._streams: dict[int, int] = {}  # NBD stream -> volume
         self._opening: set[int] = set()
+        self._handlers: dict[int, int] = {}  # running -> status
         self._is_acting = False
         self._is_stopping = False
 
@@ -124,6 +136,7 @@ class NodeShell:
             random=self.world.random64,
             random_bytes=self.world.random_bytes,
             stats=_Stats(self.world, self.index),
+            clock_ms=lambda: self.world.now // MS,
         )
         self._log(f"node {self.index}: process {self._process} starts")
 
@@ -150,6 +163,7 @@ class NodeShell:
         self._dials.clear()
         self._streams.clear()
         self._opening.clear()
+        self._handlers.clear()
         answers, self._answers = self._answers, []
         for answer in answers:
             answer.is_done, answer.error = True, ReplError(f"{answer.verb}: {why}.")
@@ -246,9 +260,19 @@ class NodeShell:
                 self.state_events.append(action)
                 self._log(f"node {self.index}: [{action.kind}] {action.message}")
                 assert action.kind != "bug", action.message
+            case act.RunHandler():
+                self._run_handler(action)
             case act.Exit():
                 self._is_stopping = True
                 self._engine(ec.Stop(), 0)
+
+    def _run_handler(self, action: act.RunHandler) -> None:
+        self.handler_calls.append(action)
+        script = self.scripts.get(action.name, Script())
+        if script.status is not None:
+            self._handlers[action.handler_id] = script.status
+            timer = self._timer(TIMER_DISK, HANDLER | action.handler_id)
+            self.world.timer(self.world.now + script.delay_ms * MS, timer)
 
     def _timer(self, kind: int, number: int) -> int:
         return self.index << 62 | kind << 60 | (self._process & 0xFFFF) << 44 | number
@@ -287,6 +311,10 @@ class NodeShell:
             dial_id = self._dials.pop(number)
             self.world.lib.re_sim_dial_cancel(self.world.sim, number)
             self._call(lambda node: node.dial_failed(dial_id, "it took too long"))
+        elif kind == TIMER_DISK and number & HANDLER:
+            handler_id = number & ~HANDLER
+            status = self._handlers.pop(handler_id)
+            self._call(lambda node: node.handler_done(handler_id, status))
         elif kind == TIMER_DISK and number in self._opening:
             self._opening.discard(number)
             self._open_disk(number)

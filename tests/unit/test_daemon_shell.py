@@ -21,6 +21,7 @@ from repl.config.model import Address, AddressFamily, Device, MetaDisk, MetaDisk
 from repl.daemon import link
 from repl.daemon.disks import OpenedDisk
 from repl.daemon.exports import Exports
+from repl.daemon.handlers import HandlerRunner
 from repl.daemon.journal import ANSWER_EVENTS_MAX, EVENTS_MAX, Journal
 from repl.daemon.link import LinkPlaces
 from repl.daemon.shell import PEER_STREAMS, Shell
@@ -99,6 +100,7 @@ class Rig:
             places=LinkPlaces(mine, peer),
             volumes={0: VIEW},
             journal=Journal("r0", lambda: 1.5),
+            handlers=HandlerRunner(lambda action: dict(action.environment)),
             on_exit=lambda: self.exits.append("exit"),
             on_fatal=self.fatal.append,
             **options,
