@@ -75,10 +75,12 @@ class KernelState:
 class KernelLab:
     """A guest with drbd and ram disks; a new one takes over if it dies."""
 
-    def __init__(self, modules: tuple[str, ...] = ()) -> None:
+    def __init__(self, modules: tuple[str, ...] = (), shared: Path | None = None) -> None:
+        """``shared``: a folder of the host that the guest may write; disks in it outlive the guest."""
         require("linux.uml", "modprobe", "ip", "drbdadm")
         require_engine()
         self._modules = modules
+        self.shared = shared
         self._used = 0
         self.net = NetNamespace(taps=1)
         self._guest: Guest | None = None
@@ -93,6 +95,7 @@ class KernelLab:
                          *self._modules],
                 nics=[self.net.nic(0)],
                 netns=self.net,
+                rw=[self.shared] if self.shared else [],
                 memory_mib=MEMORY_MIB,
             )  # fmt: skip
         return self._guest
@@ -105,6 +108,13 @@ class KernelLab:
             assert self.guest
         self._used += 1
         return self._used - 1
+
+    def power_cycle(self, minor: int) -> None:
+        """The machine loses its power and boots again; only ``shared`` is still there."""
+        assert self._guest is not None
+        self._guest.kill()
+        assert self.guest
+        self._used = minor + 1
 
     def _close_guest(self) -> None:
         if self._guest is not None:
@@ -119,16 +129,20 @@ class KernelLab:
 class Kernel:
     """The kernel's side of the pair."""
 
-    def __init__(self, lab: KernelLab, minor: int, disk: str, conf: str, size_bytes: int) -> None:
+    def __init__(
+        self, lab: KernelLab, minor: int, disk: str, conf: str, size_bytes: int, *, survives: bool = False
+    ) -> None:
         self.minor = minor
         self.disk = disk
         self.device = f"/dev/drbd{minor}"
         self.conf = f"/run/interop/r{minor}.conf"
         self.guest = lab.guest
         self.guest.write_file(self.conf, conf)
+        self._lab = lab
+        self.backing = f"{lab.shared if survives else '/dev/shm'}/disk{minor}"
         if disk.startswith("/dev/loop"):  # unlike a ram disk it can discard
-            backing = f"/dev/shm/disk{minor}"
-            self.guest.run(f"modprobe loop && truncate -s {size_bytes} {backing} && losetup {disk} {backing}")
+            self.guest.run(f"truncate -s {size_bytes} {self.backing}")
+            self._set_up_loop()
         self.log_begin = len(self.guest.log())
         self.log_all_begin = self.log_begin
 
@@ -137,8 +151,21 @@ class Kernel:
         done = self.guest.run(f"drbdadm -c {self.conf} {command} r0", timeout, check=check)
         return done.out + done.err
 
+    def _set_up_loop(self) -> None:
+        self.guest.run(f"modprobe loop && losetup {self.disk} {self.backing}")
+
     def up(self) -> None:
         self.guest.run(f"drbdadm -c {self.conf} create-md --force r0 && drbdadm -c {self.conf} up r0")
+
+    def power_cycle(self) -> None:
+        """Its machine loses power and comes back with the disk as it was (needs a lab with a shared folder)."""
+        text = self.guest.run(f"cat {self.conf}").out
+        self._lab.power_cycle(self.minor)
+        self.guest = self._lab.guest
+        self.guest.write_file(self.conf, text)
+        self._set_up_loop()
+        self.log_begin = self.log_all_begin = len(self.guest.log())
+        self.adm("up")
 
     def state(self) -> KernelState:
         text = self.guest.run("cat /proc/drbd").out
@@ -220,7 +247,7 @@ class Kernel:
         adm = f"drbdadm -c {self.conf}"
         commands = [f"{adm} disconnect --force r0", f"{adm} secondary r0", f"{adm} down r0"]
         if self.disk.startswith("/dev/loop"):
-            commands += [f"losetup -d {self.disk}", f"rm -f /dev/shm/disk{self.minor}"]
+            commands += [f"losetup -d {self.disk}", f"rm -f {self.backing}"]
         with contextlib.suppress(Exception):
             self.guest.run("; ".join(commands), 30, check=False)
 
@@ -374,17 +401,19 @@ class KernelPair:
     """One resource on both."""
 
     def __init__(self, lab: KernelLab, folder: Path, *, protocol: str = "C", net: str = "", rate: str = "400M",
-                 other_net: str | None = None, can_discard: bool = False, our_bytes: int = DISK_BYTES,
-                 kernel_bytes: int = DISK_BYTES) -> None:  # fmt: skip
+                 other_net: str | None = None, can_discard: bool = False, survives: bool = False,
+                 our_bytes: int = DISK_BYTES, kernel_bytes: int = DISK_BYTES) -> None:  # fmt: skip
         """``net``: more options, for both; ``other_net``: those of the kernel if they differ; ``rate``: of a resync.
 
         ``can_discard``: the kernel's disk is a loop device and not a ram disk; so are disks of another size.
+        ``survives``: and lies in the lab's shared folder (where it cannot discard), for a loss of power.
         """
         self.begin = time.monotonic()
         self.lab = lab
         minor = lab.take_minor()
         self.port = FIRST_PORT + minor
-        kernel_disk = f"/dev/{'loop' if can_discard or kernel_bytes != DISK_BYTES else 'ram'}{minor}"
+        is_loop = can_discard or survives or kernel_bytes != DISK_BYTES
+        kernel_disk = f"/dev/{'loop' if is_loop else 'ram'}{minor}"
 
         def conf(options: str) -> str:
             return f"""# our node and the kernel's read this same text
@@ -400,7 +429,8 @@ resource r0 {{
 """
 
         self.ours = Ours(lab, folder, conf(net), our_bytes)
-        self.kernel = Kernel(lab, minor, kernel_disk, conf(net if other_net is None else other_net), kernel_bytes)
+        other = conf(net if other_net is None else other_net)
+        self.kernel = Kernel(lab, minor, kernel_disk, other, kernel_bytes, survives=survives)
 
     def up(self) -> None:
         """Fresh metadata on both, both running."""
