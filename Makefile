@@ -47,7 +47,8 @@ fmt: bootstrap ## sort imports and format Python files
 	@$(VENV)/ruff check --quiet --select I --fix repl nbd tests tools bench
 	@$(VENV)/ruff format --quiet repl nbd tests tools bench
 
-docs: build ## check that every link between pages of docs/ leads somewhere
+docs: build ## write the generated page, check that every link between pages of docs/ leads somewhere
+	@$(VENV)/python tools/make_states.py
 	@$(VENV)/python tools/check_docs.py
 
 asan: build ## C tests and some simulator seeds with the address and undefined-behaviour sanitizers

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The matrix: who is Primary x protocol x what happens; one cell is one test on a fresh pair.
 
-Protocol C's row of the cheap cells runs always, the rest with ``pytest --interop``.  After each cell both disks are equal.
+Protocol C's row of the cheap cells runs always, the rest with ``pytest --interop``.
+After each cell both disks are equal.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import pytest
 
 from tests.lib.guest import memory_folder
 from tests.lib.interop import DISK_BYTES, LINK_LOST, MIB, KernelLab, KernelPair, PairMaker
-from tests.lib.wait import wait_for
 
 OURS, KERNEL = "our Primary", "kernel Primary"
 GROWN_BYTES = DISK_BYTES + 16 * MIB
