@@ -60,7 +60,9 @@ tsan: build ## C tests with the thread sanitizer
 interop guest: ## our engine against real kernels in User-mode Linux guests, the whole matrix
 	@tools/bootstrap test
 	@tools/build dev
-	@$(VENV)/python -m pytest -v --interop -n 2 --dist loadfile tests/guest
+	@mkdir -p build/reports
+	@$(VENV)/python -m pytest -v --interop -n 2 --dist loadfile --junitxml=build/reports/interop.xml tests/guest; \
+		status=$$?; $(VENV)/python tools/interop_table.py build/reports/interop.xml; exit $$status
 
 fuzz: ## libFuzzer on every C target: make fuzz SECONDS_PER_TARGET=60
 	@tools/bootstrap test
