@@ -145,6 +145,8 @@ static bool peer_can_carry(const struct volume *v, const struct request *r)
 {
     if (r->kind == REQUEST_WRITE)
         return true;
+    if (integrity_needs_data(v->core, r))
+        return !(r->flags & REQUEST_FAST);
     uint32_t features = v->core->link.options.features;
     uint64_t most = features & FEATURE_WSAME ? 128u << 20 : 4u << 20;
     return (features & (FEATURE_WZEROES | FEATURE_TRIM)) && r->length <= most && !(r->flags & REQUEST_FAST);

@@ -7,6 +7,7 @@
 #ifndef ENGINE_INTERNAL_H
 #define ENGINE_INTERNAL_H
 
+#include "base/digest.h"
 #include "base/interval.h"
 #include "base/list.h"
 #include "base/pool.h"
@@ -283,6 +284,12 @@ struct peer_stream {
     bool is_meta;
     enum { RX_NONE, RX_PEER_REQUEST, RX_REMOTE_READ, RX_RESYNC, RX_DROP } rx_kind;   /* whose payload is coming in */
     void *rx_object;
+    size_t digest_bytes;            /* of the payload in hand, 0 = none came with it */
+    uint8_t digest[DIGEST_BYTES_MAX];
+    uint16_t digest_command;
+    uint64_t digest_sector;
+    const uint8_t *digest_payload;
+    size_t digest_length;
 };
 
 struct stream_slot {
@@ -406,6 +413,17 @@ void sender_raw(struct core *core, bool meta, unsigned command, unsigned volume,
 /* receiver.c: what comes from the peer */
 void receiver_parse(struct core *core, struct peer_stream *peer);
 void receiver_drop_payload(struct core *core, struct peer_stream *peer);
+
+/* integrity.c: data-integrity-alg */
+size_t integrity_put(const struct link *link, uint8_t *out, const void *data, size_t bytes);
+size_t integrity_received_bytes(const struct core *core);
+void integrity_expect(struct peer_stream *peer, const struct packet_header *header, const uint8_t *body, size_t digest,
+                      const uint8_t *payload, size_t bytes);
+bool integrity_check(struct core *core, struct peer_stream *peer);
+bool integrity_needs_data(const struct core *core, const struct request *request);
+uint32_t integrity_zero_parts(const struct request *request);
+void integrity_send_zeroes(struct core *core, struct request *request, uint32_t dp_flags);
+bool integrity_ack_matches(const struct request *request, uint64_t sector);
 
 /* peer_write.c */
 void peer_write_received(struct core *core, struct peer_request *pr);

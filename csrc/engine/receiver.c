@@ -50,6 +50,8 @@ static bool range_ok(const struct volume *v, uint64_t sector, uint64_t bytes, ui
 
 static void payload_finished(struct core *core, struct peer_stream *peer)
 {
+    if (!integrity_check(core, peer))
+        return;     /* the link is gone, and the payload with it */
     void *object = peer->rx_object;
     int kind = peer->rx_kind;
     peer->rx_kind = RX_NONE;
@@ -92,9 +94,10 @@ void receiver_drop_payload(struct core *core, struct peer_stream *peer)
 }
 
 static enum handled take_payload(struct core *core, struct peer_stream *peer, const struct packet_view *p,
-                                 size_t sub_bytes, uint8_t *destination, size_t bytes, int kind, void *object)
+                                 size_t digest, uint8_t *destination, size_t bytes, int kind, void *object)
 {
-    stream_consume(&peer->stream, p->header.header_bytes + sub_bytes);
+    integrity_expect(peer, &p->header, p->body, digest, destination, bytes);
+    stream_consume(&peer->stream, p->header.header_bytes + PACKET_DATA_SUB + digest);
     peer->rx_kind = kind;
     peer->rx_object = object;
     if (stream_receive_payload(&peer->stream, destination, bytes))
@@ -107,14 +110,17 @@ static enum handled take_payload(struct core *core, struct peer_stream *peer, co
 static enum handled on_write(struct core *core, struct peer_stream *peer, const struct packet_view *p)
 {
     bool zero = p->header.command != P_DATA;
-    size_t sub_bytes = zero ? PACKET_TRIM_SUB : PACKET_DATA_SUB;
+    size_t digest = zero || p->header.length == PACKET_DATA_SUB ? 0 : integrity_received_bytes(core);
+    size_t sub_bytes = zero ? PACKET_TRIM_SUB : PACKET_DATA_SUB + digest;
+    if (p->header.length < sub_bytes)
+        return illegal(core, ILLEGAL_LENGTH);
     if (p->body_available < sub_bytes)
         return NEEDS_MORE;
     if (!p->v)
         return illegal(core, ILLEGAL_VOLUME);
     struct data_sub sub;
     packet_data_sub_get(p->body, &sub);
-    uint64_t bytes = zero ? be32_get(p->body + PACKET_DATA_SUB) : p->header.length - PACKET_DATA_SUB;
+    uint64_t bytes = zero ? be32_get(p->body + PACKET_DATA_SUB) : p->header.length - sub_bytes;
     bool empty_flush = !zero && bytes == 0 && (sub.dp_flags & DP_FLUSH);
     if (!empty_flush && !range_ok(p->v, sub.sector, bytes, zero ? PEER_DISCARD_BYTES_MAX : PEER_REQUEST_BYTES_MAX))
         return illegal(core, ILLEGAL_RANGE);
@@ -138,7 +144,7 @@ static enum handled on_write(struct core *core, struct peer_stream *peer, const 
     pr->epoch->volumes |= UINT64_C(1) << p->v->number;
     core->link.peer_writes++;
     if (pr->buf)
-        return take_payload(core, peer, p, sub_bytes, pr->buf->data, bytes, RX_PEER_REQUEST, pr);
+        return take_payload(core, peer, p, digest, pr->buf->data, bytes, RX_PEER_REQUEST, pr);
     stream_consume(&peer->stream, p->header.header_bytes + sub_bytes);
     peer_write_received(core, pr);
     return HANDLED;
@@ -178,27 +184,33 @@ static enum handled on_read_request(struct core *core, const struct packet_view 
 
 static enum handled on_data_reply(struct core *core, struct peer_stream *peer, const struct packet_view *p)
 {
-    if (p->body_available < PACKET_DATA_SUB)
+    size_t digest = integrity_received_bytes(core);
+    if (p->header.length < PACKET_DATA_SUB + digest)
+        return illegal(core, ILLEGAL_LENGTH);
+    if (p->body_available < PACKET_DATA_SUB + digest)
         return NEEDS_MORE;
     struct data_sub sub;
     packet_data_sub_get(p->body, &sub);
-    uint64_t bytes = p->header.length - PACKET_DATA_SUB;
+    uint64_t bytes = p->header.length - PACKET_DATA_SUB - digest;
     struct request *r = request_find(&core->requests, sub.block_id);
     if (!r || !r->remote_read || r->volume != p->v || r->offset / SECTOR_BYTES != sub.sector || r->length != bytes)
         return illegal(core, ILLEGAL_ID);
     r->remote_read = false;
-    return take_payload(core, peer, p, PACKET_DATA_SUB, r->buf->data, bytes, RX_REMOTE_READ, r);
+    return take_payload(core, peer, p, digest, r->buf->data, bytes, RX_REMOTE_READ, r);
 }
 
 static enum handled on_resync_reply(struct core *core, struct peer_stream *peer, const struct packet_view *p)
 {
-    if (p->body_available < PACKET_DATA_SUB)
+    size_t digest = integrity_received_bytes(core);
+    if (p->header.length < PACKET_DATA_SUB + digest)
+        return illegal(core, ILLEGAL_LENGTH);
+    if (p->body_available < PACKET_DATA_SUB + digest)
         return NEEDS_MORE;
     if (!p->v)
         return illegal(core, ILLEGAL_VOLUME);
     struct data_sub sub;
     packet_data_sub_get(p->body, &sub);
-    uint64_t bytes = p->header.length - PACKET_DATA_SUB;
+    uint64_t bytes = p->header.length - PACKET_DATA_SUB - digest;
     if (!range_ok(p->v, sub.sector, bytes, PEER_REQUEST_BYTES_MAX))
         return illegal(core, ILLEGAL_RANGE);
     struct resync_request *rq = resync_target_find(p->v, sub.sector, (uint32_t)bytes);
@@ -208,7 +220,7 @@ static enum handled on_resync_reply(struct core *core, struct peer_stream *peer,
     if (!rq->buf)
         return STARVED;
     rq->stage = RESYNC_RECEIVING;
-    return take_payload(core, peer, p, PACKET_DATA_SUB, rq->buf->data, bytes, RX_RESYNC, rq);
+    return take_payload(core, peer, p, digest, rq->buf->data, bytes, RX_RESYNC, rq);
 }
 
 static enum handled on_bitmap(struct core *core, const struct packet_view *p)
@@ -285,7 +297,7 @@ static enum handled on_write_ack(struct core *core, const struct packet_view *p,
 {
     struct request *r = request_find(&core->requests, ack->block_id);
     bool negative = p->header.command == P_NEG_ACK;
-    if (!r || !r->in_transfer_log || r->volume != p->v || r->offset / SECTOR_BYTES != ack->sector) {
+    if (!r || !r->in_transfer_log || r->volume != p->v || !integrity_ack_matches(r, ack->sector)) {
         if (!negative)
             return illegal(core, ILLEGAL_ID);
         if (range_ok(p->v, ack->sector, ack->size_bytes, PEER_DISCARD_BYTES_MAX))
@@ -299,6 +311,10 @@ static enum handled on_write_ack(struct core *core, const struct packet_view *p,
     /* In protocol C a P_RECV_ACK (both flags were asked for) is not the protocol's point. */
     if (p->header.command == P_RECV_ACK && core->link.options.protocol == 3)
         return HANDLED;
+    if (!negative && r->parts_left > 1) {
+        r->parts_left--;
+        return HANDLED;
+    }
     request_net_done(r, !negative);
     request_settle(r);
     if (p->header.command == P_RS_WRITE_ACK)
@@ -465,7 +481,7 @@ static enum handled one_packet(struct core *core, struct peer_stream *peer, stru
     if (kind == PACKET_UNKNOWN)
         return illegal(core, ILLEGAL_COMMAND);
     if (!packet_length_ok(p->header.command, p->header.length) ||
-        p->header.length > PEER_REQUEST_BYTES_MAX + PACKET_TRIM_SUB)
+        p->header.length > PEER_REQUEST_BYTES_MAX + PACKET_TRIM_SUB + DIGEST_BYTES_MAX)
         return illegal(core, ILLEGAL_LENGTH);
     p->v = p->header.volume < RE_VOLUMES_MAX ? core->volumes[p->header.volume] : NULL;
     if (kind == PACKET_CONTROL)

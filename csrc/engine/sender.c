@@ -77,6 +77,13 @@ void sender_barrier_tick(struct core *core)
 
 /* ---- writes ---- */
 
+/* P_ZEROES is understood.  The kernel module drops the link over it when there are digests. */
+static bool sends_zeroes(const struct core *core)
+{
+    const struct re_link *o = &core->link.options;
+    return (o->features & FEATURE_WZEROES) && (o->integrity_alg == DIGEST_NONE || o->peer_is_ours);
+}
+
 static uint32_t write_flags(const struct core *core, struct request *r)
 {
     const struct re_link *options = &core->link.options;
@@ -87,7 +94,7 @@ static uint32_t write_flags(const struct core *core, struct request *r)
         flags |= DP_FUA;
     if (r->kind != REQUEST_WRITE) {
         bool unmap = r->kind == REQUEST_TRIM || (r->flags & REQUEST_MAY_UNMAP);
-        if (options->features & FEATURE_WZEROES)
+        if (sends_zeroes(core))
             flags |= DP_ZEROES | (unmap ? DP_DISCARD : 0u);
         else
             flags |= DP_DISCARD;
@@ -108,6 +115,16 @@ static uint32_t write_flags(const struct core *core, struct request *r)
     return flags;
 }
 
+/* Its packets are queued. */
+static void sent(struct core *core, struct request *r)
+{
+    struct link *link = &core->link;
+    r->tx_mark = link->data->stream.tx_queued_total;
+    r->net_pending = true;
+    if (link->options.protocol == 1 && r->volume->state.disk == D_UP_TO_DATE)
+        list_add_tail(&link->unsent, &r->sent);
+}
+
 void sender_write(struct core *core, struct request *r)
 {
     struct link *link = &core->link;
@@ -119,12 +136,16 @@ void sender_write(struct core *core, struct request *r)
     transfer_log_append(&link->log, r);
     v->stats.peer_pending++;
 
-    uint8_t packet[PACKET_HEADER_MAX + PACKET_TRIM_SUB];
-    unsigned command = r->kind == REQUEST_WRITE                       ? P_DATA
-                       : link->options.features & FEATURE_WZEROES ? P_ZEROES
-                                                                       : P_TRIM;
-    size_t sub_bytes = r->kind == REQUEST_WRITE ? PACKET_DATA_SUB : PACKET_TRIM_SUB;
+    if (integrity_needs_data(core, r)) {
+        integrity_send_zeroes(core, r, write_flags(core, r));
+        sent(core, r);
+        return;
+    }
+    uint8_t packet[PACKET_HEADER_MAX + PACKET_TRIM_SUB + DIGEST_BYTES_MAX], digest[DIGEST_BYTES_MAX];
+    unsigned command = r->kind == REQUEST_WRITE ? P_DATA : sends_zeroes(core) ? P_ZEROES : P_TRIM;
     size_t payload = r->kind == REQUEST_WRITE ? r->length : 0;
+    size_t digested = payload ? integrity_put(link, digest, r->buf->data, payload) : 0;
+    size_t sub_bytes = payload ? PACKET_DATA_SUB + digested : PACKET_TRIM_SUB;
     size_t header = packet_header_put(packet, link->options.version, command, (unsigned)v->number,
                                       (uint32_t)(sub_bytes + payload));
     struct data_sub sub = {.sector = r->offset / SECTOR_BYTES,
@@ -134,14 +155,12 @@ void sender_write(struct core *core, struct request *r)
     packet_data_sub_put(packet + header, &sub);
     if (!payload)
         be32_put(packet + header + PACKET_DATA_SUB, (uint32_t)r->length);
+    memcpy(packet + header + PACKET_DATA_SUB, digest, digested);
     stream_queue_bytes(&link->data->stream, packet, header + sub_bytes);
     if (payload)
         stream_queue_buf(&link->data->stream, r->buf, r->buf->data, payload);
     v->stats.sent_bytes += payload;
-    r->tx_mark = link->data->stream.tx_queued_total;
-    r->net_pending = true;
-    if (link->options.protocol == 1 && v->state.disk == D_UP_TO_DATE)
-        list_add_tail(&link->unsent, &r->sent);
+    sent(core, r);
 }
 
 /* Protocol A: the socket has taken these packets. */
@@ -194,13 +213,15 @@ void sender_resync_request(struct volume *v, uint64_t offset, uint32_t bytes)
 void sender_reply(struct volume *v, unsigned command, const struct peer_request *pr)
 {
     struct link *link = &v->core->link;
-    uint8_t packet[PACKET_HEADER_MAX + PACKET_DATA_SUB];
+    uint8_t packet[PACKET_HEADER_MAX + PACKET_DATA_SUB + DIGEST_BYTES_MAX], digest[DIGEST_BYTES_MAX];
     if (link->phase != LINK_UP)
         return;
+    size_t digested = integrity_put(link, digest, pr->buf->data, pr->bytes);
     size_t header = packet_header_put(packet, link->options.version, command, (unsigned)v->number,
-                                      PACKET_DATA_SUB + pr->bytes);
+                                      (uint32_t)(PACKET_DATA_SUB + digested + pr->bytes));
     packet_data_sub_put(packet + header, &(struct data_sub){.sector = pr->sector, .block_id = pr->block_id});
-    stream_queue_bytes(&link->data->stream, packet, header + PACKET_DATA_SUB);
+    memcpy(packet + header + PACKET_DATA_SUB, digest, digested);
+    stream_queue_bytes(&link->data->stream, packet, header + PACKET_DATA_SUB + digested);
     stream_queue_buf(&link->data->stream, pr->buf, pr->buf->data, pr->bytes);
     v->stats.sent_bytes += pr->bytes;
 }

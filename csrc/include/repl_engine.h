@@ -130,13 +130,14 @@ struct re_link {
     uint32_t ko_count;          /* 0 = never expel */
     uint32_t max_epoch_size;    /* writes per epoch */
     uint32_t max_buffers;       /* 4 KiB pages for the peer's writes and resync */
-    uint32_t integrity_alg;     /* enum digest_alg (base/digest.h): of replicated and resync data, 0 = none */
+    uint32_t integrity_alg;     /* enum digest_alg (base/digest.h): of the data that we send, 0 = none */
+    uint32_t peer_integrity_alg;    /* the same of what the peer sends */
     uint32_t verify_alg;        /* of online verify, 0 = the peer's requests are refused */
     uint32_t csums_alg;         /* of checksum based resync, 0 = none */
     uint8_t strict_flush;       /* a flush waits for the peer's barrier ack */
     uint8_t use_rle;            /* run-length coded bitmaps */
     uint8_t resolve_conflicts;  /* this node accepted the meta socket */
-    uint8_t pad;
+    uint8_t peer_is_ours;       /* the peer runs this software: it understands what the kernel module does not */
 };
 
 enum re_nbd_flags {
@@ -196,6 +197,7 @@ enum re_lost {
     RE_LOST_SEND_TIMEOUT,       /* a socket took no data for too long */
     RE_LOST_PROTOCOL,           /* the peer sent something illegal: detail = packet, value says what */
     RE_LOST_OWN_DISK,           /* writes of the peer cannot be made stable here: it has to keep them marked */
+    RE_LOST_INTEGRITY,          /* a payload does not have the digest that came with it: detail = packet, value = sector */
 };
 
 enum re_disk_op { RE_DISK_READ, RE_DISK_WRITE, RE_DISK_FLUSH, RE_DISK_ZERO, RE_DISK_META };
@@ -255,6 +257,7 @@ struct re_engine_stats {
     uint64_t link_sent_bytes, link_received_bytes;
     uint64_t requests_free, requests_total;
     uint64_t app_buffers_used_bytes, peer_buffers_used_bytes;
+    uint64_t integrity_errors;              /* payloads of the peer with a wrong digest */
 };
 
 /* ---- entry points (production shell; any thread of the control plane) ---- */

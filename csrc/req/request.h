@@ -82,6 +82,7 @@ struct request {
     bool marked;                /* its bits are set already */
     bool remote_read;           /* READ: asked from the peer */
     bool told;                  /* `done` was called */
+    uint32_t parts_left;        /* ZERO sent as several P_DATA: acks still to come, 0 = one packet */
     uint8_t stage;              /* enum request_stage: where it goes on when the volume thaws */
 };
 

@@ -325,7 +325,7 @@ class NetOptions:
     rcvbuf_size_bytes: int  # 0 = the kernel tunes it
     cram_hmac_alg: str  # "" = no authentication
     shared_secret: str = field(repr=False)
-    data_integrity_alg: str  # always "" for now
+    data_integrity_alg: str
     verify_alg: str
     csums_alg: str
     use_rle: bool

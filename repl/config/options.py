@@ -215,7 +215,7 @@ def _net_table() -> dict[str, OptionSpec]:
     net.boolean("allow-two-primaries", False, _LATER, breaks_wire=True)
     net.string("cram-hmac-alg", _YES, bytes_max=ALGORITHM_BYTES_MAX)
     net.string("shared-secret", _YES, bytes_max=SECRET_BYTES_MAX, is_secret=True)
-    net.string("data-integrity-alg", _LATER, bytes_max=ALGORITHM_BYTES_MAX, breaks_wire=True)
+    net.string("data-integrity-alg", _YES, bytes_max=ALGORITHM_BYTES_MAX)
     net.string("verify-alg", _LATER, bytes_max=ALGORITHM_BYTES_MAX)
     net.string("csums-alg", _LATER, bytes_max=ALGORITHM_BYTES_MAX)
     net.boolean("csums-after-crash-only", False, _LATER)

@@ -132,11 +132,13 @@ class Link:
     max_epoch_size: int = 2048
     max_buffers: int = 2048
     integrity_alg: int = 0
+    peer_integrity_alg: int = 0
     verify_alg: int = 0
     csums_alg: int = 0
     strict_flush: bool = True
     use_rle: bool = True
     resolve_conflicts: bool = False
+    peer_is_ours: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,7 @@ class Lost(enum.IntEnum):
     SEND_TIMEOUT = 5
     PROTOCOL = 6
     OWN_DISK = 7
+    INTEGRITY = 8
 
 
 class DiskOp(enum.IntEnum):
@@ -174,6 +175,7 @@ class EngineStats:
     requests_total: int = 0
     app_buffers_used_bytes: int = 0
     peer_buffers_used_bytes: int = 0
+    integrity_errors: int = 0
 
 
 def decode_event(ffi: Any, event: Any, blob: Any) -> Event:

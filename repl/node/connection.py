@@ -43,6 +43,7 @@ _LOST_STATES = {
     Lost.SEND_TIMEOUT: _C.TIMEOUT,
     Lost.PROTOCOL: _C.PROTOCOL_ERROR,
     Lost.OWN_DISK: _C.NETWORK_FAILURE,
+    Lost.INTEGRITY: _C.PROTOCOL_ERROR,
 }
 _ILLEGAL = {
     1: "bad header",
@@ -335,11 +336,15 @@ class Connection:
             Lost.SEND_TIMEOUT: "the peer takes no data",
             Lost.OWN_DISK: "the own disk failed with writes of the peer on it",
         }.get(lost.lost, "")
-        if lost.lost is Lost.PROTOCOL:
+        if lost.lost in (Lost.PROTOCOL, Lost.INTEGRITY):
             try:
                 name = str(Packet(lost.detail))
             except ValueError:
                 name = f"packet 0x{lost.detail:x}"
+        if lost.lost is Lost.INTEGRITY:
+            text = f"data-integrity-alg: {name} for sector {lost.value} was damaged on the way"
+            self.node.reason = text
+        elif lost.lost is Lost.PROTOCOL:
             text = f"the peer broke the protocol: {name}, {_ILLEGAL.get(lost.value, 'illegal')}"
             self.node.reason = text
         return _LOST_STATES[lost.lost], text
@@ -380,31 +385,33 @@ class Connection:
 
     def link_up(self, agreed: pk.Agreed) -> None:
         """Version and features are known: the engine takes both sockets."""
-        net = self.node.settings.net
         self.agreed = agreed
         self._link_up = True
-        self.node.send(
-            ec.LinkUp(
-                ec.Link(
-                    data_stream=self._data_stream,
-                    meta_stream=self._meta_stream,
-                    version=agreed.version,
-                    features=int(agreed.features),
-                    protocol=net.protocol,
-                    timeout_ms=net.timeout_ms,
-                    ping_int_ms=net.ping_int_ms,
-                    ping_timeout_ms=net.ping_timeout_ms,
-                    ko_count=net.ko_count,
-                    max_epoch_size=net.max_epoch_size,
-                    max_buffers=net.max_buffers,
-                    integrity_alg=digest_number(net.data_integrity_alg, "data-integrity-alg"),
-                    verify_alg=digest_number(net.verify_alg, "verify-alg"),
-                    csums_alg=digest_number(net.csums_alg, "csums-alg"),
-                    strict_flush=net.strict_flush,
-                    use_rle=net.use_rle,
-                    resolve_conflicts=self.resolve_conflicts,
-                )
-            )
+        self.node.send(ec.LinkUp(self.link_options(self.node.settings.net.data_integrity_alg)))
+
+    def link_options(self, peer_integrity: str) -> ec.Link:
+        """What the engine has to know about the link; ``peer_integrity``: the peer's data-integrity-alg."""
+        net = self.node.settings.net
+        return ec.Link(
+            data_stream=self._data_stream,
+            meta_stream=self._meta_stream,
+            version=self.agreed.version,
+            features=int(self.agreed.features),
+            protocol=net.protocol,
+            timeout_ms=net.timeout_ms,
+            ping_int_ms=net.ping_int_ms,
+            ping_timeout_ms=net.ping_timeout_ms,
+            ko_count=net.ko_count,
+            max_epoch_size=net.max_epoch_size,
+            max_buffers=net.max_buffers,
+            integrity_alg=digest_number(net.data_integrity_alg, "data-integrity-alg"),
+            peer_integrity_alg=digest_number(peer_integrity, "the peer's data-integrity-alg"),
+            verify_alg=digest_number(net.verify_alg, "verify-alg"),
+            csums_alg=digest_number(net.csums_alg, "csums-alg"),
+            strict_flush=net.strict_flush,
+            use_rle=net.use_rle,
+            resolve_conflicts=self.resolve_conflicts,
+            peer_is_ours=self.peer_is_ours,
         )
 
     def child(self, flow: Flow[object]) -> None:

@@ -117,6 +117,7 @@ class Handshake:
             after_sb_1p=AfterSplitBrain(net.after_sb_1pri),
             after_sb_2p=AfterSplitBrain(net.after_sb_2pri),
             conn_flags=flags,
+            integrity_alg=net.data_integrity_alg,
         )
 
     def _send_parameters(self) -> None:
@@ -171,7 +172,7 @@ class Handshake:
             ("after-sb-1pri", mine.after_sb_1p, theirs.after_sb_1p.seen_by_peer()),
             ("after-sb-2pri", mine.after_sb_2p, theirs.after_sb_2p.seen_by_peer()),
             ("allow-two-primaries", False, theirs.two_primaries),
-            ("data-integrity-alg", "", theirs.integrity_alg or ""),
+            ("data-integrity-alg", mine.integrity_alg or "", theirs.integrity_alg or ""),
         ]
         for name, here, there in pairs:
             if here != there:

@@ -15,7 +15,7 @@ from repl.drbd.states import ConnectionState, DiskState, Role, StateChange, Stat
 from repl.drbd.uuids import UUID_JUST_CREATED, UuidFlag, Uuids, adopt_current, base, new_current
 from repl.engine import commands as ec
 from repl.engine.events import Event
-from repl.errors import ProtocolError
+from repl.errors import ConfigError, ProtocolError
 from repl.node.handshake import FinalDrop, evaluate, real_disk
 from repl.node.volume import Volume
 
@@ -70,6 +70,11 @@ class PeerPackets:
                 f"this node is configured for another one.",
                 advice="Use the same configuration on both nodes.",
             )
+        try:  # from the next packet on the peer digests with this; we go on with ours
+            options = self._c.link_options(theirs.integrity_alg or "")
+        except ConfigError as error:
+            raise FinalDrop(error.message, advice=error.advice) from None
+        self._node.send(ec.LinkOptions(options))
 
     # ---- P_STATE ----
 
