@@ -197,7 +197,7 @@ enum re_lost {
     RE_LOST_SEND_TIMEOUT,       /* a socket took no data for too long */
     RE_LOST_PROTOCOL,           /* the peer sent something illegal: detail = packet, value says what */
     RE_LOST_OWN_DISK,           /* writes of the peer cannot be made stable here: it has to keep them marked */
-    RE_LOST_INTEGRITY,          /* a payload does not have the digest that came with it: detail = packet, value = sector */
+    RE_LOST_INTEGRITY,          /* a payload does not fit its digest: detail = packet, value = sector */
 };
 
 enum re_disk_op { RE_DISK_READ, RE_DISK_WRITE, RE_DISK_FLUSH, RE_DISK_ZERO, RE_DISK_META };
