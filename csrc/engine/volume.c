@@ -4,6 +4,7 @@
  * Invariant: `stats.lower_pending` counts every operation on its descriptors, so a detach is finished exactly when it
  * is 0.
  */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -73,7 +74,11 @@ void volume_attach(struct volume *v, const struct re_attach *attach, uint64_t co
     v->stats.size_bytes = attach->size_bytes;
     v->al = al_create(attach->al_extents);
     v->bitmap = bitmap_create(bits);
-    CHECK(v->al && v->bitmap);
+    if (!v->al || !v->bitmap) {
+        forget_disk(v);
+        core_done(v->core, cookie, v->number, RE_RESULT_IO, ENOMEM);
+        return;
+    }
     v->attached = true;
     v->attachment++;
     v->disk_failed = false;
@@ -85,7 +90,7 @@ void volume_attach(struct volume *v, const struct re_attach *attach, uint64_t co
     }
     v->loading = true;
     if (volume_md_job(v, MD_LOAD_BITMAP, cookie, NULL) != RE_OK)
-        volume_attach_finished(v, cookie, 12 /* ENOMEM */);
+        volume_attach_finished(v, cookie, ENOMEM);
 }
 
 void volume_attach_finished(struct volume *v, uint64_t cookie, int error)
