@@ -33,7 +33,7 @@ static void complete(struct request *r, int error)
 /* Free what is not needed any more. */
 static void release(struct request *r)
 {
-    if (r->told && !r->local_pending && r->buf) {   /* the send queue holds a reference of its own */
+    if (r->told && !r->local_pending && r->buf && !freeze_needs_data(r)) {
         buf_put(r->buf);
         r->buf = NULL;
     }
@@ -69,10 +69,41 @@ static bool has_good_copy(const struct request *r)
     return (r->local_ok && state->disk == D_UP_TO_DATE) || (r->net_ok && state->peer_disk == D_UP_TO_DATE);
 }
 
+static void hold(struct request *r, enum request_stage stage)
+{
+    r->stage = (uint8_t)stage;
+    list_del(&r->link);
+    list_add_tail(&r->volume->held, &r->link);
+}
+
+/* on-no-data-accessible suspend-io: what no good disk has taken is started anew when there is one. */
+static bool wait_for_data(struct request *r)
+{
+    struct volume *v = r->volume;
+    if (!v->state.no_data_waits || r->in_transfer_log || r->remote_read || v->state.role != ROLE_PRIMARY)
+        return false;
+    if (!is_write(r) && r->kind != REQUEST_FLUSH)
+        return false;
+    bool good = (volume_disk_usable(v) && v->state.disk == D_UP_TO_DATE) || v->state.peer_disk == D_UP_TO_DATE;
+    if (good)
+        return false;   /* this one failed for another reason */
+    volume_al_put(v, &r->al);
+    r->local_ok = r->net_ok = false;
+    r->error = 0;
+    hold(r, r->kind == REQUEST_FLUSH ? STAGE_NEW : STAGE_LOCKED);
+    return true;
+}
+
 void request_settle(struct request *r)
 {
-    if (!r->completed && !r->local_pending && !r->net_pending)
-        complete(r, has_good_copy(r) ? 0 : r->error ? r->error : EIO);
+    if (!r->completed && !r->local_pending && !r->net_pending) {
+        if (freeze_holds(r))
+            freeze_park(r);
+        else if (has_good_copy(r))
+            complete(r, 0);
+        else if (!wait_for_data(r))
+            complete(r, r->error ? r->error : EIO);
+    }
     release(r);
 }
 
@@ -91,13 +122,6 @@ void request_mark_dirty(struct request *r)
         r->marked = true;
         volume_set_dirty(r->volume, r->offset, r->length);
     }
-}
-
-static void hold(struct request *r, enum request_stage stage)
-{
-    r->stage = (uint8_t)stage;
-    list_del(&r->link);
-    list_add_tail(&r->volume->held, &r->link);
 }
 
 /* ---- writes ---- */
@@ -141,7 +165,7 @@ static void write_local(struct request *r)
 }
 
 /* The peer must be able to carry this kind of request in one packet. */
-static bool peer_can_carry(const struct volume *v, const struct request *r)
+bool request_peer_can_carry(const struct volume *v, const struct request *r)
 {
     if (r->kind == REQUEST_WRITE)
         return true;
@@ -162,12 +186,17 @@ static void write_start(struct request *r)
     bool local = volume_disk_usable(v);
     bool remote = volume_replicates(v);
     bool good = (local && v->state.disk == D_UP_TO_DATE) || (remote && v->state.peer_disk == D_UP_TO_DATE);
+    if (!good && v->state.role == ROLE_PRIMARY && v->state.no_data_waits) {
+        volume_al_put(v, &r->al);
+        hold(r, STAGE_LOCKED);
+        return;
+    }
     if (!good || v->state.role != ROLE_PRIMARY) {
         complete(r, EIO);
         release(r);
         return;
     }
-    if (remote && !peer_can_carry(v, r)) {
+    if (remote && !request_peer_can_carry(v, r)) {
         complete(r, ENOTSUP);   /* the client falls back to writing zeroes */
         release(r);
         return;
@@ -271,7 +300,7 @@ void request_read_start(struct request *r)
         sender_data_request(v, r);
         return;
     }
-    if (v->core->link.phase == LINK_LOST) {
+    if (v->core->link.phase == LINK_LOST || (v->state.no_data_waits && v->state.role == ROLE_PRIMARY)) {
         hold(r, STAGE_NEW);
         return;
     }
@@ -303,6 +332,10 @@ static void flush_new(struct request *r)
     }
     bool local = volume_disk_usable(v);
     bool remote = volume_replicates(v);
+    if (!local && !remote && v->state.no_data_waits && v->state.role == ROLE_PRIMARY) {
+        hold(r, STAGE_NEW);
+        return;
+    }
     if (!local && !remote) {
         complete(r, EIO);
         return;
@@ -331,6 +364,8 @@ static void flush_new(struct request *r)
 /* Barrier acks arrived (or the link was resolved): which flushes are through? */
 void app_flush_check(struct core *core)
 {
+    if (freeze_has_kept(core))
+        return;
     struct epoch *oldest = transfer_log_oldest(&core->link.log);
     for (int i = 0; i < RE_VOLUMES_MAX; i++) {
         struct volume *v = core->volumes[i];
@@ -386,6 +421,10 @@ static void extents_new(struct request *r)
 
 static void request_new(struct request *r)
 {
+    if (r->volume->state.suspended) {
+        hold(r, STAGE_NEW);
+        return;
+    }
     switch ((enum request_kind)r->kind) {
     case REQUEST_WRITE:
     case REQUEST_ZERO:

@@ -186,7 +186,13 @@ void core_command(struct core *core, const struct re_command *c, const uint8_t *
         core_done(core, c->cookie, -1, RE_RESULT_OK, 0);
         break;
     case RE_CMD_LINK_RESOLVE:
-        link_resolve(core, c->cookie);
+        link_resolve(core, c->cookie, false);
+        break;
+    case RE_CMD_LINK_KEEP:
+        link_resolve(core, c->cookie, true);
+        break;
+    case RE_CMD_LINK_RESEND:
+        freeze_resend(core, c->cookie);
         break;
     case RE_CMD_LINK_OPTIONS: {
         int32_t data = core->link.options.data_stream, meta = core->link.options.meta_stream;

@@ -202,6 +202,7 @@ struct volume {
     uint64_t size_bytes;
     struct range_lock ranges;
     struct list_head held;          /* requests that wait for the volume to thaw */
+    struct list_head parked;        /* finished requests whose completion waits for the end of a suspension */
     struct list_head remote_reads;  /* asked from the peer */
     struct list_head flush_waiters; /* flushes that wait for barrier acks */
     uint32_t seq_out;               /* sequence number of the last packet that consumes one */
@@ -253,6 +254,11 @@ struct link {
     struct re_link options;
     struct peer_stream *data, *meta;
     struct transfer_log log;
+    struct list_head kept;          /* freeze.c: sent over an earlier link and not barrier-acked, oldest first */
+    uint64_t resend_cookie;         /* LINK_RESEND is under way */
+    uint32_t resend_generation;     /* the link it is meant for */
+    uint32_t resend_reads;          /* data that is being read back for it */
+    bool resend_failed;
     struct list_head unsent;        /* protocol A: requests whose packet has not left, by request.sent */
     struct list_head epochs;        /* struct receive_epoch */
     struct list_head free_epochs;
@@ -380,6 +386,7 @@ void request_settle(struct request *request);
 void request_mark_dirty(struct request *request);
 void request_read_start(struct request *request);
 void request_net_done(struct request *request, bool ok);
+bool request_peer_can_carry(const struct volume *v, const struct request *request);
 void app_flush_check(struct core *core);
 void core_complete_requests(struct core *core);
 
@@ -387,11 +394,21 @@ void core_complete_requests(struct core *core);
 enum re_status link_init(struct core *core);
 void link_up(struct core *core, const struct re_link *options);
 void link_lost(struct core *core, enum re_lost reason, unsigned detail, uint64_t value, bool report);
-void link_resolve(struct core *core, uint64_t cookie);
+void link_resolve(struct core *core, uint64_t cookie, bool keep);
 void link_check_resolved(struct core *core);
 void link_ping(struct core *core, uint64_t cookie);
 uint64_t link_timers(struct core *core);
 bool link_is_up(const struct core *core);
+
+/* freeze.c */
+bool freeze_needs_data(const struct request *request);
+bool freeze_holds(const struct request *request);
+void freeze_park(struct request *request);
+void freeze_release(struct volume *v);
+bool freeze_has_kept(const struct core *core);
+void freeze_keep(struct core *core);
+void freeze_give_up(struct core *core);
+void freeze_resend(struct core *core, uint64_t cookie);
 
 /* sender.c: what goes to the peer */
 bool volume_replicates(const struct volume *v);

@@ -297,7 +297,7 @@ static enum handled on_write_ack(struct core *core, const struct packet_view *p,
 {
     struct request *r = request_find(&core->requests, ack->block_id);
     bool negative = p->header.command == P_NEG_ACK;
-    if (!r || !r->in_transfer_log || r->volume != p->v || !integrity_ack_matches(r, ack->sector)) {
+    if (!r || !r->epoch || r->volume != p->v || !integrity_ack_matches(r, ack->sector)) {
         if (!negative)
             return illegal(core, ILLEGAL_ID);
         if (range_ok(p->v, ack->sector, ack->size_bytes, PEER_DISCARD_BYTES_MAX))

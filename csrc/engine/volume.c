@@ -24,6 +24,7 @@ struct volume *volume_get(struct core *core, int number)
     v->state = (struct re_state){.role = ROLE_SECONDARY, .disk = D_DISKLESS, .peer_disk = D_UNKNOWN};
     range_lock_init(&v->ranges);
     list_init(&v->held);
+    list_init(&v->parked);
     list_init(&v->remote_reads);
     list_init(&v->flush_waiters);
     list_init(&v->al_waiting);
@@ -158,6 +159,7 @@ bool volume_is_frozen(const struct volume *v)
 
 void volume_thaw(struct volume *v)
 {
+    freeze_release(v);
     if (volume_is_frozen(v))
         return;
     struct list_head held;

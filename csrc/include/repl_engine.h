@@ -73,6 +73,13 @@ enum re_command_type {
     RE_CMD_NBD_CLOSE,
     /* Close everything and end the engine's thread. */
     RE_CMD_STOP,
+
+    /* As LINK_RESOLVE while I/O is suspended, but what the peer did not confirm is kept: for LINK_RESEND, or for a
+     * later LINK_RESOLVE. */
+    RE_CMD_LINK_KEEP,
+    /* With a new link up and I/O still suspended: send again what was kept.  DONE when it is queued; CANCELED when it
+     * cannot be sent as it was (overwritten, unreadable): everything is still kept then. */
+    RE_CMD_LINK_RESEND,
 };
 
 enum re_attach_flags {
@@ -106,7 +113,8 @@ struct re_state {
     uint8_t disk;               /* own disk state */
     uint8_t peer_disk;
     uint8_t suspended;          /* 1: no request is started or completed */
-    uint8_t pad[2];
+    uint8_t no_data_waits;      /* 1: without good data requests wait instead of failing */
+    uint8_t pad;
 };
 
 struct re_resync {
@@ -138,6 +146,8 @@ struct re_link {
     uint8_t use_rle;            /* run-length coded bitmaps */
     uint8_t resolve_conflicts;  /* this node accepted the meta socket */
     uint8_t peer_is_ours;       /* the peer runs this software: it understands what the kernel module does not */
+    uint8_t keep_data;          /* keep the data of writes until the barrier ack: LINK_RESEND never has to read it */
+    uint8_t pad[3];
 };
 
 enum re_nbd_flags {

@@ -50,6 +50,8 @@ class CommandType(enum.IntEnum):
     NBD_ADD = 21
     NBD_CLOSE = 22
     STOP = 23
+    LINK_KEEP = 24
+    LINK_RESEND = 25
 
 
 class AttachFlags(enum.IntFlag):
@@ -102,6 +104,7 @@ class State:
     disk: int
     peer_disk: int
     suspended: bool = False
+    no_data_waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,7 @@ class Link:
     use_rle: bool = True
     resolve_conflicts: bool = False
     peer_is_ours: bool = False
+    keep_data: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +302,20 @@ class LinkResolve:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkKeep:
+    """Instead of :class:`LinkResolve` while I/O is suspended: keep what the peer did not confirm; ends with DONE."""
+
+    type: ClassVar[CommandType] = CommandType.LINK_KEEP
+
+
+@dataclass(frozen=True, slots=True)
+class LinkResend:
+    """Send over the new link what was kept; DONE: OK when queued, CANCELED when it has to be given up."""
+
+    type: ClassVar[CommandType] = CommandType.LINK_RESEND
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
     """Send P_PING; DONE with its acknowledgement, or CANCELED when the link breaks first."""
 
@@ -364,6 +382,8 @@ Command = (
     | LinkUp
     | LinkDown
     | LinkResolve
+    | LinkKeep
+    | LinkResend
     | Ping
     | LinkOptions
     | BitmapSend
