@@ -31,9 +31,10 @@ static bool pools_init(struct core *core, const struct core_config *config)
         !buf_pool_init(&core->peer_buffers, peer) || !buf_pool_init(&core->md_buffers, METADATA_BUFFER_BYTES))
         return false;
     core->peer_entries = calloc(PEER_REQUESTS_MAX, sizeof(*core->peer_entries));
+    core->source_reads = calloc(PEER_REQUESTS_MAX, sizeof(*core->source_reads));
     core->resync_entries = calloc(RESYNC_REQUESTS_MAX, sizeof(*core->resync_entries));
     core->md_entries = calloc(MD_JOBS_MAX, sizeof(*core->md_entries));
-    if (!core->peer_entries || !core->resync_entries || !core->md_entries)
+    if (!core->peer_entries || !core->source_reads || !core->resync_entries || !core->md_entries)
         return false;
     for (int i = 0; i < PEER_REQUESTS_MAX; i++)
         list_add_tail(&core->peer_free, &core->peer_entries[i].link);
@@ -98,6 +99,7 @@ void core_destroy(struct core *core)
     transfer_log_destroy(&core->link.log);
     free(core->link.epoch_entries);
     free(core->peer_entries);
+    free(core->source_reads);
     free(core->resync_entries);
     free(core->md_entries);
     buf_pool_destroy(&core->app_buffers);
@@ -358,6 +360,7 @@ static void run_volumes(struct core *core)
             bitmap_send_pump(v);
         if (v->state.connection == C_SYNC_TARGET || v->state.connection == C_PAUSED_SYNC_T)
             resync_target_pump(v);
+        resync_source_tick(v);
         v->stats.out_of_sync_bits = v->bitmap ? v->bitmap->count : 0;
     }
 }
@@ -405,9 +408,8 @@ uint64_t core_tick(struct core *core)
     uint64_t next = u64_min(link_timers(core), cut_due);
     for (int i = 0; i < RE_VOLUMES_MAX; i++)
         if (core->volumes[i]) {
-            uint64_t due = resync_target_deadline(core->volumes[i]);
-            if (due < next)
-                next = due;
+            const struct volume *v = core->volumes[i];
+            next = u64_min(next, u64_min(resync_target_deadline(v), resync_source_deadline(v)));
         }
     return next;
 }

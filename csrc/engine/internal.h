@@ -12,6 +12,7 @@
 #include "base/list.h"
 #include "base/pool.h"
 #include "engine/core.h"
+#include "engine/resync.h"
 #include "io/stream.h"
 #include "meta/activity_log.h"
 #include "meta/bitmap.h"
@@ -19,7 +20,6 @@
 #include "peer/packet.h"
 #include "req/epoch.h"
 #include "req/request.h"
-#include "resync/rate.h"
 
 /* DRBD's numbers (docs/protocol.md). */
 enum role { ROLE_UNKNOWN = 0, ROLE_PRIMARY = 1, ROLE_SECONDARY = 2 };
@@ -56,8 +56,6 @@ enum {
     APP_BUFFER_BYTES_DEFAULT = 128 << 20,
     PEER_BUFFER_BYTES_DEFAULT = 64 << 20,
     METADATA_BUFFER_BYTES = 8 << 20,
-    RESYNC_REQUEST_BYTES_MAX = 256 << 10,
-    RESYNC_REQUESTS_MAX = 1024,     /* of a target, in flight */
     PEER_REQUESTS_MAX = 8192,       /* writes and reads of the peer in progress */
     MD_JOBS_MAX = 64,
     META_TX_BYTES_MAX = 4 << 20,    /* acks waiting for a slow peer before its data is no longer read */
@@ -104,6 +102,7 @@ struct peer_request {
     struct volume *volume;
     uint8_t kind;                   /* enum peer_kind */
     bool thin;                      /* RESYNC_READ: zeroes may be answered with P_RS_DEALLOCATED */
+    bool by_digest;                 /* RESYNC_READ: P_CSUM_RS_REQUEST */
     bool granted;                   /* WRITE: holds its range */
     bool flushed_first;             /* WRITE with DP_FLUSH: the flush before it is done */
     uint32_t link_generation;       /* the link it came over */
@@ -116,52 +115,6 @@ struct peer_request {
     struct range_item lock;
     struct al_waiter al;
     struct disk_op op;
-};
-
-/* ---- a resync target's requests ---- */
-
-enum resync_stage {
-    RESYNC_FREE,
-    RESYNC_LOCKING,     /* writes before it have to finish; nothing sent */
-    RESYNC_ASKED,       /* sent; may have stepped behind a write of the peer since */
-    RESYNC_RECEIVING,   /* the reply's payload arrives */
-    RESYNC_RECEIVED,    /* the reply is here, writes before it have to finish */
-    RESYNC_WRITING,
-    RESYNC_WRITTEN,     /* not flushed yet */
-};
-
-struct resync_request {
-    struct list_head link;          /* free list, in flight, or written and not yet flushed */
-    struct volume *volume;
-    uint8_t stage;                  /* enum resync_stage */
-    uint32_t link_generation;
-    uint32_t run;                   /* resync run it belongs to */
-    uint64_t offset;                /* bytes */
-    uint32_t bytes;
-    struct buf *buf;
-    struct range_item lock;
-    struct disk_op op;
-};
-
-struct resync_target {
-    uint32_t run;                   /* counts runs: answers of an earlier run are dropped */
-    uint64_t cursor_bit;            /* next bit to look at */
-    uint32_t in_flight;             /* requests not finished */
-    uint64_t in_flight_bytes;       /* asked for and not arrived */
-    struct list_head requests;      /* in flight */
-    struct list_head written;       /* on disk, not yet flushed */
-    struct list_head flushing;      /* covered by the flush in flight */
-    struct disk_op flush_op;
-    bool flush_in_flight;
-    bool finished_reported;
-    uint64_t failed_bits;
-    bool made_progress;             /* a bit was cleared since the cursor last stood at 0 */
-    struct rate_control rate;
-    uint64_t rate_tick_ns;          /* next tick of the controller */
-    int64_t allowed_sectors;        /* may still be asked for in this tick */
-    uint64_t arrived_sectors;       /* since the last tick */
-    uint64_t application_seen;      /* writes seen at the last tick, for c-min-rate */
-    uint64_t mark_ns, mark_done_bits;   /* for the rate shown */
 };
 
 /* ---- metadata jobs ---- */
@@ -232,6 +185,8 @@ struct volume {
     bool bitmap_receiving;          /* WFBitMapS/T: the peer's bitmap is expected */
 
     struct resync_target target;
+    struct resync_source source;
+    struct resync_look look;
     struct epoch_flush epoch_flush;
     bool source_finished_reported;
     struct re_volume_stats stats;
@@ -327,6 +282,7 @@ struct core {
     struct stream_slot streams[RE_STREAMS_MAX];
     int streams_end;                /* one past the highest stream number ever used */
     struct peer_request *peer_entries;
+    struct source_read *source_reads;   /* what a resync source has to know of each of them beyond that */
     struct list_head peer_free;
     struct resync_request *resync_entries;
     struct list_head resync_free;
@@ -399,6 +355,7 @@ void link_check_resolved(struct core *core);
 void link_ping(struct core *core, uint64_t cookie);
 uint64_t link_timers(struct core *core);
 bool link_is_up(const struct core *core);
+bool link_peer_is_ours(const struct core *core);
 
 /* freeze.c */
 bool freeze_needs_data(const struct request *request);
@@ -416,9 +373,12 @@ bool volume_notifies_out_of_sync(const struct volume *v);
 void sender_write(struct core *core, struct request *request);
 void sender_out_of_sync(struct volume *v, uint64_t offset, uint64_t length);
 void sender_data_request(struct volume *v, struct request *request);
-void sender_resync_request(struct volume *v, uint64_t offset, uint32_t bytes);
+void sender_resync_request(struct volume *v, unsigned command, uint64_t offset, uint32_t bytes);
+void sender_csum_request(struct volume *v, uint64_t offset, uint32_t bytes, const uint8_t *digest, size_t digest_length);
 void sender_reply(struct volume *v, unsigned command, const struct peer_request *request);
-void sender_deallocated(struct volume *v, const struct peer_request *request);
+void sender_reply_part(struct volume *v, unsigned command, const struct peer_request *request, uint32_t at,
+                       uint32_t bytes);
+void sender_deallocated(struct volume *v, const struct peer_request *request, uint32_t at, uint32_t bytes);
 void sender_ack(struct volume *v, unsigned command, uint64_t sector, uint64_t block_id, uint32_t bytes);
 void sender_barrier_ack(struct core *core, const uint8_t number[4], uint32_t count);
 void sender_close_epoch(struct core *core, const struct epoch *completed);
@@ -458,18 +418,5 @@ void peer_read_received(struct core *core, struct peer_request *pr);
 void bitmap_send_start(struct volume *v, uint64_t cookie);
 void bitmap_send_pump(struct volume *v);
 bool bitmap_receive(struct volume *v, unsigned command, const uint8_t *body, uint32_t length);
-
-/* resync_target.c */
-void resync_target_start(struct volume *v);
-void resync_target_stop(struct volume *v);
-void resync_target_pump(struct volume *v);
-uint64_t resync_target_deadline(const struct volume *v);
-struct resync_request *resync_target_find(struct volume *v, uint64_t sector, uint32_t bytes);
-void resync_target_data(struct resync_request *rq);
-void resync_target_yield(struct volume *v, const struct range *write);
-void resync_target_failed(struct volume *v, uint64_t sector, uint32_t bytes);
-void resync_target_again(struct volume *v, uint64_t sector, uint32_t bytes);
-void resync_source_acked(struct volume *v, uint64_t sector, uint32_t bytes);
-void resync_source_check(struct volume *v);
 
 #endif

@@ -32,6 +32,11 @@ bool link_is_up(const struct core *core)
     return core->link.phase == LINK_UP;
 }
 
+bool link_peer_is_ours(const struct core *core)
+{
+    return core->link.options.peer_is_ours;
+}
+
 static struct peer_stream *link_stream(struct core *core, int number)
 {
     if (number < 0 || number >= RE_STREAMS_MAX || core->streams[number].owner != STREAM_PEER)
@@ -107,6 +112,7 @@ void link_lost(struct core *core, enum re_lost reason, unsigned detail, uint64_t
         }
         v->bitmap_receiving = false;
         resync_target_stop(v);
+        resync_source_stop(v);
     }
     if (report)
         core_emit(core,

@@ -33,6 +33,7 @@ struct volume *volume_get(struct core *core, int number)
     list_init(&v->target.requests);
     list_init(&v->target.written);
     list_init(&v->target.flushing);
+    list_init(&v->source.throttled);
     list_init(&v->al_op.link);
     list_init(&v->target.flush_op.link);
     for (int i = 0; i < 64; i++)
@@ -187,16 +188,14 @@ void volume_set_state(struct volume *v, const struct re_state *state)
             resync_target_start(v);
         else if (was_target && !is_target)
             resync_target_stop(v);
-        if (now == C_SYNC_SOURCE && before != C_PAUSED_SYNC_S) {
-            v->source_finished_reported = false;
-            v->stats.resync_total_bits = v->bitmap ? v->bitmap->count : 0;
-            v->stats.resync_done_bits = 0;
-            v->stats.resync_failed_bits = 0;
-            v->stats.resync_started_ns = v->core->now_ns;
-            v->stats.resync_finished_ns = 0;
-        }
-        if (before == C_SYNC_SOURCE && now != C_PAUSED_SYNC_S)
-            v->stats.resync_finished_ns = v->core->now_ns;
+        else if (before == C_PAUSED_SYNC_T && now == C_SYNC_TARGET)
+            resync_target_resumed(v);
+        bool was_source = before == C_SYNC_SOURCE || before == C_PAUSED_SYNC_S;
+        bool is_source = now == C_SYNC_SOURCE || now == C_PAUSED_SYNC_S;
+        if (is_source && !was_source)
+            resync_source_start(v);
+        else if (was_source && !is_source)
+            resync_source_stop(v);
     }
     if (now == C_SYNC_SOURCE)
         resync_source_check(v);

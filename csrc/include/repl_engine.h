@@ -90,6 +90,7 @@ enum re_attach_flags {
     RE_ATTACH_DIRECT = 16,          /* descriptors are opened with O_DIRECT */
     RE_ATTACH_INLINE = 32,          /* a memory file system: run operations in the engine's thread */
     RE_ATTACH_BITMAP_EMPTY = 64,    /* do not read the bitmap: every bit counts as clear */
+    RE_ATTACH_KEEP_ALLOCATED = 128, /* zeroes of a resync are written, not unmapped: the file is not sparse */
 };
 
 struct re_attach {
@@ -124,6 +125,8 @@ struct re_resync {
     uint32_t fill_target;       /* sectors */
     uint32_t max_rate_kib;      /* KiB/s */
     uint32_t min_rate_kib;      /* KiB/s; 0 = never step back for application I/O */
+    uint32_t discard_granularity;   /* bytes of a thin request to a DRBD peer; 0 = none is made */
+    uint32_t use_csums;         /* 1: ask with digests of the own blocks (if the link has a csums_alg) */
 };
 
 struct re_link {
@@ -252,10 +255,24 @@ struct re_volume_stats {
     uint64_t resync_started_ns, resync_finished_ns;  /* engine clock; finished 0 while it runs */
     uint64_t resync_rate_kib;               /* over the last seconds */
     uint64_t resync_limit;                  /* enum re_resync_limit */
+    uint64_t resync_equal_bits;             /* found equal by their digests */
+    uint64_t resync_deallocated_bits;       /* holes: zeroes that were not transferred */
+    uint64_t resync_payload_bytes;          /* resync data that was transferred */
+    uint64_t resync_disk_bytes;             /* read and written by resyncs */
     uint64_t bitmap_sent_bits, bitmap_bits; /* progress of the bitmap exchange */
 };
 
-enum re_resync_limit { RE_LIMIT_NONE, RE_LIMIT_RATE, RE_LIMIT_BUFFERS, RE_LIMIT_APPLICATION, RE_LIMIT_PEER };
+/* What a running resync waits for. */
+enum re_resync_limit {
+    RE_LIMIT_NONE,          /* not known yet, or nothing runs */
+    RE_LIMIT_RATE,          /* the controller (resync-rate, c-max-rate, c-fill-target) */
+    RE_LIMIT_BUFFERS,       /* max-buffers */
+    RE_LIMIT_APPLICATION,   /* steps back for application I/O (c-min-rate) */
+    RE_LIMIT_PEER,          /* the peer or the link: the peer does not say */
+    RE_LIMIT_OWN_DISK,
+    RE_LIMIT_PEER_DISK,
+    RE_LIMIT_LINK,
+};
 
 struct re_engine_stats {
     uint64_t now_ns;                        /* the engine's clock at its last tick */

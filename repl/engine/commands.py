@@ -64,6 +64,7 @@ class AttachFlags(enum.IntFlag):
     DIRECT = 16
     INLINE = 32
     BITMAP_EMPTY = 64
+    KEEP_ALLOCATED = 128
 
 
 class NbdFlags(enum.IntFlag):
@@ -117,6 +118,8 @@ class Resync:
     fill_target: int = 100
     max_rate_kib: int = 102400
     min_rate_kib: int = 250
+    discard_granularity: int = 0
+    use_csums: bool = False
 
 
 @dataclass(frozen=True, slots=True)
