@@ -374,7 +374,7 @@ void sender_write(struct core *core, struct request *request);
 void sender_out_of_sync(struct volume *v, uint64_t offset, uint64_t length);
 void sender_data_request(struct volume *v, struct request *request);
 void sender_resync_request(struct volume *v, unsigned command, uint64_t offset, uint32_t bytes);
-void sender_csum_request(struct volume *v, uint64_t offset, uint32_t bytes, const uint8_t *digest, size_t digest_length);
+void sender_csum_request(struct volume *v, uint64_t offset, uint32_t bytes, const uint8_t *digest, size_t length);
 void sender_reply(struct volume *v, unsigned command, const struct peer_request *request);
 void sender_reply_part(struct volume *v, unsigned command, const struct peer_request *request, uint32_t at,
                        uint32_t bytes);

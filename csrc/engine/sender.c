@@ -208,15 +208,15 @@ void sender_resync_request(struct volume *v, unsigned command, uint64_t offset, 
     send_request(v, command, offset, ID_SYNCER, bytes);
 }
 
-void sender_csum_request(struct volume *v, uint64_t offset, uint32_t bytes, const uint8_t *digest, size_t digest_length)
+void sender_csum_request(struct volume *v, uint64_t offset, uint32_t bytes, const uint8_t *digest, size_t length)
 {
     uint8_t body[PACKET_REQUEST_BODY + DIGEST_BYTES_MAX] = {0};
-    CHECK(digest_length <= DIGEST_BYTES_MAX);
+    CHECK(length <= DIGEST_BYTES_MAX);
     be64_put(body, offset / SECTOR_BYTES);
     be64_put(body + 8, ID_SYNCER);
     be32_put(body + 16, bytes);
-    memcpy(body + PACKET_REQUEST_BODY, digest, digest_length);
-    sender_raw(v->core, false, P_CSUM_RS_REQUEST, (unsigned)v->number, body, PACKET_REQUEST_BODY + digest_length);
+    memcpy(body + PACKET_REQUEST_BODY, digest, length);
+    sender_raw(v->core, false, P_CSUM_RS_REQUEST, (unsigned)v->number, body, PACKET_REQUEST_BODY + length);
 }
 
 /* ---- replies and acks ---- */
