@@ -41,7 +41,7 @@
 #define BITMAP_PAGE_WORDS (BITMAP_PAGE_BYTES / 8u)
 #define BITMAP_EXTENTS_PER_PAGE (BITMAP_PAGE_BITS / BITS_PER_EXTENT)
 #define BITMAP_PAGE_COVERS_BYTES ((uint64_t)BITMAP_PAGE_BITS * BLOCK_BYTES)
-#define DEVICE_BYTES_MAX (1ull << 42)
+#define DEVICE_BYTES_MAX (1ull << 50) /* DRBD 8.4's own limit: the bitmap of 1 PiB takes 32 GiB */
 #define BITMAP_BITS_MAX (DEVICE_BYTES_MAX / BLOCK_BYTES)
 
 /* Peer protocol. */

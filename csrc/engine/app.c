@@ -33,7 +33,7 @@ static void complete(struct request *r, int error)
 /* Free what is not needed any more. */
 static void release(struct request *r)
 {
-    if (r->told && !r->local_pending && r->buf) {   /* the send queue holds a reference of its own */
+    if (r->told && !r->local_pending && r->buf && !freeze_needs_data(r)) {
         buf_put(r->buf);
         r->buf = NULL;
     }
@@ -69,10 +69,41 @@ static bool has_good_copy(const struct request *r)
     return (r->local_ok && state->disk == D_UP_TO_DATE) || (r->net_ok && state->peer_disk == D_UP_TO_DATE);
 }
 
+static void hold(struct request *r, enum request_stage stage)
+{
+    r->stage = (uint8_t)stage;
+    list_del(&r->link);
+    list_add_tail(&r->volume->held, &r->link);
+}
+
+/* on-no-data-accessible suspend-io: what no good disk has taken is started anew when there is one. */
+static bool wait_for_data(struct request *r)
+{
+    struct volume *v = r->volume;
+    if (!v->state.no_data_waits || r->in_transfer_log || r->remote_read || v->state.role != ROLE_PRIMARY)
+        return false;
+    if (!is_write(r) && r->kind != REQUEST_FLUSH)
+        return false;
+    bool good = (volume_disk_usable(v) && v->state.disk == D_UP_TO_DATE) || v->state.peer_disk == D_UP_TO_DATE;
+    if (good)
+        return false;   /* this one failed for another reason */
+    volume_al_put(v, &r->al);
+    r->local_ok = r->net_ok = false;
+    r->error = 0;
+    hold(r, r->kind == REQUEST_FLUSH ? STAGE_NEW : STAGE_LOCKED);
+    return true;
+}
+
 void request_settle(struct request *r)
 {
-    if (!r->completed && !r->local_pending && !r->net_pending)
-        complete(r, has_good_copy(r) ? 0 : r->error ? r->error : EIO);
+    if (!r->completed && !r->local_pending && !r->net_pending) {
+        if (freeze_holds(r))
+            freeze_park(r);
+        else if (has_good_copy(r))
+            complete(r, 0);
+        else if (!wait_for_data(r))
+            complete(r, r->error ? r->error : EIO);
+    }
     release(r);
 }
 
@@ -93,13 +124,6 @@ void request_mark_dirty(struct request *r)
     }
 }
 
-static void hold(struct request *r, enum request_stage stage)
-{
-    r->stage = (uint8_t)stage;
-    list_del(&r->link);
-    list_add_tail(&r->volume->held, &r->link);
-}
-
 /* ---- writes ---- */
 
 static void write_local_done(struct disk_op *op)
@@ -114,10 +138,8 @@ static void write_local_done(struct disk_op *op)
         bool has_copy = r->in_transfer_log || r->net_ok;
         bool soft = (op->error == ENOTSUP && (r->flags & REQUEST_FAST)) || (op->error == ENOSPC && !has_copy);
         /* differs: a full backing store without a peer is the client's error, not the disk's (decision 0004). */
-        if (!soft) {
-            request_mark_dirty(r);
+        if (!soft)
             volume_disk_error(v, op, r->kind == REQUEST_WRITE ? RE_DISK_WRITE : RE_DISK_ZERO);
-        }
     }
     request_settle(r);
 }
@@ -143,7 +165,7 @@ static void write_local(struct request *r)
 }
 
 /* The peer must be able to carry this kind of request in one packet. */
-static bool peer_can_carry(const struct volume *v, const struct request *r)
+bool request_peer_can_carry(const struct volume *v, const struct request *r)
 {
     if (r->kind == REQUEST_WRITE)
         return true;
@@ -164,22 +186,25 @@ static void write_start(struct request *r)
     bool local = volume_disk_usable(v);
     bool remote = volume_replicates(v);
     bool good = (local && v->state.disk == D_UP_TO_DATE) || (remote && v->state.peer_disk == D_UP_TO_DATE);
+    if (!good && v->state.role == ROLE_PRIMARY && v->state.no_data_waits) {
+        volume_al_put(v, &r->al);
+        hold(r, STAGE_LOCKED);
+        return;
+    }
     if (!good || v->state.role != ROLE_PRIMARY) {
         complete(r, EIO);
         release(r);
         return;
     }
-    if (remote && !peer_can_carry(v, r)) {
+    if (remote && !request_peer_can_carry(v, r)) {
         complete(r, ENOTSUP);   /* the client falls back to writing zeroes */
         release(r);
         return;
     }
     r->started_ns = v->core->now_ns;
-    if (remote) {
-        if (!local && v->bitmap)      /* an attaching or leaving disk will lack it; without one the peer marks it */
-            request_mark_dirty(r);
+    if (remote)
         sender_write(v->core, r);
-    } else {
+    else {
         request_mark_dirty(r);
         if (volume_notifies_out_of_sync(v))
             sender_out_of_sync(v, r->offset, r->length);
@@ -240,15 +265,6 @@ static void read_local_done(struct disk_op *op)
     }
     r->error = op->error;
     volume_disk_error(v, op, RE_DISK_READ);
-    if (op->flags & DISK_GIVEN_UP) {    /* the disk may still write to that buffer */
-        struct buf *fresh = buf_take(&v->core->app_buffers, r->length);
-        if (!fresh) {
-            request_settle(r);
-            return;
-        }
-        buf_put(r->buf);
-        r->buf = fresh;
-    }
     request_read_start(r);      /* the peer may have the data */
 }
 
@@ -259,14 +275,11 @@ void request_read_start(struct request *r)
         hold(r, STAGE_NEW);
         return;
     }
-    bool doubtful = v->state.disk != D_UP_TO_DATE || v->bad_blocks;
-    bool dirty = v->bitmap && doubtful &&
+    bool dirty = v->bitmap && v->state.disk != D_UP_TO_DATE &&
                  bitmap_any_in(v->bitmap, r->offset / BLOCK_BYTES, (r->offset + r->length - 1) / BLOCK_BYTES);
-    /* Without the peer the clean blocks of a disk that has only lost some are as good as before. */
-    bool clean = v->state.disk >= D_INCONSISTENT && !dirty &&
-                 (v->bad_blocks || (v->state.disk == D_INCONSISTENT && link_is_up(v->core) &&
-                                    v->state.peer_disk == D_UP_TO_DATE));
-    bool local = volume_disk_usable(v) && !r->error && (doubtful ? clean : true);
+    bool local = volume_disk_usable(v) && (v->state.disk == D_UP_TO_DATE ||
+                                           (v->state.disk == D_INCONSISTENT && link_is_up(v->core) &&
+                                            v->state.peer_disk == D_UP_TO_DATE && !dirty));
     if (local) {
         r->op = (struct disk_op){.kind = DISK_READ,
                                  .fd = v->disk.data_fd,
@@ -287,7 +300,7 @@ void request_read_start(struct request *r)
         sender_data_request(v, r);
         return;
     }
-    if (v->core->link.phase == LINK_LOST) {
+    if (v->core->link.phase == LINK_LOST || (v->state.no_data_waits && v->state.role == ROLE_PRIMARY)) {
         hold(r, STAGE_NEW);
         return;
     }
@@ -319,6 +332,10 @@ static void flush_new(struct request *r)
     }
     bool local = volume_disk_usable(v);
     bool remote = volume_replicates(v);
+    if (!local && !remote && v->state.no_data_waits && v->state.role == ROLE_PRIMARY) {
+        hold(r, STAGE_NEW);
+        return;
+    }
     if (!local && !remote) {
         complete(r, EIO);
         return;
@@ -347,6 +364,8 @@ static void flush_new(struct request *r)
 /* Barrier acks arrived (or the link was resolved): which flushes are through? */
 void app_flush_check(struct core *core)
 {
+    if (freeze_has_kept(core))
+        return;
     struct epoch *oldest = transfer_log_oldest(&core->link.log);
     for (int i = 0; i < RE_VOLUMES_MAX; i++) {
         struct volume *v = core->volumes[i];
@@ -402,6 +421,10 @@ static void extents_new(struct request *r)
 
 static void request_new(struct request *r)
 {
+    if (r->volume->state.suspended) {
+        hold(r, STAGE_NEW);
+        return;
+    }
     switch ((enum request_kind)r->kind) {
     case REQUEST_WRITE:
     case REQUEST_ZERO:

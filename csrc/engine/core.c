@@ -31,9 +31,10 @@ static bool pools_init(struct core *core, const struct core_config *config)
         !buf_pool_init(&core->peer_buffers, peer) || !buf_pool_init(&core->md_buffers, METADATA_BUFFER_BYTES))
         return false;
     core->peer_entries = calloc(PEER_REQUESTS_MAX, sizeof(*core->peer_entries));
+    core->source_reads = calloc(PEER_REQUESTS_MAX, sizeof(*core->source_reads));
     core->resync_entries = calloc(RESYNC_REQUESTS_MAX, sizeof(*core->resync_entries));
     core->md_entries = calloc(MD_JOBS_MAX, sizeof(*core->md_entries));
-    if (!core->peer_entries || !core->resync_entries || !core->md_entries)
+    if (!core->peer_entries || !core->source_reads || !core->resync_entries || !core->md_entries)
         return false;
     for (int i = 0; i < PEER_REQUESTS_MAX; i++)
         list_add_tail(&core->peer_free, &core->peer_entries[i].link);
@@ -60,7 +61,6 @@ struct core *core_create(const struct io_ops *io, void *io_ctx, const struct cor
     list_init(&core->granted);
     list_init(&core->completed);
     list_init(&core->submit);
-    list_init(&core->op_free);
     list_init(&core->events);
     core->nbd_host = (struct nbd_host){.requests = &core->requests,
                                        .buffers = &core->app_buffers,
@@ -95,11 +95,11 @@ void core_destroy(struct core *core)
     }
     for (int i = 0; core->md_entries && i < MD_JOBS_MAX; i++)
         free(core->md_entries[i].superblock);
-    disk_ops_destroy(core);
     request_table_destroy(&core->requests);
     transfer_log_destroy(&core->link.log);
     free(core->link.epoch_entries);
     free(core->peer_entries);
+    free(core->source_reads);
     free(core->resync_entries);
     free(core->md_entries);
     buf_pool_destroy(&core->app_buffers);
@@ -354,13 +354,13 @@ static void run_volumes(struct core *core)
         struct volume *v = core->volumes[i];
         if (!v)
             continue;
-        volume_disk_check_timeout(v);
         volume_al_tick(v);
         volume_md_tick(v);
         if (v->bitmap_sending)
             bitmap_send_pump(v);
         if (v->state.connection == C_SYNC_TARGET || v->state.connection == C_PAUSED_SYNC_T)
             resync_target_pump(v);
+        resync_source_tick(v);
         v->stats.out_of_sync_bits = v->bitmap ? v->bitmap->count : 0;
     }
 }
@@ -408,9 +408,8 @@ uint64_t core_tick(struct core *core)
     uint64_t next = u64_min(link_timers(core), cut_due);
     for (int i = 0; i < RE_VOLUMES_MAX; i++)
         if (core->volumes[i]) {
-            uint64_t due = u64_min(resync_target_deadline(core->volumes[i]), volume_disk_deadline(core->volumes[i]));
-            if (due < next)
-                next = due;
+            const struct volume *v = core->volumes[i];
+            next = u64_min(next, u64_min(resync_target_deadline(v), resync_source_deadline(v)));
         }
     return next;
 }

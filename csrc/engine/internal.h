@@ -12,6 +12,7 @@
 #include "base/list.h"
 #include "base/pool.h"
 #include "engine/core.h"
+#include "engine/resync.h"
 #include "io/stream.h"
 #include "meta/activity_log.h"
 #include "meta/bitmap.h"
@@ -19,7 +20,6 @@
 #include "peer/packet.h"
 #include "req/epoch.h"
 #include "req/request.h"
-#include "resync/rate.h"
 
 /* DRBD's numbers (docs/protocol.md). */
 enum role { ROLE_UNKNOWN = 0, ROLE_PRIMARY = 1, ROLE_SECONDARY = 2 };
@@ -56,8 +56,6 @@ enum {
     APP_BUFFER_BYTES_DEFAULT = 128 << 20,
     PEER_BUFFER_BYTES_DEFAULT = 64 << 20,
     METADATA_BUFFER_BYTES = 8 << 20,
-    RESYNC_REQUEST_BYTES_MAX = 256 << 10,
-    RESYNC_REQUESTS_MAX = 1024,     /* of a target, in flight */
     PEER_REQUESTS_MAX = 8192,       /* writes and reads of the peer in progress */
     MD_JOBS_MAX = 64,
     META_TX_BYTES_MAX = 4 << 20,    /* acks waiting for a slow peer before its data is no longer read */
@@ -104,6 +102,7 @@ struct peer_request {
     struct volume *volume;
     uint8_t kind;                   /* enum peer_kind */
     bool thin;                      /* RESYNC_READ: zeroes may be answered with P_RS_DEALLOCATED */
+    bool by_digest;                 /* RESYNC_READ: P_CSUM_RS_REQUEST */
     bool granted;                   /* WRITE: holds its range */
     bool flushed_first;             /* WRITE with DP_FLUSH: the flush before it is done */
     uint32_t link_generation;       /* the link it came over */
@@ -116,52 +115,6 @@ struct peer_request {
     struct range_item lock;
     struct al_waiter al;
     struct disk_op op;
-};
-
-/* ---- a resync target's requests ---- */
-
-enum resync_stage {
-    RESYNC_FREE,
-    RESYNC_LOCKING,     /* writes before it have to finish; nothing sent */
-    RESYNC_ASKED,       /* sent; may have stepped behind a write of the peer since */
-    RESYNC_RECEIVING,   /* the reply's payload arrives */
-    RESYNC_RECEIVED,    /* the reply is here, writes before it have to finish */
-    RESYNC_WRITING,
-    RESYNC_WRITTEN,     /* not flushed yet */
-};
-
-struct resync_request {
-    struct list_head link;          /* free list, in flight, or written and not yet flushed */
-    struct volume *volume;
-    uint8_t stage;                  /* enum resync_stage */
-    uint32_t link_generation;
-    uint32_t run;                   /* resync run it belongs to */
-    uint64_t offset;                /* bytes */
-    uint32_t bytes;
-    struct buf *buf;
-    struct range_item lock;
-    struct disk_op op;
-};
-
-struct resync_target {
-    uint32_t run;                   /* counts runs: answers of an earlier run are dropped */
-    uint64_t cursor_bit;            /* next bit to look at */
-    uint32_t in_flight;             /* requests not finished */
-    uint64_t in_flight_bytes;       /* asked for and not arrived */
-    struct list_head requests;      /* in flight */
-    struct list_head written;       /* on disk, not yet flushed */
-    struct list_head flushing;      /* covered by the flush in flight */
-    struct disk_op flush_op;
-    bool flush_in_flight;
-    bool finished_reported;
-    uint64_t failed_bits;
-    bool made_progress;             /* a bit was cleared since the cursor last stood at 0 */
-    struct rate_control rate;
-    uint64_t rate_tick_ns;          /* next tick of the controller */
-    int64_t allowed_sectors;        /* may still be asked for in this tick */
-    uint64_t arrived_sectors;       /* since the last tick */
-    uint64_t application_seen;      /* writes seen at the last tick, for c-min-rate */
-    uint64_t mark_ns, mark_done_bits;   /* for the rate shown */
 };
 
 /* ---- metadata jobs ---- */
@@ -193,14 +146,6 @@ struct volume {
     uint32_t attachment;            /* counts attached disks: references of an earlier one are void */
     bool loading;                   /* its bitmap is being read */
     bool disk_failed;               /* an error was reported: no new operation is started */
-    bool given_up;                  /* nobody waits for the disk any more (disk_ops.c) */
-    bool bad_blocks;                /* pass_on: blocks that this disk lost are marked, the peer has them */
-    bool error_reported;            /* pass_on: the control plane was told, and has not set a state since */
-    uint64_t quiesce_cookie;
-    bool quiesce_flushing;
-    struct disk_op quiesce_op;
-    struct list_head in_flight;     /* struct volume_op, oldest first */
-    uint64_t hung;                  /* operations given up that have not come back */
     bool detaching;
     uint64_t detach_cookie;
     uint64_t drain_cookie;
@@ -210,6 +155,7 @@ struct volume {
     uint64_t size_bytes;
     struct range_lock ranges;
     struct list_head held;          /* requests that wait for the volume to thaw */
+    struct list_head parked;        /* finished requests whose completion waits for the end of a suspension */
     struct list_head remote_reads;  /* asked from the peer */
     struct list_head flush_waiters; /* flushes that wait for barrier acks */
     uint32_t seq_out;               /* sequence number of the last packet that consumes one */
@@ -239,6 +185,8 @@ struct volume {
     bool bitmap_receiving;          /* WFBitMapS/T: the peer's bitmap is expected */
 
     struct resync_target target;
+    struct resync_source source;
+    struct resync_look look;
     struct epoch_flush epoch_flush;
     bool source_finished_reported;
     struct re_volume_stats stats;
@@ -261,6 +209,11 @@ struct link {
     struct re_link options;
     struct peer_stream *data, *meta;
     struct transfer_log log;
+    struct list_head kept;          /* freeze.c: sent over an earlier link and not barrier-acked, oldest first */
+    uint64_t resend_cookie;         /* LINK_RESEND is under way */
+    uint32_t resend_generation;     /* the link it is meant for */
+    uint32_t resend_reads;          /* data that is being read back for it */
+    bool resend_failed;
     struct list_head unsent;        /* protocol A: requests whose packet has not left, by request.sent */
     struct list_head epochs;        /* struct receive_epoch */
     struct list_head free_epochs;
@@ -329,6 +282,7 @@ struct core {
     struct stream_slot streams[RE_STREAMS_MAX];
     int streams_end;                /* one past the highest stream number ever used */
     struct peer_request *peer_entries;
+    struct source_read *source_reads;   /* what a resync source has to know of each of them beyond that */
     struct list_head peer_free;
     struct resync_request *resync_entries;
     struct list_head resync_free;
@@ -339,8 +293,6 @@ struct core {
     struct list_head granted;       /* ranges granted by a release, by range.ready */
     struct list_head completed;     /* requests whose owner has to be told, by request.link */
     struct list_head submit;        /* disk operations to be handed to the shell */
-    struct list_head op_free;       /* struct volume_op */
-    struct op_chunk *op_chunks;
     struct list_head events;        /* struct event_node */
     uint32_t illegal_reason;        /* why the packet in hand is illegal (receiver.c) */
     struct nbd_host nbd_host;
@@ -364,23 +316,14 @@ void volume_check_idle(struct volume *v);       /* ends a detach or drain that w
 bool volume_is_frozen(const struct volume *v);
 void volume_thaw(struct volume *v);
 bool volume_disk_usable(const struct volume *v);    /* operations on data may be started */
+void volume_disk_submit(struct volume *v, struct disk_op *op, void (*done)(struct disk_op *), void *owner);
 void volume_disk_finished(struct volume *v, struct disk_op *op);
 void volume_disk_error(struct volume *v, const struct disk_op *op, enum re_disk_op what);
-bool volume_can_flush(const struct volume *v);      /* what was written can still be made stable */
-void volume_quiesce(struct volume *v, uint64_t cookie);
-void volume_set_size(struct volume *v, uint64_t size_bytes);
 bool volume_lock_range(struct volume *v, struct range_item *item, uint64_t offset, uint64_t length, bool exclusive,
                        void (*granted)(struct range_item *));
 void volume_unlock_range(struct volume *v, struct range_item *item);
 void volume_set_dirty(struct volume *v, uint64_t offset, uint64_t length);
 void volume_clear_dirty(struct volume *v, uint64_t offset, uint64_t length);
-
-/* disk_ops.c */
-void volume_disk_submit(struct volume *v, struct disk_op *op, void (*done)(struct disk_op *), void *owner);
-void volume_disk_give_up(struct volume *v, uint32_t older_than_ms);
-uint64_t volume_disk_deadline(const struct volume *v);
-void volume_disk_check_timeout(struct volume *v);
-void disk_ops_destroy(struct core *core);
 
 /* activity.c */
 void volume_al_begin(struct volume *v, struct al_waiter *waiter, uint64_t offset, uint64_t length);
@@ -399,6 +342,7 @@ void request_settle(struct request *request);
 void request_mark_dirty(struct request *request);
 void request_read_start(struct request *request);
 void request_net_done(struct request *request, bool ok);
+bool request_peer_can_carry(const struct volume *v, const struct request *request);
 void app_flush_check(struct core *core);
 void core_complete_requests(struct core *core);
 
@@ -406,11 +350,22 @@ void core_complete_requests(struct core *core);
 enum re_status link_init(struct core *core);
 void link_up(struct core *core, const struct re_link *options);
 void link_lost(struct core *core, enum re_lost reason, unsigned detail, uint64_t value, bool report);
-void link_resolve(struct core *core, uint64_t cookie);
+void link_resolve(struct core *core, uint64_t cookie, bool keep);
 void link_check_resolved(struct core *core);
 void link_ping(struct core *core, uint64_t cookie);
 uint64_t link_timers(struct core *core);
 bool link_is_up(const struct core *core);
+bool link_peer_is_ours(const struct core *core);
+
+/* freeze.c */
+bool freeze_needs_data(const struct request *request);
+bool freeze_holds(const struct request *request);
+void freeze_park(struct request *request);
+void freeze_release(struct volume *v);
+bool freeze_has_kept(const struct core *core);
+void freeze_keep(struct core *core);
+void freeze_give_up(struct core *core);
+void freeze_resend(struct core *core, uint64_t cookie);
 
 /* sender.c: what goes to the peer */
 bool volume_replicates(const struct volume *v);
@@ -418,9 +373,12 @@ bool volume_notifies_out_of_sync(const struct volume *v);
 void sender_write(struct core *core, struct request *request);
 void sender_out_of_sync(struct volume *v, uint64_t offset, uint64_t length);
 void sender_data_request(struct volume *v, struct request *request);
-void sender_resync_request(struct volume *v, uint64_t offset, uint32_t bytes);
+void sender_resync_request(struct volume *v, unsigned command, uint64_t offset, uint32_t bytes);
+void sender_csum_request(struct volume *v, uint64_t offset, uint32_t bytes, const uint8_t *digest, size_t length);
 void sender_reply(struct volume *v, unsigned command, const struct peer_request *request);
-void sender_deallocated(struct volume *v, const struct peer_request *request);
+void sender_reply_part(struct volume *v, unsigned command, const struct peer_request *request, uint32_t at,
+                       uint32_t bytes);
+void sender_deallocated(struct volume *v, const struct peer_request *request, uint32_t at, uint32_t bytes);
 void sender_ack(struct volume *v, unsigned command, uint64_t sector, uint64_t block_id, uint32_t bytes);
 void sender_barrier_ack(struct core *core, const uint8_t number[4], uint32_t count);
 void sender_close_epoch(struct core *core, const struct epoch *completed);
@@ -449,7 +407,6 @@ void peer_write_received(struct core *core, struct peer_request *pr);
 void peer_barrier(struct core *core, const uint8_t number[4]);
 void peer_epochs_check(struct core *core);
 void peer_epochs_orphan(struct core *core);
-void peer_epochs_stable(struct volume *v);
 struct receive_epoch *peer_epoch_open(struct core *core);
 struct peer_request *peer_request_take(struct core *core, struct volume *v, enum peer_kind kind);
 void peer_request_free(struct core *core, struct peer_request *pr);
@@ -461,18 +418,5 @@ void peer_read_received(struct core *core, struct peer_request *pr);
 void bitmap_send_start(struct volume *v, uint64_t cookie);
 void bitmap_send_pump(struct volume *v);
 bool bitmap_receive(struct volume *v, unsigned command, const uint8_t *body, uint32_t length);
-
-/* resync_target.c */
-void resync_target_start(struct volume *v);
-void resync_target_stop(struct volume *v);
-void resync_target_pump(struct volume *v);
-uint64_t resync_target_deadline(const struct volume *v);
-struct resync_request *resync_target_find(struct volume *v, uint64_t sector, uint32_t bytes);
-void resync_target_data(struct resync_request *rq);
-void resync_target_yield(struct volume *v, const struct range *write);
-void resync_target_failed(struct volume *v, uint64_t sector, uint32_t bytes);
-void resync_target_again(struct volume *v, uint64_t sector, uint32_t bytes);
-void resync_source_acked(struct volume *v, uint64_t sector, uint32_t bytes);
-void resync_source_check(struct volume *v);
 
 #endif

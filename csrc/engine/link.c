@@ -4,7 +4,8 @@
  *   DOWN --LINK_UP--> UP --lost or LINK_DOWN--> LOST --LINK_RESOLVE--> DOWN
  *
  * While it is LOST every write waits: the control plane first makes a new generation durable where one is needed, so
- * that no write that the peer may not have is completed under the old one.
+ * that no write that the peer may not have is completed under the old one.  While I/O is suspended LINK_KEEP takes the
+ * place of LINK_RESOLVE (freeze.c).
  */
 #include <stdlib.h>
 
@@ -15,6 +16,7 @@ enum re_status link_init(struct core *core)
 {
     struct link *link = &core->link;
     list_init(&link->unsent);
+    list_init(&link->kept);
     list_init(&link->epochs);
     list_init(&link->free_epochs);
     link->epoch_entries = calloc(PEER_REQUESTS_MAX + 2, sizeof(*link->epoch_entries));
@@ -28,6 +30,11 @@ enum re_status link_init(struct core *core)
 bool link_is_up(const struct core *core)
 {
     return core->link.phase == LINK_UP;
+}
+
+bool link_peer_is_ours(const struct core *core)
+{
+    return core->link.options.peer_is_ours;
 }
 
 static struct peer_stream *link_stream(struct core *core, int number)
@@ -105,6 +112,7 @@ void link_lost(struct core *core, enum re_lost reason, unsigned detail, uint64_t
         }
         v->bitmap_receiving = false;
         resync_target_stop(v);
+        resync_source_stop(v);
     }
     if (report)
         core_emit(core,
@@ -126,13 +134,10 @@ void link_check_resolved(struct core *core)
     }
 }
 
-void link_resolve(struct core *core, uint64_t cookie)
+/* What the peer did not confirm counts as lost. */
+static void give_up_transfer_log(struct core *core)
 {
     struct link *link = &core->link;
-    if (link->phase != LINK_LOST) {
-        core_done(core, cookie, -1, RE_RESULT_INVALID, 0);
-        return;
-    }
     for (struct epoch *epoch; (epoch = transfer_log_oldest(&link->log));) {
         while (!list_empty(&epoch->requests)) {
             struct request *r = list_entry(list_first(&epoch->requests), struct request, tl);
@@ -143,6 +148,21 @@ void link_resolve(struct core *core, uint64_t cookie)
             request_settle(r);
         }
         transfer_log_free(&link->log, epoch);
+    }
+}
+
+void link_resolve(struct core *core, uint64_t cookie, bool keep)
+{
+    struct link *link = &core->link;
+    if (link->phase == LINK_UP || (link->phase == LINK_DOWN && (keep || link->resolve_cookie))) {
+        core_done(core, cookie, -1, RE_RESULT_INVALID, 0);
+        return;
+    }
+    if (keep)
+        freeze_keep(core);
+    else {
+        freeze_give_up(core);
+        give_up_transfer_log(core);
     }
     CHECK(list_empty(&link->unsent));
     link->phase = LINK_DOWN;

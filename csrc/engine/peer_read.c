@@ -1,30 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reads for the peer: of an application without a good local disk, and of a resync target.
- *
- * Invariant: a resync reply stands on the data socket before any later write of the same blocks (its range is released
- * only when the reply is queued), so that it never overwrites newer data at the target.
- */
-#include <string.h>
-
+/* Reads for an application of the peer that has no good disk of its own (those of a resync: resync_source.c). */
 #include "engine/internal.h"
-
-static bool all_zero(const uint8_t *data, size_t bytes)
-{
-    return data[0] == 0 && memcmp(data, data + 1, bytes - 1) == 0;
-}
 
 static void read_finished(struct peer_request *pr, bool ok)
 {
     struct volume *v = pr->volume;
     struct core *core = v->core;
-    bool resync = pr->kind == PEER_RESYNC_READ;
     if (core->link.phase == LINK_UP && core->link.generation == pr->link_generation) {
-        if (!ok)
-            sender_ack(v, resync ? P_NEG_RS_DREPLY : P_NEG_DREPLY, pr->sector, pr->block_id, pr->bytes);
-        else if (pr->thin && all_zero(pr->buf->data, pr->bytes))
-            sender_deallocated(v, pr);
+        if (ok)
+            sender_reply(v, P_DATA_REPLY, pr);
         else
-            sender_reply(v, resync ? P_RS_DATA_REPLY : P_DATA_REPLY, pr);
+            sender_ack(v, P_NEG_DREPLY, pr->sector, pr->block_id, pr->bytes);
     }
     v->stats.unacked--;
     volume_unlock_range(v, &pr->lock);
@@ -44,8 +30,7 @@ static void read_done(struct disk_op *op)
 static void read_start(struct peer_request *pr)
 {
     struct volume *v = pr->volume;
-    bool source = v->state.connection == C_SYNC_SOURCE || v->state.connection == C_PAUSED_SYNC_S;
-    if (!volume_disk_usable(v) || v->state.disk != D_UP_TO_DATE || (pr->kind == PEER_RESYNC_READ && !source)) {
+    if (!volume_disk_usable(v) || v->state.disk != D_UP_TO_DATE) {
         read_finished(pr, false);
         return;
     }

@@ -72,6 +72,9 @@ static void payload_finished(struct core *core, struct peer_stream *peer)
     case RX_RESYNC:
         resync_target_data(object);
         break;
+    case RX_DROP:
+        buf_put(object);
+        break;
     default:
         break;
     }
@@ -88,7 +91,8 @@ void receiver_drop_payload(struct core *core, struct peer_stream *peer)
     } else if (peer->rx_kind == RX_RESYNC) {
         struct resync_request *rq = peer->rx_object;
         rq->stage = RESYNC_ASKED;   /* resync_target_stop() frees it */
-    }
+    } else if (peer->rx_kind == RX_DROP)
+        buf_put(peer->rx_object);
     peer->rx_kind = RX_NONE;
     peer->rx_object = NULL;
 }
@@ -141,6 +145,7 @@ static enum handled on_write(struct core *core, struct peer_stream *peer, const 
     pr->epoch = peer_epoch_open(core);
     pr->epoch->count++;
     pr->epoch->pending++;
+    pr->epoch->volumes |= UINT64_C(1) << p->v->number;
     core->link.peer_writes++;
     if (pr->buf)
         return take_payload(core, peer, p, digest, pr->buf->data, bytes, RX_PEER_REQUEST, pr);
@@ -165,6 +170,12 @@ static enum handled on_read_request(struct core *core, const struct packet_view 
     if (!range_ok(p->v, sector, bytes, PEER_REQUEST_BYTES_MAX))
         return illegal(core, ILLEGAL_RANGE);
     bool resync = p->header.command != P_DATA_REQUEST;
+    bool by_digest = p->header.command == P_CSUM_RS_REQUEST;
+    size_t digest_length = by_digest ? digest_bytes((enum digest_alg)core->link.options.csums_alg) : 0;
+    if (by_digest && !digest_length)
+        return illegal(core, ILLEGAL_COMMAND);
+    if (by_digest && p->header.length != PACKET_REQUEST_BODY + digest_length)
+        return illegal(core, ILLEGAL_LENGTH);
     struct peer_request *pr = peer_request_take(core, p->v, resync ? PEER_RESYNC_READ : PEER_READ);
     if (!pr)
         return STARVED;
@@ -177,7 +188,11 @@ static enum handled on_read_request(struct core *core, const struct packet_view 
     pr->block_id = be64_get(p->body + 8);
     pr->bytes = bytes;
     pr->thin = p->header.command == P_RS_THIN_REQ;
-    peer_read_received(core, pr);
+    pr->by_digest = by_digest;
+    if (resync)
+        resync_source_received(pr, by_digest ? p->body + PACKET_REQUEST_BODY : NULL);
+    else
+        peer_read_received(core, pr);
     return HANDLED;
 }
 
@@ -213,13 +228,35 @@ static enum handled on_resync_reply(struct core *core, struct peer_stream *peer,
     if (!range_ok(p->v, sub.sector, bytes, PEER_REQUEST_BYTES_MAX))
         return illegal(core, ILLEGAL_RANGE);
     struct resync_request *rq = resync_target_find(p->v, sub.sector, (uint32_t)bytes);
-    if (!rq)
-        return illegal(core, ILLEGAL_ID);
-    rq->buf = buf_take(&core->peer_buffers, bytes);
-    if (!rq->buf)
+    struct buf *buf = buf_take(&core->peer_buffers, bytes);
+    if (!buf)
         return STARVED;
+    if (!rq && resync_target_expects(p->v, bytes))  /* the run that has asked for it is over */
+        return take_payload(core, peer, p, digest, buf->data, bytes, RX_DROP, buf);
+    if (!rq || !resync_request_shrink(rq, (uint32_t)bytes)) {
+        buf_put(buf);
+        return rq ? STARVED : illegal(core, ILLEGAL_ID);
+    }
+    rq->buf = buf;
     rq->stage = RESYNC_RECEIVING;
     return take_payload(core, peer, p, digest, rq->buf->data, bytes, RX_RESYNC, rq);
+}
+
+static enum handled on_deallocated(struct core *core, const struct packet_view *p)
+{
+    if (!p->v)
+        return illegal(core, ILLEGAL_VOLUME);
+    uint64_t sector = be64_get(p->body);
+    uint32_t bytes = be32_get(p->body + 8);
+    if (!range_ok(p->v, sector, bytes, PEER_REQUEST_BYTES_MAX))
+        return illegal(core, ILLEGAL_RANGE);
+    struct resync_request *rq = resync_target_find(p->v, sector, bytes);
+    if (!rq)
+        return resync_target_expects(p->v, bytes) ? HANDLED : illegal(core, ILLEGAL_ID);
+    if (!resync_request_shrink(rq, bytes))
+        return STARVED;
+    resync_target_zero(rq);
+    return HANDLED;
 }
 
 static enum handled on_bitmap(struct core *core, const struct packet_view *p)
@@ -247,6 +284,13 @@ static enum handled on_out_of_sync(struct core *core, const struct packet_view *
     return HANDLED;
 }
 
+static enum handled on_delay_probe(const struct packet_view *p)
+{
+    if (p->v)
+        resync_look_told(p->v, p->body);
+    return HANDLED;
+}
+
 static enum handled on_data_packet(struct core *core, struct peer_stream *peer, const struct packet_view *p)
 {
     size_t consume = p->header.header_bytes + p->header.length;
@@ -268,6 +312,8 @@ static enum handled on_data_packet(struct core *core, struct peer_stream *peer, 
     case P_DATA_REQUEST:
     case P_RS_DATA_REQUEST:
     case P_RS_THIN_REQ:
+    case P_CSUM_RS_REQUEST:
+    case P_RS_DEALLOCATED:
     case P_OUT_OF_SYNC:
     case P_UNPLUG_REMOTE:
     case P_DELAY_PROBE:
@@ -277,8 +323,12 @@ static enum handled on_data_packet(struct core *core, struct peer_stream *peer, 
             result = on_barrier(core, p);
         else if (p->header.command == P_OUT_OF_SYNC)
             result = on_out_of_sync(core, p);
-        else if (p->header.command == P_UNPLUG_REMOTE || p->header.command == P_DELAY_PROBE)
+        else if (p->header.command == P_RS_DEALLOCATED)
+            result = on_deallocated(core, p);
+        else if (p->header.command == P_UNPLUG_REMOTE)
             result = HANDLED;
+        else if (p->header.command == P_DELAY_PROBE)
+            result = on_delay_probe(p);
         else
             result = on_read_request(core, p);
         break;
@@ -296,7 +346,7 @@ static enum handled on_write_ack(struct core *core, const struct packet_view *p,
 {
     struct request *r = request_find(&core->requests, ack->block_id);
     bool negative = p->header.command == P_NEG_ACK;
-    if (!r || !r->in_transfer_log || r->volume != p->v || !integrity_ack_matches(r, ack->sector)) {
+    if (!r || !r->epoch || r->volume != p->v || !integrity_ack_matches(r, ack->sector)) {
         if (!negative)
             return illegal(core, ILLEGAL_ID);
         if (range_ok(p->v, ack->sector, ack->size_bytes, PEER_DISCARD_BYTES_MAX))
@@ -345,9 +395,12 @@ static enum handled on_ack(struct core *core, const struct packet_view *p)
         return on_read_refused(core, p, &ack);
     case P_NEG_RS_DREPLY:
     case P_RS_CANCEL:
+    case P_RS_IS_IN_SYNC:
         if (!range_ok(p->v, ack.sector, ack.size_bytes, PEER_REQUEST_BYTES_MAX))
             return illegal(core, ILLEGAL_RANGE);
-        if (p->header.command == P_RS_CANCEL)
+        if (p->header.command == P_RS_IS_IN_SYNC)
+            resync_target_equal(p->v, ack.sector, ack.size_bytes);
+        else if (p->header.command == P_RS_CANCEL)
             resync_target_again(p->v, ack.sector, ack.size_bytes);
         else
             resync_target_failed(p->v, ack.sector, ack.size_bytes);

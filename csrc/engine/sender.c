@@ -203,34 +203,52 @@ void sender_data_request(struct volume *v, struct request *r)
     send_request(v, P_DATA_REQUEST, r->offset, request_block_id(r), (uint32_t)r->length);
 }
 
-void sender_resync_request(struct volume *v, uint64_t offset, uint32_t bytes)
+void sender_resync_request(struct volume *v, unsigned command, uint64_t offset, uint32_t bytes)
 {
-    send_request(v, P_RS_DATA_REQUEST, offset, ID_SYNCER, bytes);
+    send_request(v, command, offset, ID_SYNCER, bytes);
+}
+
+void sender_csum_request(struct volume *v, uint64_t offset, uint32_t bytes, const uint8_t *digest, size_t length)
+{
+    uint8_t body[PACKET_REQUEST_BODY + DIGEST_BYTES_MAX] = {0};
+    CHECK(length <= DIGEST_BYTES_MAX);
+    be64_put(body, offset / SECTOR_BYTES);
+    be64_put(body + 8, ID_SYNCER);
+    be32_put(body + 16, bytes);
+    memcpy(body + PACKET_REQUEST_BODY, digest, length);
+    sender_raw(v->core, false, P_CSUM_RS_REQUEST, (unsigned)v->number, body, PACKET_REQUEST_BODY + length);
 }
 
 /* ---- replies and acks ---- */
 
-void sender_reply(struct volume *v, unsigned command, const struct peer_request *pr)
+void sender_reply_part(struct volume *v, unsigned command, const struct peer_request *pr, uint32_t at,
+                       uint32_t bytes)
 {
     struct link *link = &v->core->link;
     uint8_t packet[PACKET_HEADER_MAX + PACKET_DATA_SUB + DIGEST_BYTES_MAX], digest[DIGEST_BYTES_MAX];
     if (link->phase != LINK_UP)
         return;
-    size_t digested = integrity_put(link, digest, pr->buf->data, pr->bytes);
+    size_t digested = integrity_put(link, digest, pr->buf->data + at, bytes);
     size_t header = packet_header_put(packet, link->options.version, command, (unsigned)v->number,
-                                      (uint32_t)(PACKET_DATA_SUB + digested + pr->bytes));
-    packet_data_sub_put(packet + header, &(struct data_sub){.sector = pr->sector, .block_id = pr->block_id});
+                                      (uint32_t)(PACKET_DATA_SUB + digested + bytes));
+    packet_data_sub_put(packet + header,
+                        &(struct data_sub){.sector = pr->sector + at / SECTOR_BYTES, .block_id = pr->block_id});
     memcpy(packet + header + PACKET_DATA_SUB, digest, digested);
     stream_queue_bytes(&link->data->stream, packet, header + PACKET_DATA_SUB + digested);
-    stream_queue_buf(&link->data->stream, pr->buf, pr->buf->data, pr->bytes);
-    v->stats.sent_bytes += pr->bytes;
+    stream_queue_buf(&link->data->stream, pr->buf, pr->buf->data + at, bytes);
+    v->stats.sent_bytes += bytes;
 }
 
-void sender_deallocated(struct volume *v, const struct peer_request *pr)
+void sender_reply(struct volume *v, unsigned command, const struct peer_request *pr)
+{
+    sender_reply_part(v, command, pr, 0, pr->bytes);
+}
+
+void sender_deallocated(struct volume *v, const struct peer_request *pr, uint32_t at, uint32_t bytes)
 {
     uint8_t body[PACKET_OUT_OF_SYNC_BODY] = {0};
-    be64_put(body, pr->sector);
-    be32_put(body + 8, pr->bytes);
+    be64_put(body, pr->sector + at / SECTOR_BYTES);
+    be32_put(body + 8, bytes);
     sender_raw(v->core, false, P_RS_DEALLOCATED, (unsigned)v->number, body, sizeof(body));
 }
 

@@ -74,14 +74,12 @@ enum re_command_type {
     /* Close everything and end the engine's thread. */
     RE_CMD_STOP,
 
-    /* Before an orderly detach, when the state says that the disk is not used any more: wait for what was started on
-     * it and for the barrier acks of all its writes, then flush.  Ends with DONE. */
-    RE_CMD_VOLUME_QUIESCE = 60,
-    /* Wait for the disk no longer: operations in flight fail; their buffers stay put until the disk has answered.
-     * Only if one of them is older than `value` ms. */
-    RE_CMD_VOLUME_GIVE_UP = 61,
-    /* A volume without a disk: the size of the peer's device (`value` bytes). */
-    RE_CMD_VOLUME_SIZE = 62,
+    /* As LINK_RESOLVE while I/O is suspended, but what the peer did not confirm is kept: for LINK_RESEND, or for a
+     * later LINK_RESOLVE. */
+    RE_CMD_LINK_KEEP,
+    /* With a new link up and I/O still suspended: send again what was kept.  DONE when it is queued; CANCELED when it
+     * cannot be sent as it was (overwritten, unreadable): everything is still kept then. */
+    RE_CMD_LINK_RESEND,
 };
 
 enum re_attach_flags {
@@ -92,7 +90,7 @@ enum re_attach_flags {
     RE_ATTACH_DIRECT = 16,          /* descriptors are opened with O_DIRECT */
     RE_ATTACH_INLINE = 32,          /* a memory file system: run operations in the engine's thread */
     RE_ATTACH_BITMAP_EMPTY = 64,    /* do not read the bitmap: every bit counts as clear */
-    RE_ATTACH_PASS_ON = 128,        /* on-io-error pass_on: a failed read or write does not end the use of the disk */
+    RE_ATTACH_KEEP_ALLOCATED = 128, /* zeroes of a resync are written, not unmapped: the file is not sparse */
 };
 
 struct re_attach {
@@ -107,8 +105,6 @@ struct re_attach {
     uint64_t al_offset;         /* bytes, on md_fd */
     uint64_t bitmap_offset;     /* bytes, on md_fd */
     uint64_t bitmap_bytes;      /* room for the bitmap on disk */
-    uint32_t disk_timeout_ms;   /* an operation that takes longer ends the use of the disk; 0 = none does */
-    uint32_t pad;
 };
 
 struct re_state {
@@ -118,7 +114,8 @@ struct re_state {
     uint8_t disk;               /* own disk state */
     uint8_t peer_disk;
     uint8_t suspended;          /* 1: no request is started or completed */
-    uint8_t pad[2];
+    uint8_t no_data_waits;      /* 1: without good data requests wait instead of failing */
+    uint8_t pad;
 };
 
 struct re_resync {
@@ -128,6 +125,8 @@ struct re_resync {
     uint32_t fill_target;       /* sectors */
     uint32_t max_rate_kib;      /* KiB/s */
     uint32_t min_rate_kib;      /* KiB/s; 0 = never step back for application I/O */
+    uint32_t discard_granularity;   /* bytes of a thin request to a DRBD peer; 0 = none is made */
+    uint32_t use_csums;         /* 1: ask with digests of the own blocks (if the link has a csums_alg) */
 };
 
 struct re_link {
@@ -150,6 +149,8 @@ struct re_link {
     uint8_t use_rle;            /* run-length coded bitmaps */
     uint8_t resolve_conflicts;  /* this node accepted the meta socket */
     uint8_t peer_is_ours;       /* the peer runs this software: it understands what the kernel module does not */
+    uint8_t keep_data;          /* keep the data of writes until the barrier ack: LINK_RESEND never has to read it */
+    uint8_t pad[3];
 };
 
 enum re_nbd_flags {
@@ -171,7 +172,6 @@ struct re_command {
     int32_t stream;             /* stream number, -1 where none is meant */
     int32_t fd;                 /* STREAM_ADD */
     uint64_t cookie;            /* comes back in RE_EV_DONE; 0 = no DONE wanted */
-    uint64_t value;             /* where a command says so */
     struct re_attach attach;
     struct re_state state;
     struct re_resync resync;
@@ -189,8 +189,7 @@ enum re_event_type {
     RE_EV_LINK_LOST,        /* status, reason (enum re_lost), detail; both sockets are closed */
     RE_EV_BITMAP_RECEIVED,  /* volume: the peer's whole bitmap is merged; value = dirty bits now */
     RE_EV_RESYNC_FINISHED,  /* volume: nothing left to do; value = blocks that failed */
-    RE_EV_DISK_ERROR,       /* volume; value = byte offset, detail = enum re_disk_op, error = errno; the disk is no
-                             * longer used, or (status RE_RESULT_OK) the policy is pass_on and it still is */
+    RE_EV_DISK_ERROR,       /* volume; value = byte offset, detail = enum re_disk_op, error = errno; no longer used */
     RE_EV_NBD_CLOSED,       /* stream; reason = enum re_nbd_end */
     RE_EV_STOPPED,          /* answer to RE_CMD_STOP */
 };
@@ -214,7 +213,7 @@ enum re_lost {
     RE_LOST_INTEGRITY,          /* a payload does not fit its digest: detail = packet, value = sector */
 };
 
-enum re_disk_op { RE_DISK_READ, RE_DISK_WRITE, RE_DISK_FLUSH, RE_DISK_ZERO, RE_DISK_META, RE_DISK_TIMEOUT };
+enum re_disk_op { RE_DISK_READ, RE_DISK_WRITE, RE_DISK_FLUSH, RE_DISK_ZERO, RE_DISK_META };
 
 enum re_nbd_end { RE_NBD_END_DISC, RE_NBD_END_EOF, RE_NBD_END_RESET, RE_NBD_END_PROTOCOL, RE_NBD_END_CLOSED,
                   RE_NBD_END_STALLED };
@@ -256,10 +255,24 @@ struct re_volume_stats {
     uint64_t resync_started_ns, resync_finished_ns;  /* engine clock; finished 0 while it runs */
     uint64_t resync_rate_kib;               /* over the last seconds */
     uint64_t resync_limit;                  /* enum re_resync_limit */
+    uint64_t resync_equal_bits;             /* found equal by their digests */
+    uint64_t resync_deallocated_bits;       /* holes: zeroes that were not transferred */
+    uint64_t resync_payload_bytes;          /* resync data that was transferred */
+    uint64_t resync_disk_bytes;             /* read and written by resyncs */
     uint64_t bitmap_sent_bits, bitmap_bits; /* progress of the bitmap exchange */
 };
 
-enum re_resync_limit { RE_LIMIT_NONE, RE_LIMIT_RATE, RE_LIMIT_BUFFERS, RE_LIMIT_APPLICATION, RE_LIMIT_PEER };
+/* What a running resync waits for. */
+enum re_resync_limit {
+    RE_LIMIT_NONE,          /* not known yet, or nothing runs */
+    RE_LIMIT_RATE,          /* the controller (resync-rate, c-max-rate, c-fill-target) */
+    RE_LIMIT_BUFFERS,       /* max-buffers */
+    RE_LIMIT_APPLICATION,   /* steps back for application I/O (c-min-rate) */
+    RE_LIMIT_PEER,          /* the peer or the link: the peer does not say */
+    RE_LIMIT_OWN_DISK,
+    RE_LIMIT_PEER_DISK,
+    RE_LIMIT_LINK,
+};
 
 struct re_engine_stats {
     uint64_t now_ns;                        /* the engine's clock at its last tick */

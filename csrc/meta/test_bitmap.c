@@ -26,10 +26,11 @@ static void test_bitmap_set_and_clear_count_only_changes(void)
 static void test_bitmap_create_outside_the_supported_sizes_fails(void)
 {
     CHECK(bitmap_create(0) == NULL && bitmap_create(BITMAP_BITS_MAX + 1) == NULL);
-    struct bitmap *bm = bitmap_create(BITMAP_BITS_MAX);
-    CHECK(bm != NULL && bm->pages == 32768);
-    CHECK(bitmap_set_range(bm, BITMAP_BITS_MAX - 1, BITMAP_BITS_MAX - 1) == 1);
-    CHECK(bitmap_next_set(bm, 0) == BITMAP_BITS_MAX - 1);
+    const uint64_t bits = (UINT64_C(16) << 40) / BLOCK_BYTES;
+    struct bitmap *bm = bitmap_create(bits);
+    CHECK(bm != NULL && bm->pages == 131072);
+    CHECK(bitmap_set_range(bm, bits - 1, bits - 1) == 1);
+    CHECK(bitmap_next_set(bm, 0) == bits - 1);
     bitmap_destroy(bm);
 }
 

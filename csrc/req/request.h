@@ -73,6 +73,7 @@ struct request {
     struct epoch *epoch;        /* epoch it was sent in */
     uint64_t started_ns;        /* when it was started */
     uint64_t tx_mark;           /* data stream position behind its packet */
+    uint64_t kept_epoch;        /* serial of its former epoch while it is kept without a link */
     uint64_t flush_epoch;       /* FLUSH: epochs up to this serial must be barrier-acked */
     bool local_pending, local_ok;   /* local part running / succeeded */
     bool net_pending, net_ok;       /* network part short of the protocol's point / succeeded */

@@ -41,3 +41,23 @@ int64_t rate_tick(struct rate_control *rate, const struct re_resync *options, in
         request = 0;
     return request > most ? most : request;
 }
+
+void speed_reset(struct speed_marks *marks, uint64_t now_ns, uint64_t done_bits)
+{
+    *marks = (struct speed_marks){.at_ns = {now_ns, now_ns}, .done_bits = {done_bits, done_bits}};
+}
+
+uint64_t speed_kib(struct speed_marks *marks, uint64_t now_ns, uint64_t done_bits)
+{
+    if (now_ns - marks->at_ns[1] >= (uint64_t)SPEED_MARK_MS * 1000000u) {
+        marks->at_ns[0] = marks->at_ns[1];
+        marks->done_bits[0] = marks->done_bits[1];
+        marks->at_ns[1] = now_ns;
+        marks->done_bits[1] = done_bits;
+    }
+    uint64_t period_ns = now_ns - marks->at_ns[0];
+    uint64_t bits = done_bits > marks->done_bits[0] ? done_bits - marks->done_bits[0] : 0;
+    if (period_ns < 1000000u)
+        return 0;
+    return bits * 4 * 1000 / (period_ns / 1000000u);
+}

@@ -76,7 +76,6 @@ def _volume(view: VolumeView) -> VolumeSettings:
         disk_drain=options.disk_drain,
         md_flushes=options.md_flushes,
         on_io_error=options.on_io_error,
-        disk_timeout_ms=options.disk_timeout_ms,
         resync=Resync(
             resync_rate_kib=options.resync_rate_kib_s,
             plan_ahead=options.c_plan_ahead_ms // TENTH_MS,

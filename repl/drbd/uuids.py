@@ -192,7 +192,6 @@ class Side:
     dirty_bits: int = 0
     crashed_primary: bool = False
     discard_my_data: bool = False
-    attaching: bool = False  # the disk is not in use yet: a Primary that becomes target loses nothing
 
     @property
     def primary(self) -> bool:
@@ -505,7 +504,7 @@ def decide(
 
     if code > 0 and me.disk <= DiskState.INCONSISTENT:
         return end(DecisionKind.REFUSE, "This node should be resync source but has no good data.")
-    if code < 0 and me.primary and me.disk >= DiskState.CONSISTENT and not me.attaching:
+    if code < 0 and me.primary and me.disk >= DiskState.CONSISTENT:
         return end(DecisionKind.REFUSE, "This node is Primary but should become resync target; refused.")
     if code == CODE_NONE:
         return end(DecisionKind.NONE, reason)

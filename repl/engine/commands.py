@@ -50,9 +50,8 @@ class CommandType(enum.IntEnum):
     NBD_ADD = 21
     NBD_CLOSE = 22
     STOP = 23
-    VOLUME_QUIESCE = 60
-    VOLUME_GIVE_UP = 61
-    VOLUME_SIZE = 62
+    LINK_KEEP = 24
+    LINK_RESEND = 25
 
 
 class AttachFlags(enum.IntFlag):
@@ -65,7 +64,7 @@ class AttachFlags(enum.IntFlag):
     DIRECT = 16
     INLINE = 32
     BITMAP_EMPTY = 64
-    PASS_ON = 128
+    KEEP_ALLOCATED = 128
 
 
 class NbdFlags(enum.IntFlag):
@@ -94,7 +93,6 @@ class Attach:
     al_stripes: int = 1
     al_stripe_size_4k: int = 8
     flags: AttachFlags = AttachFlags(0)
-    disk_timeout_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +105,7 @@ class State:
     disk: int
     peer_disk: int
     suspended: bool = False
+    no_data_waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +118,8 @@ class Resync:
     fill_target: int = 100
     max_rate_kib: int = 102400
     min_rate_kib: int = 250
+    discard_granularity: int = 0
+    use_csums: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,7 @@ class Link:
     use_rle: bool = True
     resolve_conflicts: bool = False
     peer_is_ours: bool = False
+    keep_data: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,32 +175,6 @@ class VolumeDetach:
 
     type: ClassVar[CommandType] = CommandType.VOLUME_DETACH
     volume: int
-
-
-@dataclass(frozen=True, slots=True)
-class VolumeQuiesce:
-    """Before an orderly detach: DONE when nothing of what was written is open any more and all of it is stable."""
-
-    type: ClassVar[CommandType] = CommandType.VOLUME_QUIESCE
-    volume: int
-
-
-@dataclass(frozen=True, slots=True)
-class VolumeGiveUp:
-    """Do not wait for the disk any more if an operation is older than ``value`` ms: what is in flight fails."""
-
-    type: ClassVar[CommandType] = CommandType.VOLUME_GIVE_UP
-    volume: int
-    value: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class VolumeSize:
-    """The size of the peer's device (``value`` bytes), for a volume without a disk."""
-
-    type: ClassVar[CommandType] = CommandType.VOLUME_SIZE
-    volume: int
-    value: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +305,20 @@ class LinkResolve:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkKeep:
+    """Instead of :class:`LinkResolve` while I/O is suspended: keep what the peer did not confirm; ends with DONE."""
+
+    type: ClassVar[CommandType] = CommandType.LINK_KEEP
+
+
+@dataclass(frozen=True, slots=True)
+class LinkResend:
+    """Send over the new link what was kept; DONE: OK when queued, CANCELED when it has to be given up."""
+
+    type: ClassVar[CommandType] = CommandType.LINK_RESEND
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
     """Send P_PING; DONE with its acknowledgement, or CANCELED when the link breaks first."""
 
@@ -380,9 +370,6 @@ class Stop:
 Command = (
     VolumeAttach
     | VolumeDetach
-    | VolumeQuiesce
-    | VolumeGiveUp
-    | VolumeSize
     | VolumeState
     | VolumeResync
     | MdWrite
@@ -398,6 +385,8 @@ Command = (
     | LinkUp
     | LinkDown
     | LinkResolve
+    | LinkKeep
+    | LinkResend
     | Ping
     | LinkOptions
     | BitmapSend

@@ -64,7 +64,6 @@ class DiskOp(enum.IntEnum):
     FLUSH = 2
     ZERO = 3
     META = 4
-    TIMEOUT = 5
 
 
 class NbdEnd(enum.IntEnum):
@@ -86,6 +85,9 @@ class ResyncLimit(enum.IntEnum):
     BUFFERS = 2
     APPLICATION = 3
     PEER = 4
+    OWN_DISK = 5
+    PEER_DISK = 6
+    LINK = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,10 @@ class VolumeStats:
     resync_finished_ns: int = 0
     resync_rate_kib: int = 0
     resync_limit: int = 0
+    resync_equal_bits: int = 0
+    resync_deallocated_bits: int = 0
+    resync_payload_bytes: int = 0
+    resync_disk_bytes: int = 0
     bitmap_sent_bits: int = 0
     bitmap_bits: int = 0
 

@@ -439,8 +439,7 @@ class Connection:
             flags |= UuidFlag.DISCARD_MY_DATA
         if volume.crashed_primary:
             flags |= UuidFlag.CRASHED_PRIMARY
-        found = volume.disk_state_found() if volume.is_negotiating else volume.state.disk
-        if found == DiskState.INCONSISTENT:
+        if volume.state.disk == DiskState.INCONSISTENT:
             flags |= UuidFlag.INCONSISTENT
         report = pk.UuidReport(volume.uuids, volume.sent_dirty_bits, UuidFlag(flags))
         self.send(Packet.UUIDS, report.encode(), volume=volume.number)

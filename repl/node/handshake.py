@@ -212,7 +212,7 @@ class Handshake:
     async def _sizes(self, volume: Volume, theirs: pk.Sizes) -> None:
         volume.peer_sizes = theirs
         if not volume.attached:
-            await self._node.disks.presented_size(volume, theirs.c_size or theirs.u_size or theirs.d_size)
+            volume.size_sectors = theirs.c_size or theirs.u_size or theirs.d_size
             return
         if not theirs.d_size:
             return
@@ -250,35 +250,18 @@ async def evaluate(c: Connection, volume: Volume, theirs: StateWord) -> None:
         # Two Primaries: the generations say that it is a split brain; without disks nothing else would.
         if not volume.attached or peer_disk < _D.INCONSISTENT:
             raise FinalDrop("Both nodes are Primary.", advice="Make one of them Secondary.")
-    check_exposed(c, volume)
+    _check_exposed(c, volume)
     conn = _C.CONNECTED
-    attaching = volume.is_negotiating
     if volume.attached and peer_disk >= _D.INCONSISTENT:
-        try:
-            conn = await _decide(c, volume, theirs, peer_disk)
-        except FinalDrop as refused:  # a verdict against a disk that is just being attached concerns that disk only
-            if attaching:
-                volume.attach_refusal = refused
-                node.notify_watchers()
-                return
-            if theirs.disk != _D.NEGOTIATING or not node.is_connected:
-                raise
-            peer_disk = _D.DISKLESS
+        conn = await _decide(c, volume, theirs, peer_disk)
     elif volume.attached and peer_disk < _D.INCONSISTENT:
         node.emit("resync", f"{node.settings.peer} has no disk", volume=volume.number)
     first = not node.is_connected
     volume.is_evaluated = True
     volume.peer_may_have_finished = False
     all_done = all(v.is_evaluated for v in node.volumes.values())
-
-    def change(v: Volume, s: StateWord) -> StateWord:
-        if v is not volume:
-            return s
-        disk = v.disk_state_found() if v.is_negotiating else s.disk
-        return replace(s, conn=conn, disk=disk, pdsk=peer_disk, peer_isp=theirs.pauses_resync)
-
     await node.transition(
-        change,
+        lambda v, s: replace(s, conn=conn, pdsk=peer_disk, peer_isp=theirs.pauses_resync) if v is volume else s,
         only=None if first and all_done else volume,
         cstate=_C.CONNECTED if all_done else None,
         peer_role=theirs.role,
@@ -293,7 +276,7 @@ async def evaluate(c: Connection, volume: Volume, theirs: StateWord) -> None:
         node.reason = node.advice = ""
 
 
-def check_exposed(c: Connection, volume: Volume) -> None:
+def _check_exposed(c: Connection, volume: Volume) -> None:
     """Without a disk (any more): applications have seen one generation and must not be shown another one."""
     node, report = c.node, volume.peer_report
     if volume.attached or report is None:
@@ -303,7 +286,7 @@ def check_exposed(c: Connection, volume: Volume) -> None:
         raise FinalDrop(
             f"This Primary has no disk and can only connect to data of generation {mine:016X}; "
             f"{node.settings.peer} has {theirs:016X}.",
-            advice=f"Attach the disk of {node.settings.node} that holds this generation, or take the resource down.",
+            advice=f"Take the resource down and up again on {node.settings.node} to attach its disk.",
         )
     volume.uuids = replace(volume.uuids, current=theirs)
 
@@ -323,8 +306,7 @@ async def _decide(c: Connection, volume: Volume, theirs: StateWord, peer_disk: D
     me = Side(
         uuids=volume.uuids,
         role=node.role,
-        disk=volume.disk_state_found() if volume.is_negotiating else volume.state.disk,
-        attaching=volume.is_negotiating,
+        disk=volume.state.disk,
         dirty_bits=volume.sent_dirty_bits,
         crashed_primary=volume.crashed_primary,
         discard_my_data=c.discard_my_data,

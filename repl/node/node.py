@@ -346,10 +346,10 @@ class Node:
             writes: list[Promise[Event]] = []
             targets = [only] if only is not None else list(self.volumes.values())
             for volume in targets:
-                if volume.attached and self._ends_replay(volume, self._sanitized(volume, change(volume, volume.state))):
+                if volume.attached and self._ends_replay(volume, self._sanitized(change(volume, volume.state))):
                     await self.ask(ec.BitmapWrite(volume.number))  # it flushes the data as well
             for volume in targets:
-                after = self._sanitized(volume, change(volume, volume.state))
+                after = self._sanitized(change(volume, volume.state))
                 if after.disk == DiskState.UP_TO_DATE and after.pdsk == DiskState.UP_TO_DATE:
                     volume.crashed_primary = False
                 new_uuids = uuids(volume) if uuids is not None else volume.uuids
@@ -371,8 +371,8 @@ class Node:
                 self.send(ec.VolumeState(volume.number, self._engine_state(after)))
         self.notify_watchers()
 
-    def _sanitized(self, volume: Volume, state: StateWord) -> StateWord:
-        return sanitize(self._with_node_states(state), negotiating_falls_to=volume.falls_to)
+    def _sanitized(self, state: StateWord) -> StateWord:
+        return sanitize(self._with_node_states(state), negotiating_falls_to=DiskState.DISKLESS)
 
     @staticmethod
     def _ends_replay(volume: Volume, after: StateWord) -> bool:

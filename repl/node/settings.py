@@ -26,7 +26,6 @@ class VolumeSettings:
     disk_drain: bool = True
     md_flushes: bool = True
     on_io_error: str = "detach"
-    disk_timeout_ms: int = 0  # 0: a disk may take as long as it likes
     resync: Resync = field(default_factory=Resync)
 
 

@@ -179,6 +179,7 @@ CELLS: dict[str, tuple[Callable[[Sides], None], dict[str, object]]] = {
     "crash of the Secondary": (crash_of_the_secondary, {"net": "ping-int 1;", "allowed": LINK_LOST}),
     "trim": (trim, {"can_discard": True}),
     "cram-hmac": (cram_hmac, {"net": 'cram-hmac-alg sha256; shared-secret "between us";'}),
+    "data-integrity": (data_integrity, {"net": "data-integrity-alg crc32c;"}),
     "split brain": (split_brain, {"allowed": "error receiving|sock was|Split-Brain|incompatible"}),
 }
 # Always run in protocol C; the others only with --interop.
