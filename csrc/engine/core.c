@@ -171,6 +171,11 @@ const struct re_engine_stats *core_stats(const struct core *core)
     return &core->stats;
 }
 
+const struct bitmap *core_volume_bitmap(const struct core *core, int volume)
+{
+    return volume >= 0 && volume < RE_VOLUMES_MAX && core->volumes[volume] ? core->volumes[volume]->bitmap : NULL;
+}
+
 /* ---- input ---- */
 
 void core_stream_closed(struct core *core, struct peer_stream *peer, enum re_status status)

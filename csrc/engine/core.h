@@ -36,5 +36,8 @@ bool core_is_stopped(const struct core *core);
 
 const struct re_volume_stats *core_volume_stats(const struct core *core, int volume);
 const struct re_engine_stats *core_stats(const struct core *core);
+/* For tests: the bitmap of a volume, NULL without a disk. */
+struct bitmap;
+const struct bitmap *core_volume_bitmap(const struct core *core, int volume);
 
 #endif

@@ -46,6 +46,13 @@ int re_sim_nbd_connect(re_sim *sim, int node, int history, int *fd)
     return c->id;
 }
 
+void re_sim_nbd_base(re_sim *sim, int client, uint64_t offset)
+{
+    struct client *c = client_get(sim, client);
+    CHECK(offset % SECTOR == 0 && offset < history_get(sim, c->history)->size && c->stats.submitted == 0);
+    c->base = offset;
+}
+
 static void client_notice(struct re_sim *sim, const struct client *c, uint32_t kind, int error, uint64_t value)
 {
     sim_notice(sim, &(struct re_sim_notice){.kind = kind,
@@ -84,6 +91,7 @@ static void op_ends(struct re_sim *sim, struct client *c, uint64_t number, uint3
     c->pending[op->waits] = last;
     sim->ops[last].waits = op->waits;
     op->info.error = error;
+    reach_request(sim, c->node, op->info.kind, state);
     history_completed(sim, number, state, data);
     if (state == RE_SIM_OP_DONE) {
         c->stats.completed++;
@@ -254,7 +262,8 @@ int64_t re_sim_nbd_submit(re_sim *sim, int client, const struct re_sim_nbd_op *r
     bool flush = request->kind == RE_SIM_NBD_FLUSH;
     if (request->kind > RE_SIM_NBD_TRIM ||
         (!flush && (!request->length || request->length > REQUEST_MAX || request->offset % SECTOR ||
-                    request->length % SECTOR || !u64_range_inside(request->offset, request->length, size))))
+                    request->length % SECTOR ||
+                    !u64_range_inside(c->base + request->offset, request->length, size))))
         return -EINVAL;
     if (!c->open || c->closing)
         return -ENOTCONN;
@@ -263,7 +272,7 @@ int64_t re_sim_nbd_submit(re_sim *sim, int client, const struct re_sim_nbd_op *r
     struct nbd_op *op = &sim->ops[number];
     *op = (struct nbd_op){.info = {.kind = request->kind,
                                    .fua = request->fua != 0,
-                                   .offset = flush ? 0 : request->offset,
+                                   .offset = c->base + (flush ? 0 : request->offset),
                                    .length = flush ? 0 : request->length,
                                    .client = client,
                                    .state = RE_SIM_OP_PENDING},
@@ -276,13 +285,14 @@ int64_t re_sim_nbd_submit(re_sim *sim, int client, const struct re_sim_nbd_op *r
     }
     c->pending[c->pending_count++] = number;
     history_invoked(sim, op);
+    reach_request(sim, c->node, op->info.kind, 0);
     bool payload = op->info.kind == RE_SIM_NBD_WRITE;
     uint8_t *p = tx_room(c, NBD_REQUEST_BYTES + (payload ? op->info.length : 0));
     be32_put(p, NBD_REQUEST_MAGIC);
     be16_put(p + 4, op->info.fua && !flush && op->info.kind != RE_SIM_NBD_READ ? NBD_CMD_FLAG_FUA : 0);
     be16_put(p + 6, command_of(op->info.kind));
     be64_put(p + 8, number + 1);
-    be64_put(p + 16, op->info.offset);
+    be64_put(p + 16, flush ? 0 : op->info.offset - c->base);
     be32_put(p + 24, (uint32_t)op->info.length);
     p += NBD_REQUEST_BYTES;
     for (uint64_t i = 0; payload && i < op->info.length / SECTOR; i++)
@@ -353,7 +363,8 @@ static bool overlaps_pending(const struct re_sim *sim, const struct client *c, c
 {
     for (uint32_t i = 0; i < c->pending_count; i++) {
         const struct re_sim_op_info *other = &sim->ops[c->pending[i]].info;
-        if (other->offset < op->offset + op->length && op->offset < other->offset + other->length &&
+        uint64_t offset = c->base + op->offset;
+        if (other->offset < offset + op->length && offset < other->offset + other->length &&
             (op->kind != RE_SIM_NBD_READ || other->kind != RE_SIM_NBD_READ))
             return true;
     }

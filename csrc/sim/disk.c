@@ -321,6 +321,8 @@ static bool shape_ok(const struct disk *d, const struct disk_op *op)
 static void submit_one(struct node *node, struct disk_op *op)
 {
     struct re_sim *sim = node->sim;
+    if (node->doomed)
+        return;
     sim->counters.disk_ops++;
     bool known = op->fd >= 0 && (size_t)op->fd < sim->disk_count && sim->disks[op->fd]->node == node->index;
     if (!known || !shape_ok(sim->disks[op->fd], op)) {
@@ -370,6 +372,7 @@ static void submit_one(struct node *node, struct disk_op *op)
         sim->counters.disk_stuck++;
     } else
         schedule(sim, d, io);
+    node_disk_step(node);
 }
 
 void disk_submit(struct node *node, struct list_head *ops)
@@ -425,9 +428,12 @@ static void carry_out(struct re_sim *sim, struct disk *d, struct disk_io *io)
     if (sync && (io->kind == DISK_FLUSH || (is_write(io->kind) && (io->flags & DISK_PREFLUSH))))
         disk_cache_flush(d, io->order);
     if (is_write(io->kind)) {
+        uint64_t offset = io->offset;
+        if (!disk_mishap(sim, d, &offset, io->length))
+            return;
         uint8_t *data = io->data;
         io->data = NULL;
-        disk_write_take(d, io->offset, io->length, data, sync && (io->flags & DISK_FUA));
+        disk_write_take(d, offset, io->length, data, sync && (io->flags & DISK_FUA));
     }
 }
 
@@ -450,11 +456,13 @@ void disk_finish(struct re_sim *sim, uint32_t index, uint64_t serial)
     else if (io->kind == DISK_EXTENTS)
         fill_extents(d, op);
     disk_log_complete(sim, d, io->log, io->error);
+    reach_disk(sim, io->node, io->kind, io->error != 0);
     op->error = io->error;
     TRACE(sim, "disk %d: done %u %#llx+%#llx%s", io->disk, io->kind, (unsigned long long)io->offset,
           (unsigned long long)io->length, io->error ? " with an error" : "");
     io_release(sim, io);
     list_add_tail(&node->done, &op->link);
+    node_disk_step(node);
     node_kick(node);
 }
 

@@ -29,8 +29,11 @@ int re_sim_disk_pread(re_sim *sim, int disk, uint64_t offset, uint8_t *data, uin
 int re_sim_disk_pwrite(re_sim *sim, int disk, uint64_t offset, const uint8_t *data, uint64_t length)
 {
     struct disk *d = disk_get(sim, disk);
+    struct node *node = sim_node(sim, d->node);
     if (!control_ok(d, offset, length))
         return -EINVAL;
+    if (node->doomed)
+        return -EIO;
     uint8_t *copy = malloc(length);
     CHECK(copy);
     memcpy(copy, data, length);
@@ -39,17 +42,22 @@ int re_sim_disk_pwrite(re_sim *sim, int disk, uint64_t offset, const uint8_t *da
     d->order++;
     disk_write_take(d, offset, length, copy, false);
     disk_log_complete(sim, d, log, 0);
+    node_disk_step(node);
     return 0;
 }
 
 int re_sim_disk_flush(re_sim *sim, int disk)
 {
     struct disk *d = disk_get(sim, disk);
+    struct node *node = sim_node(sim, d->node);
+    if (node->doomed)
+        return -EIO;
     uint64_t order = ++d->order;
     int64_t log = disk_log_submit(sim, d, RE_SIM_OP_FLUSH, RE_SIM_OP_CONTROL, 0, 0, NULL);
     d->order++;
     disk_cache_flush(d, order);
     disk_log_complete(sim, d, log, 0);
+    node_disk_step(node);
     return 0;
 }
 

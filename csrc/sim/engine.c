@@ -178,6 +178,8 @@ static ssize_t io_receive(void *ctx, int stream, const struct iovec *iov, int co
         sim_violation(node->sim, "node %d: receive on stream %d, which is not open", node->index, stream);
         return STREAM_IO_RESET;
     }
+    if (node->doomed)
+        return STREAM_IO_AGAIN;
     ssize_t got = socket_receive(node->sim, s, iov, count);
     if (got != STREAM_IO_AGAIN && s->want_read)
         node->progress = true;
@@ -196,6 +198,8 @@ static ssize_t io_send(void *ctx, int stream, const struct iovec *iov, int count
         sim_violation(node->sim, "node %d: send on stream %d, which is not open", node->index, stream);
         return STREAM_IO_RESET;
     }
+    if (node->doomed)
+        return STREAM_IO_AGAIN;
     ssize_t sent = socket_send(node->sim, s, iov, count);
     if (sent > 0)
         node->progress = true;
@@ -305,7 +309,8 @@ static void notices_forget(struct re_sim *sim, int index)
     for (size_t i = 0; i < sim->notice_count; i++) {
         const struct re_sim_notice *n = &sim->notices[i];
         bool of_process = n->kind == RE_SIM_NOTICE_ENGINE || n->kind == RE_SIM_NOTICE_DIALED ||
-                          n->kind == RE_SIM_NOTICE_ACCEPTED || n->kind == RE_SIM_NOTICE_STUCK;
+                          n->kind == RE_SIM_NOTICE_ACCEPTED || n->kind == RE_SIM_NOTICE_STUCK ||
+                          n->kind == RE_SIM_NOTICE_CRASH_POINT;
         if (!of_process || n->node != index)
             sim->notices[kept++] = *n;
     }
@@ -333,6 +338,8 @@ static void engine_end(struct re_sim *sim, struct node *node, bool crash, bool p
     }
     node->frozen = false;
     node->vanishing = false;
+    node->doomed = false;
+    node->crash_steps = 0;
 }
 
 void re_sim_engine_crash(re_sim *sim, int index)
@@ -379,8 +386,8 @@ void re_sim_engine_freeze(re_sim *sim, int index, bool frozen)
 {
     struct node *node = sim_node(sim, index);
     TRACE(sim, "node %d: %s", index, frozen ? "frozen" : "goes on");
-    node->frozen = frozen;
-    if (!frozen && node->run_missed) {
+    node->frozen = frozen || node->doomed;
+    if (!node->frozen && node->run_missed) {
         node->run_missed = false;
         node_kick(node);
     }
@@ -427,11 +434,4 @@ const struct re_engine_stats *re_sim_engine_stats(const re_sim *sim, int index)
 {
     const struct node *node = sim_node(sim, index);
     return node->core ? core_stats(node->core) : NULL;
-}
-
-uint64_t re_sim_packets_sent(const re_sim *sim, int index, unsigned command)
-{
-    if (command < 64)
-        return sim_node(sim, index)->packets[command];
-    return command >= 0xffc0 && command <= 0xffff ? sim_node(sim, index)->packets[command - 0xffc0 + 64] : 0;
 }

@@ -385,7 +385,9 @@ static void audit_flushed(struct audit *a, struct demand *demands)
     uint64_t flushed = 0, base = history_get(a->sim, a->history)->base_order;
     for (uint64_t n = 0; n < a->sim->op_count; n++) {
         const struct nbd_op *op = &a->sim->ops[n];
-        if (op->history == a->history && op->info.kind == RE_SIM_NBD_FLUSH && op->info.state == RE_SIM_OP_DONE)
+        uint64_t volume = op->info.offset / SECTOR;     /* it covers no other one */
+        if (op->history == a->history && op->info.kind == RE_SIM_NBD_FLUSH && op->info.state == RE_SIM_OP_DONE &&
+            volume >= a->first && volume < a->first + a->count)
             flushed = u64_max(flushed, op->info.invoked);
     }
     for (uint64_t n = 0; n < a->sim->op_count; n++) {
@@ -492,19 +494,22 @@ uint64_t re_sim_audit(re_sim *sim, int history, int disk, uint64_t disk_offset, 
                               report, report_bytes);
 }
 
-void re_sim_history_rebase(re_sim *sim, int history, int disk, uint64_t disk_offset, int layer)
+void re_sim_history_rebase_part(re_sim *sim, int history, int disk, uint64_t disk_offset, int layer,
+                                uint64_t device_offset, uint64_t length)
 {
     struct history *h = history_get(sim, history);
-    CHECK(u64_range_inside(disk_offset, h->size, re_sim_disk_size(sim, disk)));
+    CHECK(u64_range_inside(disk_offset, length, re_sim_disk_size(sim, disk)));
+    CHECK(device_offset % SECTOR == 0 && length % SECTOR == 0 && u64_range_inside(device_offset, length, h->size));
     const uint8_t *data = re_sim_disk_content(sim, disk, layer) + disk_offset;
     uint64_t now = ++sim->order;
     if (!h->base_ops)
         h->base_ops = calloc(h->size / SECTOR, sizeof(*h->base_ops));
     CHECK(h->base_ops);
     h->base_order = now;
-    for (uint64_t sector = 0; sector < h->size / SECTOR; sector++) {
+    for (uint64_t i = 0; i < length / SECTOR; i++) {
+        uint64_t sector = device_offset / SECTOR + i;
         struct cell *cell = &h->cells[sector];
-        struct finding found = look(sim, history, data + sector * SECTOR, sector);
+        struct finding found = look(sim, history, data + i * SECTOR, sector);
         bool zero = found.what || found.op == UINT64_MAX;
         *cell = (struct cell){.best_s = now,
                               .best_op = zero ? CELL_ZERO : (uint32_t)found.op + 1,
@@ -512,4 +517,9 @@ void re_sim_history_rebase(re_sim *sim, int history, int disk, uint64_t disk_off
                               .zero_done = cell->zero_done};
         h->base_ops[sector] = zero ? 0 : (uint32_t)found.op + 1;
     }
+}
+
+void re_sim_history_rebase(re_sim *sim, int history, int disk, uint64_t disk_offset, int layer)
+{
+    re_sim_history_rebase_part(sim, history, disk, disk_offset, layer, 0, history_get(sim, history)->size);
 }

@@ -73,7 +73,18 @@ struct segment {
     uint32_t kind;      /* enum segment_kind */
 };
 
+/* Finds the packets in one direction of a connection. */
+struct sniffer {
+    uint8_t head[16];           /* header bytes so far */
+    uint32_t have;
+    unsigned command;           /* of the body that is going through */
+    uint64_t body;              /* body bytes still to come */
+    uint64_t done;              /* body bytes that have passed */
+    bool dead;
+};
+
 struct socket {
+    struct re_sim *sim;
     int id;                     /* also the "fd" */
     int peer;                   /* the other end */
     int node;                   /* where it lives; for a client's end the node it talks to */
@@ -97,10 +108,7 @@ struct socket {
     uint32_t segment_head, segment_count, segment_capacity;
     uint64_t last_at;           /* arrival of the last segment */
     uint64_t busy_until;        /* the line is busy (bytes_per_second) */
-    uint8_t sniff_head[16];     /* of what it sends: header bytes so far */
-    uint32_t sniff_have;
-    uint64_t sniff_body;        /* body bytes to be skipped */
-    bool sniff_dead;
+    struct sniffer sends, receives;
 };
 
 struct listener {
@@ -163,6 +171,9 @@ struct disk {
     struct re_sim_disk_settings settings;
     uint32_t fail_count[4];     /* by enum re_disk_op */
     int fail_error[4];
+    int mishap;                 /* enum re_sim_mishap of the next writes */
+    uint32_t mishap_count;
+    uint64_t mishap_limit;
     uint8_t *used;              /* bit per 4 KiB block ever written */
     uint64_t used_blocks;
 
@@ -214,6 +225,9 @@ struct node {
     struct list_head done;      /* disk_op.link: finished, not yet told */
     struct list_head commands;  /* struct queued_command */
     uint64_t packets[PACKET_SLOTS];
+    uint64_t crash_steps;       /* disk steps to the crash point, 0: none is set */
+    bool doomed;                /* it is reached */
+    uint8_t reach_state;
 };
 
 /* ---- clients and histories ---- */
@@ -249,6 +263,7 @@ struct early {                  /* a write that was seen before it was answered 
 
 struct client {
     int id, node, history, socket;
+    uint64_t base;              /* where its device begins in the history */
     bool open, idle_told, scheduled, loading;
     uint8_t *tx;                /* to be sent */
     size_t tx_head, tx_end, tx_capacity;
@@ -311,6 +326,7 @@ struct re_sim {
     size_t early_count, early_capacity;
 
     struct re_sim_counters counters;
+    struct re_sim_reach reach;
     uint64_t violations;
     char violation_text[VIOLATIONS_KEPT][VIOLATION_TEXT];
 };
@@ -366,6 +382,18 @@ void dial_syn(struct re_sim *sim, uint32_t id);
 void dial_finished(struct re_sim *sim, uint32_t id, int error);
 void dial_timeout(struct re_sim *sim, uint32_t id);
 void net_node_down(struct re_sim *sim, int node, bool silently);
+
+/* sniff.c */
+size_t sniff_sent(struct socket *s, const uint8_t *data, size_t length, size_t *payload);
+void sniff_received(struct socket *s, const uint8_t *data, size_t length);
+void reach_request(struct re_sim *sim, int node, uint32_t kind, uint32_t event);
+void reach_disk(struct re_sim *sim, int node, uint32_t kind, bool failed);
+
+/* faults.c */
+/* A disk operation of the node is submitted or completed. */
+void node_disk_step(struct node *node);
+/* The write's bytes go where the disk leads them; false when that is nowhere. */
+bool disk_mishap(struct re_sim *sim, struct disk *d, uint64_t *offset, uint64_t length);
 
 /* disk.c */
 void disk_submit(struct node *node, struct list_head *ops);

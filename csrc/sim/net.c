@@ -65,6 +65,7 @@ static struct socket *socket_new(struct re_sim *sim, int node, bool nbd, uint32_
     struct socket *s = calloc(1, sizeof(*s));
     CHECK(s);
     s->id = (int)sim->socket_count;
+    s->sim = sim;
     s->node = node;
     s->nbd = nbd;
     s->client = s->stream = -1;
@@ -144,62 +145,6 @@ static void segment_push(struct re_sim *sim, struct socket *from, struct socket 
     sim_push(sim, at, EV_SEGMENT, (uint32_t)to->id, 0);
 }
 
-static bool header_parse(const uint8_t *h, uint32_t have, unsigned *command, uint64_t *body, uint32_t *length)
-{
-    if (be32_get(h) == 0x8620ec20u) {
-        *length = 16;
-        *command = have >= 8 ? be16_get(h + 6) : 0;
-        *body = have >= 12 ? be32_get(h + 8) : 0;
-        return true;
-    }
-    *length = 8;
-    if (be32_get(h) == 0x83740267u) {
-        *command = be16_get(h + 4);
-        *body = be16_get(h + 6);
-        return true;
-    }
-    *command = be16_get(h + 2);
-    *body = be32_get(h + 4);
-    return be16_get(h) == 0x835a;
-}
-
-/* What packets are these? */
-static void sniff(struct re_sim *sim, struct socket *s, const uint8_t *data, size_t length)
-{
-    while (length && !s->sniff_dead) {
-        if (s->sniff_body) {
-            uint64_t part = u64_min(s->sniff_body, length);
-            s->sniff_body -= part;
-            data += part;
-            length -= part;
-            continue;
-        }
-        s->sniff_head[s->sniff_have++] = *data++;
-        length--;
-        if (s->sniff_have < 8)
-            continue;
-        unsigned command;
-        uint64_t body;
-        uint32_t bytes;
-        if (!header_parse(s->sniff_head, s->sniff_have, &command, &body, &bytes)) {
-            s->sniff_dead = true;
-            sim->counters.bad_packets++;
-            return;
-        }
-        if (s->sniff_have < bytes)
-            continue;
-        s->sniff_have = 0;
-        s->sniff_body = body;
-        sim->counters.packets++;
-        if (command < 64)
-            sim->nodes[s->node].packets[command]++;
-        else if (command >= 0xffc0)
-            sim->nodes[s->node].packets[command - 0xffc0 + 64]++;
-        TRACE(sim, "node %d: socket %d sends packet %#x, %llu bytes", s->node, s->id, command,
-              (unsigned long long)body);
-    }
-}
-
 /* At most how many of `bytes` move this time. */
 static uint32_t move_limit(struct re_sim *sim, const struct re_sim_net_settings *net, uint32_t bytes)
 {
@@ -223,6 +168,15 @@ static void ring_put(struct socket *to, const uint8_t *data, uint32_t length)
     to->total += length;
 }
 
+static void flip_bit(struct re_sim *sim, struct socket *from, struct socket *to, uint32_t start, uint32_t length)
+{
+    uint32_t at = start + (uint32_t)prng_below(&sim->rng[RNG_NET], length);
+    to->ring[at & (to->capacity - 1)] ^= (uint8_t)(1u << prng_below(&sim->rng[RNG_NET], 8));
+    from->flip_next = false;
+    sim->counters.bit_flips++;
+    TRACE(sim, "socket %d: a bit flips", from->id);
+}
+
 ssize_t socket_send(struct re_sim *sim, struct socket *s, const struct iovec *iov, int count)
 {
     struct socket *to = socket_get(sim, s->peer);
@@ -241,13 +195,19 @@ ssize_t socket_send(struct re_sim *sim, struct socket *s, const struct iovec *io
         CHECK(to->ring);
     }
     uint32_t start = to->head + to->total;
-    uint32_t left = bytes;
+    uint32_t left = bytes, payload = 0, payload_length = 0;
     uint64_t sum = 0;
     for (int i = 0; i < count && left; i++) {
         uint32_t part = iov[i].iov_len < left ? (uint32_t)iov[i].iov_len : left;
         const uint8_t *data = iov[i].iov_base;
-        if (!s->nbd)
-            sniff(sim, s, data, part);
+        if (!s->nbd) {
+            size_t from = 0;
+            size_t found = sniff_sent(s, data, part, &from);
+            if (found) {
+                payload = bytes - left + (uint32_t)from;
+                payload_length = (uint32_t)found;
+            }
+        }
         /* Enough of the bytes to notice differences. */
         for (uint32_t at = 0; at + 8 <= part; at += 64)
             sum = (sum ^ le64_get(data + at)) * UINT64_C(0x100000001b3);
@@ -258,13 +218,10 @@ ssize_t socket_send(struct re_sim *sim, struct socket *s, const struct iovec *io
         left -= part;
     }
     sim_hash(sim, sum ^ bytes ^ (uint64_t)s->id << 40);
-    if (to->ring && (s->flip_next || sim_chance(sim, RNG_NET, net->flip_ppm))) {
-        uint32_t at = start + (uint32_t)prng_below(&sim->rng[RNG_NET], bytes);
-        to->ring[at & (to->capacity - 1)] ^= (uint8_t)(1u << prng_below(&sim->rng[RNG_NET], 8));
-        s->flip_next = false;
-        sim->counters.bit_flips++;
-        TRACE(sim, "socket %d: a bit flips", s->id);
-    }
+    if (to->ring && (s->flip_next || sim_chance(sim, RNG_NET, net->flip_ppm)))
+        flip_bit(sim, s, to, start, bytes);
+    else if (to->ring && payload_length && sim_chance(sim, RNG_NET, net->flip_payload_ppm))
+        flip_bit(sim, s, to, start + payload, payload_length);
     for (left = bytes; left;) {
         bool split = left > 1 && prng_below(&sim->rng[RNG_NET], 8) == 0;
         uint32_t part = split ? 1 + (uint32_t)prng_below(&sim->rng[RNG_NET], left - 1) : left;
@@ -296,6 +253,8 @@ ssize_t socket_receive(struct re_sim *sim, struct socket *s, const struct iovec 
         uint32_t first = u32_min(part, s->capacity - at);
         memcpy(iov[i].iov_base, s->ring + at, first);
         memcpy((uint8_t *)iov[i].iov_base + first, s->ring, part - first);
+        if (!s->nbd)
+            sniff_received(s, iov[i].iov_base, part);
         s->head += part;
         s->arrived -= part;
         s->total -= part;

@@ -46,6 +46,7 @@ enum re_sim_notice_kind {
     RE_SIM_NOTICE_CLIENT_CLOSED,/* id: client; the engine ended the connection; error: 0 EOF, or ECONNRESET */
     RE_SIM_NOTICE_VIOLATION,    /* a violation was recorded (masked at first) */
     RE_SIM_NOTICE_STUCK,        /* node: the engine runs on and on without doing anything; it is frozen now */
+    RE_SIM_NOTICE_CRASH_POINT,  /* node: the step of re_sim_crash_point() is reached; crash it or cut its power now */
 };
 
 struct re_sim_notice {
@@ -101,6 +102,11 @@ void re_sim_power_off(re_sim *sim, int node);
 void re_sim_power_on(re_sim *sim, int node);
 /* While frozen the process does not run (its sockets fill up, its disks go on). */
 void re_sim_engine_freeze(re_sim *sim, int node, bool frozen);
+/* After `steps` more submissions and completions of disk operations on the node (the control plane's count as well)
+ * nothing that it does has any effect, and a notice CRASH_POINT comes.  0: no such point any more. */
+void re_sim_crash_point(re_sim *sim, int node, uint64_t steps);
+/* The point is reached, and the node has not died yet. */
+bool re_sim_is_doomed(const re_sim *sim, int node);
 
 /* Queue a command; it is carried out in the engine's next run (within timing.run_max_ns), in order. */
 void re_sim_command(re_sim *sim, int node, const struct re_command *command, const uint8_t *blob,
@@ -109,6 +115,8 @@ void re_sim_command(re_sim *sim, int node, const struct re_command *command, con
 bool re_sim_event(re_sim *sim, int node, struct re_event *event, uint8_t *blob);
 const struct re_volume_stats *re_sim_volume_stats(const re_sim *sim, int node, int volume);
 const struct re_engine_stats *re_sim_engine_stats(const re_sim *sim, int node);
+/* The bitmap in the engine's memory, little endian; false when there is none. */
+bool re_sim_volume_bitmap(const re_sim *sim, int node, int volume, uint8_t *bits, size_t bytes);
 
 /* ---- disks -------------------------------------------------------------------------------------------- */
 
@@ -136,6 +144,12 @@ void re_sim_disk_settings_set(re_sim *sim, int disk, const struct re_sim_disk_se
 /* The next `count` operations of this kind (enum re_disk_op: READ, WRITE, FLUSH, ZERO) fail with `error` (an
  * errno). */
 void re_sim_disk_fail_next(re_sim *sim, int disk, int kind, uint32_t count, int error);
+/* The next `count` writes that lie whole below `limit` report success, and the bytes are nowhere, or somewhere else below
+ * it. */
+enum re_sim_mishap { RE_SIM_MISHAP_LOST, RE_SIM_MISHAP_MISDIRECTED };
+void re_sim_disk_mishap(re_sim *sim, int disk, int kind, uint32_t count, uint64_t limit);
+/* A larger or smaller device from now on (nothing may be in flight); new bytes are zeroes. */
+void re_sim_disk_resize(re_sim *sim, int disk, uint64_t size_bytes);
 /* Hold: every operation submitted from now on hangs.  Release ends that and lets all hanging ones finish. */
 void re_sim_disk_hold(re_sim *sim, int disk);
 void re_sim_disk_release(re_sim *sim, int disk);
@@ -210,6 +224,7 @@ struct re_sim_net_settings {
     uint32_t partial_ppm;                       /* sends and receives that move a random part only */
     uint32_t tiny_ppm;                          /* ... that move one byte */
     uint32_t flip_ppm;                          /* sends of which one bit arrives flipped */
+    uint32_t flip_payload_ppm;                  /* ... in the payload of a P_DATA, P_DATA_REPLY or P_RS_DATA_REPLY */
 };
 enum re_sim_path {
     RE_SIM_PATH_OPEN,
@@ -241,6 +256,8 @@ void re_sim_socket_close(re_sim *sim, int fd);
 void re_sim_socket_reset(re_sim *sim, int fd);
 void re_sim_socket_hold(re_sim *sim, int fd, bool hold);
 void re_sim_socket_flip(re_sim *sim, int fd);
+/* The open sockets between engines that this node's streams own, oldest first; returns how many there are. */
+int re_sim_net_streams(const re_sim *sim, int node, int *fds, int max);
 /* True while this end is open. */
 bool re_sim_socket_is_open(const re_sim *sim, int fd);
 
@@ -249,6 +266,8 @@ bool re_sim_socket_is_open(const re_sim *sim, int fd);
 /* A history belongs to one replicated device, whichever node serves it: all clients of the device share
  * it. */
 int re_sim_history_create(re_sim *sim, uint64_t size_bytes);
+/* The device has grown by zeroes. */
+void re_sim_history_grow(re_sim *sim, int history, uint64_t size_bytes);
 
 enum re_sim_nbd_kind {
     RE_SIM_NBD_READ, RE_SIM_NBD_WRITE, RE_SIM_NBD_FLUSH, RE_SIM_NBD_ZERO, RE_SIM_NBD_TRIM
@@ -260,6 +279,9 @@ struct re_sim_nbd_op {
 };
 /* A connected client after negotiation (simple replies); `*fd` is the engine's end, for RE_CMD_NBD_ADD. */
 int re_sim_nbd_connect(re_sim *sim, int node, int history, int *fd);
+/* The client's device is the part of the history's that begins here (a volume of several); before its first operation.
+ * Operations are submitted with offsets in the part and reported with those in the whole. */
+void re_sim_nbd_base(re_sim *sim, int client, uint64_t offset);
 /* Send NBD_CMD_DISC (orderly) or break the connection now, possibly in the middle of a payload. */
 void re_sim_nbd_disconnect(re_sim *sim, int client, bool orderly);
 /* Returns the operation's number (over all clients), -ENOTCONN, or -EINVAL.  Write payloads are tagged. */
@@ -336,10 +358,28 @@ uint64_t re_sim_audit(re_sim *sim, int history, int disk, uint64_t disk_offset, 
 /* From now on this content counts as what was written last: after an event that was allowed to lose writes.
  * Writes invoked before and not seen in the content must not come back. */
 void re_sim_history_rebase(re_sim *sim, int history, int disk, uint64_t disk_offset, int layer);
+/* The same of `length` bytes of the device; rebase all parts one after the other. */
+void re_sim_history_rebase_part(re_sim *sim, int history, int disk, uint64_t disk_offset, int layer,
+                                uint64_t device_offset, uint64_t length);
 /* What lies in a sector: 0 zeroes, 1 a whole tag of this run (`*op`, `*sector`), 2 anything else. */
 int re_sim_tag_parse(const re_sim *sim, const uint8_t *sector_data, uint64_t *op, uint64_t *sector);
 
 /* ---- coverage ----------------------------------------------------------------------------------------- */
+
+enum { RE_SIM_REACH_PACKETS = 128, RE_SIM_REACH_STATES = 32 };
+/* What has happened in which connection state of the node that it happened to.  Packets: commands 0..63, then
+ * 0xffc0..0xffff.  Requests: by enum re_sim_nbd_kind, and 0 invoked, else enum re_sim_op_state.  Disk operations: by enum
+ * re_sim_op_kind, and 0 good, 1 failed. */
+struct re_sim_reach {
+    uint32_t sent[RE_SIM_REACH_PACKETS][RE_SIM_REACH_STATES];
+    uint32_t received[RE_SIM_REACH_PACKETS][RE_SIM_REACH_STATES];
+    uint32_t requests[5][4][RE_SIM_REACH_STATES];
+    uint32_t disk[5][2][RE_SIM_REACH_STATES];
+};
+/* The control plane's state of the node, as a number below RE_SIM_REACH_STATES. */
+void re_sim_reach_state(re_sim *sim, int node, unsigned state);
+/* Add this simulation's counts to a sum. */
+void re_sim_reach_add(const re_sim *sim, struct re_sim_reach *sum);
 
 /* Packets with this command number sent by the node's engine on sockets to other nodes. */
 uint64_t re_sim_packets_sent(const re_sim *sim, int node, unsigned command);

@@ -302,6 +302,13 @@ const struct re_engine_stats *core_stats(const struct core *core)
     return NULL;
 }
 
+const struct bitmap *core_volume_bitmap(const struct core *core, int volume)
+{
+    (void)core;
+    (void)volume;
+    return NULL;
+}
+
 /* ---- helpers ---- */
 
 enum { SIZE = 1 << 20 };

@@ -260,8 +260,10 @@ async def evaluate(c: Connection, volume: Volume, theirs: StateWord) -> None:
     volume.is_evaluated = True
     volume.peer_may_have_finished = False
     all_done = all(v.is_evaluated for v in node.volumes.values())
+    volume.decided = replace(theirs, conn=conn, disk=peer_disk)
+    ours = {volume.number} if not (first and all_done) else set(node.volumes)  # earlier ones have waited for the last
     await node.transition(
-        lambda v, s: replace(s, conn=conn, pdsk=peer_disk, peer_isp=theirs.pauses_resync) if v is volume else s,
+        lambda v, s: _as_decided(v, s) if v.number in ours else s,
         only=None if first and all_done else volume,
         cstate=_C.CONNECTED if all_done else None,
         peer_role=theirs.role,
@@ -274,6 +276,11 @@ async def evaluate(c: Connection, volume: Volume, theirs: StateWord) -> None:
         await node.resync.begin(each)
     if first:
         node.reason = node.advice = ""
+
+
+def _as_decided(volume: Volume, state: StateWord) -> StateWord:
+    peer = volume.decided
+    return replace(state, conn=peer.conn, pdsk=peer.disk, peer_isp=peer.pauses_resync)
 
 
 def _check_exposed(c: Connection, volume: Volume) -> None:

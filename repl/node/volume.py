@@ -42,6 +42,7 @@ class Volume:
         self.peer_report: UuidReport | None = None
         self.peer_sizes: Sizes | None = None
         self.is_evaluated = False
+        self.decided = StateWord()  # the peer's state, with the connection state that follows for us
         self.sent_dirty_bits = 0
         self.expects_sync_uuid = False  # a full sync was agreed with the peer as its source
         self.waiting_for_sync_uuid: Promise[None] = Promise()

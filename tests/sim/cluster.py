@@ -12,18 +12,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from repl.drbd import activity_log, superblock
 from repl.drbd.layout import MetadataKind
 from repl.drbd.states import ConnectionState, DiskState, Role
-from repl.drbd.superblock import MdFlag
 from repl.engine.commands import Resync
 from repl.node import disk as node_disk
 from repl.node.disk import DiskPlace
 from repl.node.node import Node
 from repl.node.settings import NetSettings, NodeSettings, VolumeSettings
 from repl.node.volume import Volume
+from tests.sim import marks
+from tests.sim.app import App, Load
 from tests.sim.node_shell import TIMER_TEST, Answer, NodeShell
-from tests.sim.world import BLOCK, MIB, MS, STRICT, SimDisk, SimFailure, World
+from tests.sim.world import CAUSAL, MIB, MS, STRICT, SimDisk, SimFailure, World
+
+__all__ = ["App", "Cluster", "Load", "Setup"]
 
 LOG_LINES = 400
 SLICE_MS = 20
@@ -51,103 +53,10 @@ class Setup:
     other_net: NetSettings | None = None  # node 1, where it differs
     other_disk_bytes: int = 0  # node 1, where it differs
     has_metadata: bool = True
+    volumes: int = 1
     odd_sectors: int = 0  # the device is so much smaller than a whole number of 4 KiB blocks
     handlers: tuple[str, ...] = ()  # those that are configured; what they do: NodeShell.scripts
     overrides: dict[str, Any] = field(default_factory=dict)  # of VolumeSettings
-
-
-@dataclass(frozen=True)
-class Load:
-    """What an application does."""
-
-    ops: int = 0  # 0: until stopped
-    queue_depth: int = 4
-    read_percent: int = 20
-    flush_percent: int = 5
-    zero_percent: int = 2
-    trim_percent: int = 2
-    fua_percent: int = 5
-    hot_percent: int = 40
-    align_bytes: int = 4096
-    min_bytes: int = 512
-    max_bytes: int = 65536
-    think_max_ms: int = 20
-    no_overlap: bool = False
-    span_offset: int = 0
-    span_length: int = 0
-
-
-class App:
-    """One NBD client with a workload."""
-
-    def __init__(self, cluster: Cluster, node: int) -> None:
-        self._c = cluster
-        self.node = node
-        self.is_open = self.is_refused = self.is_closed = False
-        self.is_idle = True  # no workload
-        world = cluster.world
-        fd = world.ffi.new("int *")
-        self.number = int(world.lib.re_sim_nbd_connect(world.sim, node, cluster.history, fd))
-        if self.number < 0:
-            raise SimFailure(f"an NBD client cannot connect: {self.number}")
-        cluster.apps[self.number] = self
-        cluster.shells[node].nbd_open(fd[0], self._opened)
-
-    def _opened(self, answer: Answer, stream: int) -> None:
-        self.is_open, self.is_refused = stream >= 0, stream < 0
-
-    def load(self, load: Load) -> None:
-        world, members = self._c.world, {k: int(v) for k, v in vars(load).items()}
-        members["think_max_ns"] = members.pop("think_max_ms") * MS
-        members["span_length"] = members["span_length"] or self._c.device_bytes - load.span_offset
-        members["align_bytes"] = max(512, load.align_bytes)
-        self.is_idle = False
-        world.lib.re_sim_workload(world.sim, self.number, world.struct("re_sim_workload_settings", **members))
-
-    def stop(self, ms: int = 60_000) -> None:
-        """No new operations, and every answer is there; then leave."""
-        world = self._c.world
-        if not self.is_closed and self.is_open:
-            world.lib.re_sim_workload_stop(world.sim, self.number)
-            self._c.until(lambda: self.is_idle or self.is_closed, ms, "the application's last answers")
-        self.leave()
-
-    def leave(self, *, orderly: bool = True) -> None:
-        if not self.is_closed and self.is_open:
-            world = self._c.world
-            world.lib.re_sim_nbd_disconnect(world.sim, self.number, orderly)
-
-    def submit(self, kind: str, offset: int = 0, length: int = BLOCK, *, fua: bool = False) -> int:
-        lib, world = self._c.world.lib, self._c.world
-        number = {"read": lib.RE_SIM_NBD_READ, "write": lib.RE_SIM_NBD_WRITE, "flush": lib.RE_SIM_NBD_FLUSH,
-                  "zero": lib.RE_SIM_NBD_ZERO, "trim": lib.RE_SIM_NBD_TRIM}[kind]  # fmt: skip
-        if kind == "flush":
-            offset = length = 0
-        op = world.struct("re_sim_nbd_op", kind=number, fua=int(fua), offset=offset, length=length)
-        result = int(lib.re_sim_nbd_submit(world.sim, self.number, op))
-        if result < 0:
-            raise SimFailure(f"an operation cannot be sent: {result}")
-        return result
-
-    def do(self, kind: str, offset: int = 0, length: int = BLOCK, *, fua: bool = False, ms: int = 30_000) -> int:
-        """Submit and wait; the NBD error, 0 if it was carried out, -1 when the client was cut off."""
-        op = self.submit(kind, offset, length, fua=fua)
-        self._c.until(lambda: self._c.op(op).state != 0, ms, f"the answer to a {kind}")
-        info = self._c.op(op)
-        return {1: 0, 2: int(info.error)}.get(info.state, -1)
-
-    def write(self, *blocks: int, fua: bool = False) -> None:
-        """Write these 4 KiB blocks one after the other; each has to succeed."""
-        for block in blocks:
-            if error := self.do("write", block * BLOCK, fua=fua):
-                raise SimFailure(f"writing block {block} failed with {error}")
-
-    @property
-    def stats(self) -> Any:
-        world = self._c.world
-        stats = world.ffi.new("struct re_sim_client_stats *")
-        world.lib.re_sim_client_stats(world.sim, self.number, stats)
-        return stats
 
 
 class Cluster:
@@ -159,6 +68,7 @@ class Cluster:
         self.lines: deque[str] = deque(maxlen=LOG_LINES)
         self.apps: dict[int, App] = {}
         self.observers: list[Callable[[int], None]] = []
+        self.on_crash_point: Callable[[int], None] = lambda index: self.shells[index].crash()
         self._later: dict[int, Callable[[], None]] = {}
         self._next_later = 1
         world = self.world
@@ -166,15 +76,17 @@ class Cluster:
         world.net(latency_min_ns=20_000, latency_max_ns=setup.latency_max_us * 1000, buffer_bytes=setup.buffer_bytes,
                   partial_ppm=setup.partial_ppm, tiny_ppm=setup.tiny_ppm)  # fmt: skip
         self.shells = [self._make(0), self._make(1)]
-        usable = [node_disk.usable_sectors(s.place, s.layout) for s in self.shells if setup.has_metadata]
-        self.device_bytes = (min(usable or [0]) - setup.odd_sectors) * 512
-        self.history = int(world.lib.re_sim_history_create(world.sim, max(self.device_bytes, 512)))
+        places = [place for shell in self.shells for place in shell.places] if setup.has_metadata else []
+        usable = [node_disk.usable_sectors(p, node_disk.find_superblock(p)[1]) for p in places]
+        self.device_bytes = (min(usable or [0]) - setup.odd_sectors) * 512  # of each volume
+        size = max(self.device_bytes, 512) * setup.volumes
+        self.history = int(world.lib.re_sim_history_create(world.sim, size))
 
-    def _make(self, index: int) -> NodeShell:
-        setup, world = self.setup, self.world
+    def _place(self, index: int, number: int) -> DiskPlace:
+        setup, world, suffix = self.setup, self.world, f".{number}" if number else ""
         size = setup.other_disk_bytes if index and setup.other_disk_bytes else setup.disk_bytes
-        data = SimDisk(world, index, size, f"disk{index}")
-        md = SimDisk(world, index, MIB, f"md{index}") if setup.external else data
+        data = SimDisk(world, index, size, f"disk{index}{suffix}")
+        md = SimDisk(world, index, MIB, f"md{index}{suffix}") if setup.external else data
         for disk in {id(data): data, id(md): md}.values():
             disk.settings(read_min_ns=20_000, read_max_ns=setup.write_max_us * 500,
                           write_min_ns=20_000, write_max_ns=setup.write_max_us * 1000,
@@ -183,21 +95,28 @@ class Cluster:
         place = DiskPlace(data, md, kind)
         if setup.has_metadata:
             node_disk.create_metadata(place, device_uuid=world.random64())
-        limit = 0
-        if setup.odd_sectors:
-            limit = node_disk.usable_sectors(place, node_disk.find_superblock(place)[1]) - setup.odd_sectors
-        volume = VolumeSettings(0, size_sectors=limit, al_extents=setup.al_extents, resync=setup.resync)
+        return place
+
+    def _make(self, index: int) -> NodeShell:
+        setup, volumes = self.setup, []
+        places = [self._place(index, number) for number in range(setup.volumes)]
+        for number, place in enumerate(places):
+            limit = 0
+            if setup.odd_sectors:
+                limit = node_disk.usable_sectors(place, node_disk.find_superblock(place)[1]) - setup.odd_sectors
+            made = VolumeSettings(number, size_sectors=limit, al_extents=setup.al_extents, resync=setup.resync)
+            volumes.append(replace(made, **setup.overrides))
         settings = NodeSettings(
             resource="r0",
             node="ab"[index],
             peer="ba"[index],
             my_address=f"10.0.0.{index + 1}:7788",
             peer_address=f"10.0.0.{2 - index}:7788",
-            volumes=(replace(volume, **setup.overrides),),
+            volumes=tuple(volumes),
             net=setup.other_net if index and setup.other_net else setup.net,
             handlers={name: f"simulated {name}" for name in setup.handlers},
         )
-        return NodeShell(world, index, settings, place, log=self.log, on_state=self._state_changed,
+        return NodeShell(self.world, index, settings, places, log=self.log, on_state=self._state_changed,
                          engine_config={"requests": setup.requests})  # fmt: skip
 
     def close(self) -> None:
@@ -262,6 +181,8 @@ class Cluster:
                 self.apps[n.id].is_idle = True
             elif n.kind == lib.RE_SIM_NOTICE_CLIENT_CLOSED:
                 self.apps[n.id].is_closed = True
+            elif n.kind == lib.RE_SIM_NOTICE_CRASH_POINT:
+                self.on_crash_point(n.node)
             elif n.kind == lib.RE_SIM_NOTICE_STUCK:
                 raise SimFailure(f"node {n.node}: the engine runs on and on without doing anything")
             elif n.node >= 0:
@@ -309,15 +230,16 @@ class Cluster:
         self.start()
         self.until(lambda: self.connected, 30_000, "the first connection")
         if skip_initial_sync:
-            self.ask(0, "new-current-uuid", clear_bitmap=True)
+            for number in range(self.setup.volumes):
+                self.ask(0, "new-current-uuid", volume=number, clear_bitmap=True)
         else:
             self.ask(0, "primary", force=True)
         self.until(lambda: self.in_sync, 600_000, "the first sync")
         self.ask(0, "secondary")
 
-    def serve(self, node: int) -> App:
+    def serve(self, node: int, volume: int = 0) -> App:
         """An application on this node (which becomes Primary for it)."""
-        app = App(self, node)
+        app = App(self, node, volume)
         self.until(lambda: app.is_open or app.is_refused or app.is_closed, 30_000, "an NBD client's open")
         if not app.is_open:
             raise SimFailure(f"node {node} refuses an NBD client")
@@ -331,8 +253,8 @@ class Cluster:
             raise SimFailure(f"node {index} does not run")
         return node
 
-    def volume(self, index: int) -> Volume:
-        return self.node(index).volumes[0]
+    def volume(self, index: int, number: int = 0) -> Volume:
+        return self.node(index).volumes[number]
 
     def op(self, number: int) -> Any:
         info = self.world.ffi.new("struct re_sim_op_info *")
@@ -340,11 +262,11 @@ class Cluster:
             raise SimFailure(f"no operation {number}")
         return info
 
-    def state(self, index: int) -> tuple[Role, ConnectionState, DiskState, DiskState]:
+    def state(self, index: int, number: int = 0) -> tuple[Role, ConnectionState, DiskState, DiskState]:
         node = self.shells[index].node
         if node is None:
             return Role.UNKNOWN, ConnectionState.STANDALONE, DiskState.DISKLESS, DiskState.UNKNOWN
-        state = node.volumes[0].state
+        state = node.volumes[number].state
         conn = node.cstate if node.cstate < ConnectionState.CONNECTED else state.conn
         return node.role, conn, state.disk, state.pdsk
 
@@ -353,22 +275,31 @@ class Cluster:
         return all(self.state(index)[1] >= ConnectionState.CONNECTED for index in (0, 1))
 
     @property
+    def numbers(self) -> range:
+        """Of the volumes."""
+        return range(self.setup.volumes)
+
+    @property
     def in_sync(self) -> bool:
-        return all(s.node is not None and s.node.is_connected and s.node.volumes[0].is_in_sync for s in self.shells)
+        return all(map(self.volume_in_sync, self.numbers))
+
+    def volume_in_sync(self, number: int) -> bool:
+        nodes = [shell.node for shell in self.shells]
+        return all(n is not None and n.is_connected and n.volumes[number].is_in_sync for n in nodes)
 
     @property
     def stand_alone(self) -> bool:
         return all(s.node is not None and s.node.cstate == ConnectionState.STANDALONE for s in self.shells)
 
-    def dirty_bits(self, index: int) -> int:
+    def dirty_bits(self, index: int, number: int = 0) -> int:
         node = self.node(index)
-        return node.dirty_bits(node.volumes[0])
+        return node.dirty_bits(node.volumes[number])
 
     def describe(self) -> str:
         texts = []
         for shell in self.shells:
-            role, conn, disk, peer_disk = self.state(shell.index)
-            text = f"{role}/{conn}/{disk}/{peer_disk}" if shell.node is not None else "not running"
+            text = "; ".join("/".join(map(str, self.state(shell.index, n))) for n in self.numbers)
+            text = text if shell.node is not None else "not running"
             if shell.node is not None and shell.node.reason:
                 text += f' "{shell.node.reason}"'
             texts.append(f"{shell.index}: {text}")
@@ -395,17 +326,18 @@ class Cluster:
 
     # ---- checks ----
 
-    def differing(self, *, layer: int = 0) -> int:
-        a, b = (s.data.number for s in self.shells)
+    def differing(self, number: int = 0, *, layer: int = 0) -> int:
+        a, b = (s.places[number].data.number for s in self.shells)  # type: ignore[attr-defined]
         return self.world.differing(a, b, self.device_bytes, layer=layer)
 
     def check_equal(self) -> None:
         """P5: byte-identical, bitmaps clear."""
-        if bits := self.differing():
-            raise SimFailure(f"P5: {bits.bit_count()} blocks differ on nodes in sync: {_blocks(bits)}")
-        for index in (0, 1):
-            if dirty := self.dirty_bits(index):
-                raise SimFailure(f"P5: node {index} is in sync and has {dirty} dirty bits")
+        for number in self.numbers:
+            if bits := self.differing(number):
+                raise SimFailure(f"P5: {bits.bit_count()} blocks differ on nodes in sync: {marks.numbers(bits)}")
+            for index in (0, 1):
+                if dirty := self.dirty_bits(index, number):
+                    raise SimFailure(f"P5: node {index} is in sync and has {dirty} dirty bits")
 
     def wait_idle(self) -> None:
         """Nothing is on its way any more (an open epoch is, perhaps: its writes are on both disks)."""
@@ -414,82 +346,85 @@ class Cluster:
         self.until(lambda: all(map(self._is_idle, (0, 1))), 30_000, "idle disks and clear bitmaps")
 
     def _is_idle(self, index: int) -> bool:
-        stats = self.node(index).stats.volume_stats(0)
-        busy = stats is None or stats.upper_pending or stats.lower_pending or stats.unacked
-        return not busy and not self.dirty_bits(index) and self.shells[index].data.in_flight == 0
+        for number in self.numbers:
+            stats = self.node(index).stats.volume_stats(number)
+            busy = stats is None or stats.upper_pending or stats.lower_pending or stats.unacked
+            if busy or self.dirty_bits(index, number):
+                return False
+        return all(disk.in_flight == 0 for disk in self.shells[index].disks)
 
     def covered_on_disk(self, index: int, *, layer: int = 0) -> int:
         """The blocks that a restart of this node would take for different, as the bits of a number."""
-        return covered(self.shells[index].place, layer=layer)
+        return marks.covered(self.shells[index].place, layer=layer)
 
     def check_coverage(self, when: str, *, layer: int = 0) -> None:
         """P4 on the images as they are: what differs is known to the metadata on at least one disk."""
-        if not (bits := self.differing(layer=layer)):
-            return
-        for index in (0, 1):
-            bits &= ~self.covered_on_disk(index, layer=layer)
-        if bits:
-            raise SimFailure(
-                f"P4 ({when}, layer {layer}): {bits.bit_count()} blocks differ and are on no disk's bitmap or activity "
-                f"log: {_blocks(bits)} ({self.describe()})"
-            )
+        for number in self.numbers:
+            if not (bits := self.differing(number, layer=layer)):
+                continue
+            for shell in self.shells:
+                bits &= ~marks.covered(shell.places[number], layer=layer)
+            if bits:
+                raise SimFailure(
+                    f"P4 ({when}, layer {layer}): {bits.bit_count()} blocks differ and are on no disk's bitmap or "
+                    f"activity log: {marks.numbers(bits)} ({self.describe()})"
+                )
 
-    def check_audit(self, index: int, modes: int = STRICT, what: str = "") -> None:
+    def check_each_side(self, when: str) -> None:
+        """P4 and P6 of a resync: each side's bitmap in memory knows every block that is not stable at the target.
+
+        Blocks of hot extents are left out: writes on their way are known to the activity log of the Primary alone.
+        """
+        running = {ConnectionState.SYNC_SOURCE, ConnectionState.PAUSED_SYNC_S}
+        for number in self.numbers:
+            states = [self.state(index, number)[1] for index in (0, 1)]
+            source = next((i for i in (0, 1) if states[i] in running), -1)
+            if source < 0 or states[1 - source] not in (ConnectionState.SYNC_TARGET, ConnectionState.PAUSED_SYNC_T):
+                continue
+            for layer in (0, 1):
+                bits = self.differing(number, layer=layer)
+                for shell in self.shells:
+                    bits &= ~marks.hot(shell.places[number], layer=layer) if bits else 0
+                for index in (0, 1) if bits else ():
+                    if left := bits & ~self.memory_bits(index, number):
+                        raise SimFailure(
+                            f"P4 ({when}, layer {layer}): the {'source' if index == source else 'target'} (node "
+                            f"{index}) does not know {left.bit_count()} blocks that differ: {marks.numbers(left)}"
+                        )
+
+    def memory_bits(self, index: int, number: int = 0) -> int:
+        """The engine's bitmap."""
+        return self.world.bitmap(index, number, self.device_bytes)
+
+    def check_audit(self, index: int, modes: int = STRICT, what: str = "", *, number: int = 0) -> None:
         """The content of a node's disk against what was acknowledged."""
-        text = self.world.audit(self.history, self.shells[index].data.number, modes=modes)
+        disk: SimDisk = self.shells[index].places[number].data  # type: ignore[assignment]
+        begin = number * self.device_bytes
+        text = self.world.audit(self.history, disk.number, begin, self.device_bytes, modes=modes)
         if text:
             names = {0: "tags", 1: "P1 strict", 2: "P2 flushed", 4: "P3 causal", 8: "P1 acknowledged"}
             raise SimFailure(f"{names.get(modes, modes)} on node {index} {what}: {text} ({self.describe()})")
+
+    def rebase(self, copies: list[int]) -> None:
+        """From now on what these nodes have (by volume) counts as written last."""
+        for number in self.numbers:
+            disk: SimDisk = self.shells[copies[number]].places[number].data  # type: ignore[assignment]
+            self.world.rebase(self.history, disk.number, number * self.device_bytes, self.device_bytes)
+
+    def check_order(self, copies: list[int]) -> None:
+        """P3 over all volumes of what these nodes have: they have one order of writes."""
+        if len(copies) > 1:
+            parts = []
+            for number in self.numbers:
+                disk: SimDisk = self.shells[copies[number]].places[number].data  # type: ignore[assignment]
+                parts.append(disk.content(0, self.device_bytes))
+            if text := self.world.audit_bytes(self.history, b"".join(parts), modes=CAUSAL):
+                raise SimFailure(f"P3 causal over the volumes: {text} ({self.describe()})")
 
     def check_idle_pair(self) -> None:
         """Both in sync, nothing going on: P5, and the audit of both copies."""
         self.until(lambda: self.in_sync, 60_000, "both nodes in sync")
         self.wait_idle()
         self.check_equal()
-        self.check_audit(0)
-
-
-def covered(place: DiskPlace, *, layer: int = 0, image: Callable[[int, int], bytes] | None = None) -> int:
-    """Bits of a device whose metadata would be replayed; read by our Python from a disk's layer or from an image."""
-    disk: SimDisk = place.md  # type: ignore[assignment]
-    read = image or (lambda offset, length: disk.content(offset, length, layer=layer))
-    found = superblock.parse(read(_superblock_byte(place), BLOCK))
-    everything = (1 << max(1, -(-place.data.size_bytes // BLOCK))) - 1
-    if found.la_size_sectors == 0 or found.all_dirty or MdFlag.CONSISTENT not in found.flags:
-        # An Inconsistent node's own bitmap says what it lacks; before its first attach it lacks everything.
-        if found.la_size_sectors == 0 or found.all_dirty:
-            return everything
-    where = _layout(place)
-    bits = int.from_bytes(read(where.bitmap_byte, where.bitmap_bytes), "little")
-    primary = MdFlag.PRIMARY_IND in found.flags
-    if found.clean or not primary:
-        return bits
-    log = read(where.al_byte, where.al_bytes)
-    blocks = [log[at : at + BLOCK] for at in range(0, len(log), BLOCK)]
-    stripes, stripe_size = found.stripes
-    result = activity_log.replay(blocks, al_stripes=stripes, al_stripe_size_4k=stripe_size, primary_ind=True)
-    for begin, length in activity_log.apply(result, bitmap_bits=found.bitmap_bits, primary_ind=True).ranges:
-        bits |= ((1 << length * 8) - 1) << begin * 8
-    return bits
-
-
-def _superblock_byte(place: DiskPlace) -> int:
-    from repl.drbd import layout
-
-    return layout.superblock_position(place.kind, place.md.size_bytes, place.index)
-
-
-def _layout(place: DiskPlace) -> Any:
-    from repl.drbd import layout
-
-    return layout.calculate(place.kind, place.md.size_bytes, index=place.index, al_stripes=1, al_stripe_size_4k=8)
-
-
-def _blocks(bits: int) -> str:
-    """The first few block numbers."""
-    found = []
-    while bits and len(found) < 8:
-        low = bits & -bits
-        found.append(str(low.bit_length() - 1))
-        bits ^= low
-    return ", ".join(found) + (", …" if bits else "")
+        for number in self.numbers:
+            self.check_audit(0, number=number)

@@ -80,7 +80,7 @@ class NodeShell:
         world: World,
         index: int,
         settings: NodeSettings,
-        place: DiskPlace,
+        places: list[DiskPlace],
         *,
         log: Callable[[str], None],
         on_state: Callable[[int], None],
@@ -91,13 +91,14 @@ class NodeShell:
         self.index = index
         self.peer = pair[1] if index == pair[0] else pair[0]
         self.settings = settings
-        self.place = place
+        self.places = places  # by volume
         self.engine_config = engine_config or {}
         self.node: Node | None = None
         self.is_powered = True
         self.state_events: list[act.StateEvent] = []
         self.scripts: dict[str, Script] = {}  # by handler name, for those that the settings have; default: status 0
         self.handler_calls: list[act.RunHandler] = []
+        self.on_engine_state: Callable[[int, ec.State], None] | None = None  # every state that the engine is told
         self._log = log
         self._on_state = on_state
         self._process = 0
@@ -109,12 +110,23 @@ class NodeShell:
         self._handlers: dict[int, int] = {}  # running -> status
         self._is_acting = False
         self._is_stopping = False
+        self._frozen: list[Callable[[], object]] | None = None  # what waits for the process to go on
 
     # ---- life ----
 
     @property
     def is_running(self) -> bool:
         return self.node is not None
+
+    @property
+    def place(self) -> DiskPlace:
+        return self.places[0]
+
+    @property
+    def disks(self) -> list[SimDisk]:
+        """Each once."""
+        found = {id(f): f for place in self.places for f in (place.data, place.md)}
+        return list(found.values())  # type: ignore[arg-type]
 
     @property
     def md(self) -> SimDisk:
@@ -157,8 +169,17 @@ class NodeShell:
         self.world.lib.re_sim_power_on(self.world.sim, self.index)
         self.is_powered = True
 
+    def freeze(self, on: bool) -> None:
+        """The whole process stands still; timers and commands wait."""
+        self._log(f"node {self.index}: the process {'stands still' if on else 'goes on'}")
+        self.world.lib.re_sim_engine_freeze(self.world.sim, self.index, on)
+        waiting, self._frozen = self._frozen or [], [] if on else None
+        for call in waiting:
+            call()
+
     def _forget(self, why: str) -> None:
         self.node = None
+        self._frozen = None
         self._listener = -1
         self._dials.clear()
         self._streams.clear()
@@ -183,7 +204,7 @@ class NodeShell:
         self._call(lambda node: node.command(answer, verb, args))
         return answer
 
-    def nbd_open(self, fd: int, when_done: Callable[[Answer, int], None]) -> None:
+    def nbd_open(self, fd: int, when_done: Callable[[Answer, int], None], volume: int = 0) -> None:
         """Negotiation of a client that wants to write; ends with its stream, or -1."""
 
         def opened(answer: Answer) -> None:
@@ -192,14 +213,17 @@ class NodeShell:
                 when_done(answer, -1)
                 return
             stream = next(n for n in range(PEER_STREAMS, ec.STREAMS_MAX) if n not in self._streams)
-            self._streams[stream] = 0
-            self._engine(ec.NbdAdd(0, stream, ec.Nbd(fd=fd)), 0)
+            self._streams[stream] = volume
+            self._engine(ec.NbdAdd(volume, stream, ec.Nbd(fd=fd)), 0)
             when_done(answer, stream)
 
-        self.command("nbd-open", {"volume": 0}, opened)
+        self.command("nbd-open", {"volume": volume}, opened)
 
     def _call(self, call: Callable[[Node], None]) -> None:
         if self.node is None:
+            return
+        if self._frozen is not None:
+            self._frozen.append(lambda: self._call(call))
             return
         call(self.node)
         self._act()
@@ -223,6 +247,8 @@ class NodeShell:
         world, lib = self.world, self.world.lib
         match action:
             case act.EngineCommand(command=command, cookie=cookie):
+                if isinstance(command, ec.VolumeState) and self.on_engine_state is not None:
+                    self.on_engine_state(command.volume, command.state)
                 self._engine(command, cookie)
             case act.SetTimer(timer_id=timer_id, delay_ms=delay_ms):
                 world.timer(world.now + delay_ms * MS, self._timer(TIMER_NODE, timer_id))
@@ -258,7 +284,8 @@ class NodeShell:
                     answer.when_done(answer)
             case act.StateEvent():
                 self.state_events.append(action)
-                self._log(f"node {self.index}: [{action.kind}] {action.message}")
+                where = f"/{action.volume}" if action.volume > 0 else ""
+                self._log(f"node {self.index}{where}: [{action.kind}] {action.message}")
                 assert action.kind != "bug", action.message
             case act.RunHandler():
                 self._run_handler(action)
@@ -305,6 +332,9 @@ class NodeShell:
     def timer(self, kind: int, process: int, number: int) -> None:
         if self.node is None or process != self._process & 0xFFFF:
             return
+        if self._frozen is not None:
+            self._frozen.append(lambda: self.timer(kind, process, number))
+            return
         if kind == TIMER_NODE:
             self._call(lambda node: node.timer(number))
         elif kind == TIMER_DIAL and number in self._dials:
@@ -321,15 +351,17 @@ class NodeShell:
 
     def _open_disk(self, volume: int) -> None:
         try:
+            place = self.places[volume]
             prepared = node_disk.prepare(
-                self.place,
-                size_limit_sectors=self.settings.volumes[0].size_sectors,
-                data_fd=self.data.number,
-                md_fd=self.md.number,
+                place,
+                size_limit_sectors=self.settings.volumes[volume].size_sectors,
+                data_fd=place.data.number,  # type: ignore[attr-defined]
+                md_fd=place.md.number,  # type: ignore[attr-defined]
             )
         except (MetadataError, DiskFailed) as error:
             failure = error
-            self._call(lambda node: node.disk_failed(volume, failure))
+            if not self.world.lib.re_sim_is_doomed(self.world.sim, self.index):
+                self._call(lambda node: node.disk_failed(volume, failure))
         else:
             self._call(lambda node: node.disk_opened(volume, prepared))
 

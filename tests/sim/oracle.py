@@ -3,7 +3,8 @@
 
 Inputs: the nodes' states after each of their events, and what the scenario does to them.  The rules are the table of
 allowed losses by protocol and event; every content that is taken over after an event that may lose writes becomes the
-new base of the history.
+new base of the history.  Two promises are checked as they happen: nobody becomes Primary without good data (P8), and
+no node gives up what it alone has acknowledged unless somebody has said so (P7).
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from repl.drbd.states import ConnectionState, DiskState, Role
 from tests.sim.cluster import Cluster
 from tests.sim.world import ACKED, CAUSAL, FLUSHED, STRICT, TAGS, SimFailure
 
+TARGETS = (ConnectionState.WF_BITMAP_T, ConnectionState.SYNC_TARGET)
 
-class Oracle:
-    """Observes one cluster."""
 
-    def __init__(self, cluster: Cluster) -> None:
+class Copies:
+    """One volume."""
+
+    def __init__(self, cluster: Cluster, number: int) -> None:
         self._c = cluster
+        self._number = number
         self._net = cluster.setup.net
         self.primary = -1  # who served the application last
         self.holders = {0, 1}  # nodes that have every acknowledged write
@@ -30,14 +34,23 @@ class Oracle:
         self.diverged = [False, False]  # it may have writes that the base of the history lacks
         self.degraded: int | None = None  # audit mode after the only holder, not the Primary, has lost something
         self.alone = [False, False]  # it was Primary on its own since the nodes were in sync
-        cluster.observers.append(self.observe)
+        self.may_lose = [False, False]  # somebody has said that its writes may go, or broke its disk
+        self._alone_from = [-1, -1]  # first operation of the present time alone
+        self._exposed = [False, False]  # it acknowledged a write that the other one lacks
+        self._roles = [Role.SECONDARY, Role.SECONDARY]
+        self._was_good = [False, False]
+        self.is_forced = True  # somebody declares data good
 
     # ---- what happens ----
 
     def observe(self, index: int) -> None:
-        role, conn, disk, peer_disk = self._c.state(index)
+        role, conn, disk, peer_disk = self._c.state(index, self._number)
         connected = conn >= ConnectionState.CONNECTED
         good, peer_good = disk == DiskState.UP_TO_DATE, connected and peer_disk == DiskState.UP_TO_DATE
+        self._check_promotion(index, role, good=good, peer_good=peer_good)
+        self._follow_time_alone(index, role, good=good, peer_there=connected and peer_disk >= DiskState.INCONSISTENT)
+        if conn in TARGETS:
+            self._check_target(index)
         if self.suspect[index] and disk < DiskState.INCONSISTENT:
             self.suspect[index] = False  # it is out of the game until it is attached again
         if role == Role.PRIMARY:
@@ -49,10 +62,44 @@ class Oracle:
                 self._follow_primary(index, good=good, peer_good=peer_good)
         elif index == self.primary and not self.primary_died and role == Role.SECONDARY and not self.drained:
             self.drained = True
-        if self._c.in_sync:
-            self.alone = [False, False]
+        if conn == ConnectionState.CONNECTED and good and peer_good:
+            self._exposed = [False, False]  # who knows it first may be the only one who ever does
+        if self._c.volume_in_sync(self._number):
+            self.alone, self.may_lose, self._exposed = [False, False], [False, False], [False, False]
             if self.primary_died:
                 self.merged = True
+
+    def _check_promotion(self, index: int, role: Role, *, good: bool, peer_good: bool) -> None:
+        before, self._roles[index] = self._roles[index], role
+        was_good, self._was_good[index] = self._was_good[index], good or peer_good
+        if role != Role.PRIMARY or before == Role.PRIMARY or good or peer_good or was_good or self.is_forced:
+            return  # what it had when it was asked may be lost in the same moment
+        if self._c.state(index, self._number)[2] >= DiskState.INCONSISTENT:
+            raise SimFailure(f"P8: node {index} became Primary without good data ({self._c.describe()})")
+
+    def _follow_time_alone(self, index: int, role: Role, *, good: bool, peer_there: bool) -> None:
+        operations = int(self._c.world.lib.re_sim_op_count(self._c.world.sim))
+        is_alone = role == Role.PRIMARY and good and not peer_there
+        begin = self._alone_from[index]
+        if is_alone and begin < 0:
+            self._alone_from[index] = operations
+        elif not is_alone and begin >= 0:
+            self._alone_from[index] = -1
+            self._exposed[index] = self._exposed[index] or self._has_written(index, begin, operations)
+
+    def _has_written(self, index: int, begin: int, end: int) -> bool:
+        """Has an operation of this range put anything on this node's disk, by its own word?"""
+        c = self._c
+        kinds = (c.world.lib.RE_SIM_NBD_WRITE, c.world.lib.RE_SIM_NBD_ZERO)
+        for number in range(begin, end):
+            op = c.op(number)
+            if op.kind in kinds and op.state == c.world.lib.RE_SIM_OP_DONE and c.apps[op.client].node == index:
+                return True
+        return False
+
+    def _check_target(self, index: int) -> None:
+        if self._exposed[index] and not self.may_lose[index]:
+            raise SimFailure(f"P7: node {index} gives up writes that it alone has acknowledged ({self._c.describe()})")
 
     def _follow_primary(self, index: int, *, good: bool, peer_good: bool) -> None:
         now = {index} if good and not self.suspect[index] else set()
@@ -67,6 +114,11 @@ class Oracle:
         self.holders = now
 
     def process_died(self, index: int) -> None:
+        if self._alone_from[index] >= 0:
+            end = int(self._c.world.lib.re_sim_op_count(self._c.world.sim))
+            self._exposed[index] = self._exposed[index] or self._has_written(index, self._alone_from[index], end)
+            self._alone_from[index] = -1
+        self._roles[index] = Role.SECONDARY
         self.crashed[index] = True
         self._degrade(index)
         if index == self.primary:
@@ -121,27 +173,25 @@ class Oracle:
         """The audit mode for what this node would serve."""
         if self.degraded is not None:
             return self.degraded
-        if self.merged or self._c.in_sync and self.primary_died:
+        if self.merged or self._c.volume_in_sync(self._number) and self.primary_died:
             return self.allowed(self.source())
         return self.allowed(index)
 
     # ---- checks ----
 
-    def take_over(self, server: int) -> None:
-        """An application is about to be served by this node, which has just been promoted."""
+    def served_copy(self, server: int) -> int:
+        """Whose disk the application would read."""
         c = self._c
-        _, _, disk, peer_disk = c.state(server)
+        _, _, disk, peer_disk = c.state(server, self._number)
         copy = server if disk == DiskState.UP_TO_DATE else 1 - server
         if copy != server and peer_disk != DiskState.UP_TO_DATE:
             raise SimFailure(f"P8: node {server} was promoted without good data ({c.describe()})")
-        mode = self.mode(copy)
-        c.log(f"oracle: node {server} serves node {copy}'s copy, audit {mode}, holders {sorted(self.holders)}")
-        c.check_audit(copy, mode, f"taken over by node {server}")
-        if mode != STRICT:
-            c.world.rebase(c.history, c.shells[copy].data.number)
+        return copy
+
+    def taken_over(self, server: int, copy: int, mode: int) -> None:
         if self.primary != server or mode != STRICT:
             for node in (0, 1):
-                if node != copy and not c.in_sync:
+                if node != copy and not self._c.volume_in_sync(self._number):
                     self.diverged[node] = self.diverged[node] or node == self.primary or mode != STRICT
         self.primary = server
         self.primary_died = self.merged = self.drained = False
@@ -152,16 +202,106 @@ class Oracle:
         self.observe(server)
 
     def settled(self) -> None:
-        """Both nodes are in sync and idle: audit the one content."""
-        c = self._c
-        mode = self.mode(self.source())
-        c.log(f"oracle: in sync, audit {mode}")
-        c.check_audit(0, mode, "in sync")
-        if mode != STRICT:
-            c.world.rebase(c.history, c.shells[0].data.number)
         self.holders = {0, 1}
         self.degraded = None
         self.lost_power, self.crashed = [False, False], [False, False]
         self.diverged, self.alone = [False, False], [False, False]
+        self.may_lose, self._exposed = [False, False], [False, False]
         if self.primary_died:
             self.primary, self.primary_died, self.drained, self.merged = -1, False, False, False
+
+
+class Oracle:
+    """Observes one cluster: all its volumes."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._c = cluster
+        self.volumes = [Copies(cluster, number) for number in cluster.numbers]
+        cluster.observers.append(self.observe)
+
+    # ---- what happens ----
+
+    def observe(self, index: int) -> None:
+        for copies in self.volumes:
+            copies.observe(index)
+
+    def process_died(self, index: int) -> None:
+        for copies in self.volumes:
+            copies.process_died(index)
+
+    def process_ended(self, index: int) -> None:
+        """In order; nobody is served by it any more."""
+        for copies in self.volumes:
+            if index == copies.primary:
+                copies.primary_died = True
+
+    def power_lost(self, index: int) -> None:
+        for copies in self.volumes:
+            copies.power_lost(index)
+
+    def disk_fault(self, index: int, number: int) -> None:
+        self.volumes[number].disk_fault(index)
+
+    def disk_healed(self, index: int) -> None:
+        for copies in self.volumes:
+            copies.disk_healed(index)
+
+    def cache_lost(self, index: int) -> None:
+        for copies in self.volumes:
+            copies.lost_power[index] = True
+
+    def may_lose(self, index: int) -> None:
+        """Somebody throws away what this node has, or his orders may lead to that."""
+        for copies in self.volumes:
+            copies.may_lose[index] = True
+
+    # ---- looking ----
+
+    @property
+    def primary(self) -> int:
+        return self.volumes[0].primary
+
+    def begin(self) -> None:
+        """The first data is there."""
+        for copies in self.volumes:
+            copies.is_forced = False
+
+    @property
+    def both_alone(self) -> bool:
+        """On some volume both nodes went on without each other."""
+        return any(all(copies.alone) for copies in self.volumes)
+
+    def is_only_holder(self, index: int) -> bool:
+        return any(copies.holders == {index} for copies in self.volumes)
+
+    def source(self) -> int:
+        """Whose content should win."""
+        return self.volumes[0].source()
+
+    # ---- checks ----
+
+    def take_over(self, server: int) -> None:
+        """Applications are about to be served by this node, which has just been promoted."""
+        c = self._c
+        copies = [volume.served_copy(server) for volume in self.volumes]
+        modes = [volume.mode(copy) for volume, copy in zip(self.volumes, copies, strict=True)]
+        c.log(f"oracle: node {server} serves copies {copies}, audit {modes}")
+        self._audit(copies, modes, f"taken over by node {server}")
+        for volume, copy, mode in zip(self.volumes, copies, modes, strict=True):
+            volume.taken_over(server, copy, mode)
+
+    def settled(self) -> None:
+        """Both nodes are in sync and idle: audit the one content."""
+        modes = [volume.mode(volume.source()) for volume in self.volumes]
+        self._c.log(f"oracle: in sync, audit {modes}")
+        self._audit([0] * len(modes), modes, "in sync")
+        for volume in self.volumes:
+            volume.settled()
+
+    def _audit(self, copies: list[int], modes: list[int], what: str) -> None:
+        for number, (copy, mode) in enumerate(zip(copies, modes, strict=True)):
+            self._c.check_audit(copy, mode, what, number=number)
+        if len(set(copies)) == 1 and all(mode in (CAUSAL, ACKED) for mode in modes):
+            self._c.check_order(copies)
+        if any(mode != STRICT for mode in modes):
+            self._c.rebase(copies)

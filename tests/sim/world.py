@@ -143,21 +143,40 @@ class World:
     def path(self, a: int, b: int, state: int) -> None:
         self.lib.re_sim_net_path(self.sim, a, b, state)
 
+    def streams(self, node: int) -> list[int]:
+        """The sockets of a node's link."""
+        fds = self.ffi.new("int[]", 64)
+        return [int(fds[i]) for i in range(min(64, self.lib.re_sim_net_streams(self.sim, node, fds, 64)))]
+
     def heal(self) -> None:
         self.path(0, 1, self.lib.RE_SIM_PATH_OPEN)
         self.path(1, 0, self.lib.RE_SIM_PATH_OPEN)
 
     # ---- checking ----
 
-    def audit(self, history: int, disk: int, *, modes: int, layer: int = 0, offset: int = 0) -> str:
-        """"" or what is wrong with the content."""
-        count = self.lib.re_sim_audit(
-            self.sim, history, disk, offset, layer, modes, self._report, REPORT_BYTES
+    def audit(self, history: int, disk: int, begin: int, length: int, *, modes: int, layer: int = 0) -> str:
+        """"" or what is wrong with the content, which is the device's from ``begin`` on."""
+        content = self.lib.re_sim_disk_content(self.sim, disk, layer)
+        return self._audit(history, content, begin, length, modes)
+
+    def audit_bytes(self, history: int, data: bytes, *, modes: int) -> str:
+        """The same of a whole device."""
+        return self._audit(history, self.ffi.from_buffer(data), 0, len(data), modes)
+
+    def _audit(self, history: int, content: Any, begin: int, length: int, modes: int) -> str:
+        count = self.lib.re_sim_audit_image(
+            self.sim, history, content, begin, length, modes, self._report, REPORT_BYTES
         )
         return f"{count} sectors: {self.ffi.string(self._report).decode()}" if count else ""
 
-    def rebase(self, history: int, disk: int, *, layer: int = 0, offset: int = 0) -> None:
-        self.lib.re_sim_history_rebase(self.sim, history, disk, offset, layer)
+    def rebase(self, history: int, disk: int, begin: int, length: int) -> None:
+        self.lib.re_sim_history_rebase_part(self.sim, history, disk, 0, 0, begin, length)
+
+    def bitmap(self, node: int, volume: int, device_bytes: int) -> int:
+        """The bits of an engine's bitmap, as those of a number."""
+        bits = self.ffi.new("uint8_t[]", (-(-device_bytes // BLOCK) // 64 + 1) * 8)
+        self.lib.re_sim_volume_bitmap(self.sim, node, volume, bits, len(bits))
+        return int.from_bytes(bytes(self.ffi.buffer(bits)), "little")
 
     def differing(self, a: int, b: int, length: int, *, layer: int = 0) -> int:
         """The blocks in which two disks differ, as the bits of a number."""

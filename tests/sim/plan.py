@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a seed draws: first which classes of faults are on at all, then their rates, then sizes and options."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from repl.engine.commands import Resync
+from repl.node.settings import NetSettings, VolumeSettings
+from tests.sim.cluster import Load, Setup
+from tests.sim.world import MIB
+
+# How often, when the class is on.
+FAULTS = {
+    "cut": 4, "reset": 2, "half_open": 2, "flap": 1, "silence": 2, "one_socket": 3, "slow_link": 1, "tiny": 1,
+    "secondary_crash": 2, "secondary_power": 2, "primary_crash": 2, "primary_power": 2, "both_power": 1,
+    "both_crash": 1, "double_death": 3, "failover": 3, "crash_point": 4, "crash_loop": 2, "resync_cut": 4,
+    "old_disk": 1, "freeze": 1, "disk_error": 3, "disk_range": 1, "disk_stuck": 1, "slow": 1,
+    "down_up": 1, "switch": 2, "reconnect": 1, "invalidate": 1, "operators": 2, "split": 1, "upgrade": 1, "client": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the seed has drawn."""
+
+    setup: Setup
+    load: Load
+    faults: dict[str, int]  # class -> weight
+    steps: tuple[str, ...]  # one fault each
+    gap_ms: int
+    initial_sync: bool
+
+
+def known(kind: type, **values: Any) -> Any:
+    """Settings; those that the product does not have (yet) are left out."""
+    names = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in values.items() if name in names})
+
+
+def draw(seed: int) -> Plan:
+    """The scenario of a seed."""
+    rng = random.Random(seed)
+    names = [name for name in FAULTS if rng.random() < 0.3] or ["cut"]
+    faults = {name: FAULTS[name] * rng.randint(1, 3) for name in names}
+    steps = rng.choices(list(faults), list(faults.values()), k=rng.randint(2, 8))
+    mib = rng.choice((1, 1, 1, 2, 2, 2, 4, 4, 8, 16, 64)) if rng.random() < 0.9 else rng.randint(1, 64)
+    setup = _setup(rng, mib)
+    load = _load(rng, mib * setup.volumes)
+    return Plan(setup, load, faults, tuple(steps), rng.choice((50, 300, 1000)), rng.random() < 0.1)
+
+
+def _net(rng: random.Random) -> NetSettings:
+    made: NetSettings = known(
+        NetSettings,
+        protocol=rng.choice((1, 2, 3, 3, 3)),
+        timeout_ms=rng.choice((600, 1000, 2000, 6000)),
+        ping_int_ms=rng.choice((1000, 2000, 5000, 10000)),
+        ping_timeout_ms=rng.choice((200, 300, 500)),
+        connect_int_ms=rng.choice((1000, 2000, 4000)),
+        ko_count=rng.choice((0, 1, 2, 7)),
+        max_epoch_size=rng.choice((1, 2, 3, 8, 64, 2048)),
+        max_buffers=rng.choice((32, 64, 131, 2048)),
+        use_rle=rng.random() < 0.8,
+        strict_flush=rng.random() < 0.8,
+        protocol_max=rng.choice((101, 101, 101, 100)),
+        cram_hmac_alg=rng.choice(("", "", "sha1", "sha256")),
+        shared_secret="secret",
+    )
+    return made
+
+
+def _setup(rng: random.Random, mib: int) -> Setup:
+    large = mib > 28
+    slow_rates = (500, 1000) if mib <= 4 else ()
+    resync = Resync(
+        resync_rate_kib=rng.choice((4000, 20000, 100000, *slow_rates)),
+        plan_ahead=rng.choice((0, 0, 20)),
+        fill_target=rng.choice((0, 100, 2000)),
+        max_rate_kib=102400,
+        min_rate_kib=rng.choice((0, 250, 4000)),
+    )
+    return Setup(
+        disk_bytes=mib * MIB + rng.choice((64 << 10, 72 << 10, (64 << 10) + 512 * 8 * rng.randint(0, 4))),
+        volumes=2 if mib <= 4 and rng.random() < 0.15 else 1,
+        al_extents=rng.choice((7, 7, 8, 67)) if large else rng.choice((2, 2, 7, 67)),
+        net=_net(rng),
+        resync=resync,
+        external=rng.random() < 0.2,
+        requests=rng.choice((8, 16, 64, 256)),
+        latency_max_us=rng.choice((50, 300, 2000, 20000)),
+        write_max_us=rng.choice((100, 1000, 5000)),
+        flush_max_us=rng.choice((100, 2000, 20000)),
+        wake_max_us=rng.choice((10, 500, 5000, 30000)),
+        partial_ppm=rng.choice((0, 100_000, 500_000)),
+        tiny_ppm=rng.choice((0, 1000, 20_000)),
+        buffer_bytes=rng.choice((8 << 10, 64 << 10, 256 << 10)),
+        odd_sectors=rng.choice((0, 0, 1, 5)),
+        overrides={k: v for k, v in _volume(rng).items() if k in {f.name for f in fields(VolumeSettings)}},
+    )
+
+
+def _volume(rng: random.Random) -> dict[str, Any]:
+    """Options of a volume's disk."""
+    return {}
+
+
+def _load(rng: random.Random, mib: int) -> Load:
+    return Load(
+        queue_depth=rng.choice((1, 2, 4, 16)),
+        read_percent=rng.choice((0, 20, 60)),
+        flush_percent=rng.choice((0, 2, 10)),
+        zero_percent=rng.choice((0, 3)),
+        trim_percent=rng.choice((0, 3)),
+        fua_percent=rng.choice((0, 5, 30)),
+        hot_percent=rng.choice((0, 50, 90)),
+        align_bytes=rng.choice((512, 4096, 4096)),
+        max_bytes=rng.choice((4096, 16384, 65536, 262144, MIB)),
+        think_max_ms=rng.choice((5, 20, 60)) * (3 if mib > 4 else 1),
+    )
+
+
+def short(plan: Plan, **changes: object) -> Plan:
+    """The same scenario, changed (for narrowing a failure down)."""
+    return replace(plan, **changes)  # type: ignore[arg-type]

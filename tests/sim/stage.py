@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a scenario can do to the cluster: serve applications, kill and revive, ask operators; with the checks that go
+with it.  The faults (tests/sim/faults.py) are made of these."""
+
+from __future__ import annotations
+
+import random
+
+from repl.drbd.states import ConnectionState, DiskState, Role
+from repl.errors import ReplError
+from repl.node import disk as node_disk
+from tests.sim.cluster import App, Cluster
+from tests.sim.oracle import Oracle
+from tests.sim.plan import Plan
+from tests.sim.reach import Watch
+from tests.sim.world import SimFailure
+
+SAMPLE_MS = 150  # between two looks at a running resync
+
+
+class Stage:
+    """The cluster, its oracle, and who does what."""
+
+    def __init__(self, seed: int, plan: Plan) -> None:
+        self.seed = seed
+        self.plan = plan
+        self.rng = random.Random(f"{seed}/begin")
+        self.c = Cluster(seed, plan.setup)
+        self.oracle = Oracle(self.c)
+        self.apps: list[App] = []  # one for each volume, or none
+        self.wanted = 0  # where the application should run
+        self.stale: set[int] = set()  # came back with a disk that had failed: not to be promoted alone
+        self.excused = False  # a node may refuse the other one for good: its disk is not what it was
+        self.crash_by_power = False
+        self.crashed_at_point: set[int] = set()
+        self.c.on_crash_point = self.crash_point_reached
+        self.watch = Watch(self.c)
+
+    # ---- applications ----
+
+    def alive(self, index: int) -> bool:
+        return self.c.shells[index].is_running
+
+    @property
+    def secondary(self) -> int:
+        return 1 - self.wanted
+
+    @property
+    def served_node(self) -> int:
+        return self.apps[0].node if self.apps else -1
+
+    def serve(self, node: int, *, must: bool = False) -> bool:
+        """Promote, audit, run the applications; False if that is refused."""
+        c = self.c
+        self.stop_app()
+        if not self.alive(node):
+            if must:
+                raise SimFailure(f"node {node} does not run")
+            return False
+        if c.in_sync:
+            self.stale.clear()
+        if node in self.stale:
+            # Its generation may be one that the peer has left behind without its knowing (the end of a resync was not
+            # written): what it wrote alone would be discarded without a word, as in DRBD.
+            if not c.wait(lambda: c.in_sync or not self.alive(node), 20_000) or not self.alive(node):
+                return False
+            self.stale.clear()
+        try:
+            if c.node(node).role != Role.PRIMARY:
+                c.ask(node, "primary", ms=90_000)
+        except ReplError as error:
+            if must:
+                raise SimFailure(f"a pair in sync refuses a Primary: {error}") from error
+            return False
+        if not self.alive(node) or c.node(node).role != Role.PRIMARY:
+            return False
+        if not must and any(DiskState.UP_TO_DATE not in c.state(node, n)[2:] for n in c.numbers):
+            return False  # a Primary that has lost its data: its clients get errors
+        self.oracle.take_over(node)
+        self.wanted = node
+        try:
+            for number in c.numbers:
+                self.apps.append(c.serve(node, number))
+        except SimFailure:
+            if must:
+                raise
+            self.leave()
+            return False
+        for app in self.apps:
+            app.load(self.plan.load)
+        return True
+
+    def leave(self) -> None:
+        """The clients vanish."""
+        apps, self.apps = self.apps, []
+        for app in apps:
+            app.leave(orderly=False)
+
+    def stop_app(self) -> None:
+        """The applications end: gracefully where that is possible."""
+        apps, self.apps = self.apps, []
+        if not apps:
+            return
+        c = self.c
+        running = [app for app in apps if app.is_open and not app.is_closed]
+        for app in running:
+            app.end_load()
+        c.wait(lambda: all(app.is_idle or app.is_closed for app in running), 20_000)
+        for app in running:
+            app.leave(orderly=app.is_idle)
+        c.wait(lambda: all(app.is_closed or not app.is_open for app in apps), 5_000)
+        node = c.shells[apps[0].node].node
+        if node is not None:  # the node hears of it
+            c.wait(
+                lambda: (
+                    node is not c.shells[apps[0].node].node or all(v.open_count == 0 for v in node.volumes.values())
+                ),
+                5_000,
+            )
+
+    # ---- death ----
+
+    def crash(self, *nodes: int) -> None:
+        for node in nodes:
+            self.spare_only_copy(node)
+            if self.alive(node):
+                self.oracle.process_died(node)
+                self.c.shells[node].crash()
+                self.watch.absent(node)
+        self.coverage("crash", 0)
+
+    def power(self, *nodes: int) -> None:
+        for node in nodes:
+            self.spare_only_copy(node)
+            if self.c.shells[node].is_powered:
+                self.coverage("before a power loss", 1)
+                self.oracle.power_lost(node)
+                self.c.shells[node].power_off()
+                self.watch.absent(node)
+        self.coverage("power loss", 0)
+
+    def kill(self, *nodes: int) -> None:
+        """One way or the other."""
+        if self.rng.random() < 0.5:
+            self.crash(*nodes)
+        else:
+            self.power(*nodes)
+        if self.served_node in nodes:
+            self.apps = []
+
+    def spare_only_copy(self, node: int) -> None:
+        """An application whose Primary works on its peer's copy alone does not outlive that peer."""
+        if self.apps and self.served_node != node and self.oracle.is_only_holder(node):
+            self.stop_app()
+
+    def crash_point_reached(self, node: int) -> None:
+        """What re_sim_crash_point() has asked for."""
+        self.crashed_at_point.add(node)
+        if not self.alive(node):
+            return
+        if self.apps and self.served_node == node:
+            self.apps = []
+        elif self.apps and self.oracle.is_only_holder(node):
+            self.leave()
+        self.oracle.process_died(node)
+        if self.crash_by_power:
+            self.oracle.power_lost(node)
+            self.c.shells[node].power_off()
+        else:
+            self.c.shells[node].crash()
+        self.watch.absent(node)
+        self.coverage("crash point", 0)
+
+    def arm(self, node: int, steps: int) -> None:
+        """The node dies after so many disk steps."""
+        self.crashed_at_point.discard(node)
+        self.crash_by_power = self.rng.random() < 0.6
+        self.c.log(f"node {node}: dies after {steps} disk steps ({'power' if self.crash_by_power else 'process'})")
+        self.c.world.lib.re_sim_crash_point(self.c.world.sim, node, steps)
+
+    def disarm(self, node: int) -> None:
+        if not self.c.world.lib.re_sim_is_doomed(self.c.world.sim, node):
+            self.c.world.lib.re_sim_crash_point(self.c.world.sim, node, 0)
+
+    def back(self, *nodes: int) -> None:
+        """Machines and processes are there again."""
+        for node in nodes:
+            shell = self.c.shells[node]
+            if not shell.is_powered:
+                shell.power_on()
+        waiting = [node for node in nodes if not self.alive(node)]
+        for node in waiting:
+            self.crashed_at_point.discard(node)
+            self.c.shells[node].start()
+        answers = [self.c.fire(node, "up") for node in waiting]
+        self.c.until(lambda: all(a.is_done for a in answers), 20_000, "up")
+        for node, answer in zip(waiting, answers, strict=True):
+            if answer.error is not None and node not in self.crashed_at_point:
+                raise SimFailure(f"up failed: {answer.error}")
+
+    def back_all(self) -> None:
+        self.back(*(n for n in (0, 1) if not self.alive(n)))
+
+    # ---- time and checks ----
+
+    def pause(self, most_ms: int = 3000) -> None:
+        """Let time pass; a resync that runs is looked at."""
+        left = self.rng.choice((1, 20, 300, most_ms)) * self.rng.random() + 1
+        while left > 0:
+            part = min(left, SAMPLE_MS) if self.is_syncing else left
+            self.c.run(part)
+            left -= part
+            self.c.check_each_side("while it runs")
+
+    @property
+    def is_syncing(self) -> bool:
+        return any(self.c.state(i, n)[1] > ConnectionState.CONNECTED for i in (0, 1) for n in self.c.numbers)
+
+    def coverage(self, when: str, layer: int) -> None:
+        """P4 at this instant, as if both nodes crashed now (layer 0) or lost power (layer 1)."""
+        if not self.excused:
+            self.c.check_coverage(when, layer=layer)
+
+    def no_false_alarm(self) -> None:
+        """A refusal of the handshake needs two nodes that went on alone."""
+        for shell in self.c.shells:
+            node = shell.node
+            if self.excused or node is None or node.cstate != ConnectionState.STANDALONE or not node.reason:
+                continue
+            if "This Primary has no disk" in node.reason:
+                continue
+            if "disconnect" not in node.reason and not self.oracle.both_alone:
+                raise SimFailure(f"node {shell.index} is StandAlone without a split brain: {node.reason}")
+
+    # ---- operators ----
+
+    def fire_and_wait(self, node: int, verb: str, **args: object) -> None:
+        answer = self.c.fire(node, verb, **args)
+        self.c.until(lambda: answer.is_done, 60_000, f"the answer to {verb}")
+        if answer.error is not None:
+            raise SimFailure(f"{verb} refused: {answer.error}")
+
+    def try_ask(self, node: int, verb: str, ms: int = 90_000, **args: object) -> bool:
+        """False if it was refused."""
+        answer = self.c.fire(node, verb, **args)
+        self.c.until(lambda: answer.is_done, ms, f"the answer to {verb} on node {node}")
+        return answer.error is None
+
+    def down(self, node: int, *, force: bool = False) -> bool:
+        if not self.alive(node) or not self.try_ask(node, "down", force=force):
+            return False
+        self.c.until(lambda: not self.alive(node), 10_000, "the process's end")
+        self.oracle.process_ended(node)
+        self.watch.absent(node)
+        return True
+
+    def recreate(self, index: int) -> None:
+        """New metadata: the disk takes everything from its peer."""
+        c = self.c
+        self.oracle.may_lose(index)
+        if self.alive(index) and not self.down(index, force=True):
+            raise SimFailure("down --force refused")
+        for place in c.shells[index].places:
+            node_disk.create_metadata(place, device_uuid=c.world.random64())
+        self.back(index)
+
+    def bring_disk_back(self, index: int) -> None:
+        """There is no attach: down and up."""
+        c = self.c
+        if all(c.state(index, n)[2] >= DiskState.INCONSISTENT for n in c.numbers):
+            return
+        if self.served_node == index:
+            self.stop_app()
+        if index == self.oracle.primary:
+            self.oracle.process_died(index)  # nothing is drained
+        if not self.down(index, force=True):
+            raise SimFailure("down --force refused")
+        self.stale.add(index)
+        # What a failed flush left in the cache looks good and is never written: whoever uses such a disk again without
+        # dropping the cache is on his own.
+        for disk in c.shells[index].disks:
+            c.world.lib.re_sim_disk_power_loss(c.world.sim, disk.number)
+        self.oracle.cache_lost(index)
+        self.back(index)
