@@ -103,7 +103,7 @@ void re_sim_power_on(re_sim *sim, int node);
 /* While frozen the process does not run (its sockets fill up, its disks go on). */
 void re_sim_engine_freeze(re_sim *sim, int node, bool frozen);
 /* After `steps` more submissions and completions of disk operations on the node (the control plane's count as well)
- * nothing that it does has any effect, and a notice CRASH_POINT comes.  0: no such point any more. */
+ * nothing that it does has any effect, and a notice CRASH_POINT comes.  0: no such point. */
 void re_sim_crash_point(re_sim *sim, int node, uint64_t steps);
 /* The point is reached, and the node has not died yet. */
 bool re_sim_is_doomed(const re_sim *sim, int node);
@@ -144,7 +144,7 @@ void re_sim_disk_settings_set(re_sim *sim, int disk, const struct re_sim_disk_se
 /* The next `count` operations of this kind (enum re_disk_op: READ, WRITE, FLUSH, ZERO) fail with `error` (an
  * errno). */
 void re_sim_disk_fail_next(re_sim *sim, int disk, int kind, uint32_t count, int error);
-/* The next `count` writes that lie whole below `limit` report success, and the bytes are nowhere, or somewhere else below
+/* The next `count` writes that lie whole below `limit` report success; the bytes are nowhere, or somewhere else below
  * it. */
 enum re_sim_mishap { RE_SIM_MISHAP_LOST, RE_SIM_MISHAP_MISDIRECTED };
 void re_sim_disk_mishap(re_sim *sim, int disk, int kind, uint32_t count, uint64_t limit);
@@ -368,8 +368,8 @@ int re_sim_tag_parse(const re_sim *sim, const uint8_t *sector_data, uint64_t *op
 
 enum { RE_SIM_REACH_PACKETS = 128, RE_SIM_REACH_STATES = 32 };
 /* What has happened in which connection state of the node that it happened to.  Packets: commands 0..63, then
- * 0xffc0..0xffff.  Requests: by enum re_sim_nbd_kind, and 0 invoked, else enum re_sim_op_state.  Disk operations: by enum
- * re_sim_op_kind, and 0 good, 1 failed. */
+ * 0xffc0..0xffff.  Requests: by enum re_sim_nbd_kind, and 0 invoked, else enum re_sim_op_state.  Disk operations:
+ * by enum re_sim_op_kind, and 0 good, 1 failed. */
 struct re_sim_reach {
     uint32_t sent[RE_SIM_REACH_PACKETS][RE_SIM_REACH_STATES];
     uint32_t received[RE_SIM_REACH_PACKETS][RE_SIM_REACH_STATES];

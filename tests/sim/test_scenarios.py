@@ -188,7 +188,7 @@ def test_primary_dies_the_other_takes_over_and_the_first_gets_a_union_resync(
     cluster.until(lambda: not cluster.node(1).is_connected, 20_000, "the loss")
     cluster.ask(1, "primary")
     cluster.check_audit(1, ACKED if protocol > 1 else CAUSAL, "taken over")
-    cluster.world.rebase(cluster.history, cluster.shells[1].data.number)
+    cluster.rebase([1])
     second = cluster.serve(1)
     second.write(3000)  # the fourth extent: nobody else has been there since the nodes were in sync
     cluster.restart(0)
