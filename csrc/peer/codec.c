@@ -112,6 +112,7 @@ static const struct packet_rule rules[] = {
     {P_RS_THIN_REQ, ON_DATA | EXACT, 24},
     {P_RS_DEALLOCATED, ON_DATA | EXACT, 16},
     {P_ZEROES, ON_DATA | EXACT, 28},
+    {P_FAREWELL, ON_DATA | CONTROL, 4},
     {P_CONNECTION_FEATURES, ON_DATA | CONTROL, 72},
 };
 

@@ -59,6 +59,7 @@ enum packet {
     P_RS_DEALLOCATED = 0x33,
     P_WSAME = 0x34,
     P_ZEROES = 0x36,
+    P_FAREWELL = 0x7f01,    /* ours: why the peer gives up */
     P_INITIAL_META = 0xfff1,
     P_INITIAL_DATA = 0xfff2,
     P_CONNECTION_FEATURES = 0xfffe,

@@ -112,9 +112,10 @@ def secondary(session: Session, names: tuple[str, ...]) -> None:
 
 @command("connect")
 @click.option("--discard-my-data", is_flag=True, help="After a split brain: this node's changes are lost.")
-def connect(session: Session, names: tuple[str, ...], discard_my_data: bool) -> None:
+@click.option("--tentative", is_flag=True, help="Only find out what would happen; status and why tell it.")
+def connect(session: Session, names: tuple[str, ...], discard_my_data: bool, tentative: bool) -> None:
     """Look for the peer (again)."""
-    _verb("connect")(session, names, discard_my_data=discard_my_data)
+    _verb("connect")(session, names, discard_my_data=discard_my_data, tentative=tentative)
 
 
 @command("disconnect")

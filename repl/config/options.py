@@ -232,13 +232,13 @@ def _net_table() -> dict[str, OptionSpec]:
             "discard-local",
             "discard-remote",
         ),
-        _LATER,
+        _YES,
     )
-    net.enum("after-sb-1pri", ("disconnect", "consensus", "discard-secondary", *_SB_ANY), _LATER)
-    net.enum("after-sb-2pri", ("disconnect", *_SB_ANY), _LATER)
-    net.boolean("always-asbp", False, _LATER)
+    net.enum("after-sb-1pri", ("disconnect", "consensus", "discard-secondary", *_SB_ANY), _YES)
+    net.enum("after-sb-2pri", ("disconnect", *_SB_ANY), _YES)
+    net.boolean("always-asbp", False, _YES)
     net.enum(
-        "rr-conflict", ("disconnect", "call-pri-lost", "violently", "retry-connect", "auto-discard"), _LATER
+        "rr-conflict", ("disconnect", "call-pri-lost", "violently", "retry-connect", "auto-discard"), _YES
     )
     net.enum("on-congestion", ("block", "pull-ahead", "disconnect"), _LATER)
     net.number("congestion-fill", 0, 20971520, 0, _LATER, Unit.SECTORS)

@@ -8,7 +8,7 @@ Errors: ``ConfigError`` for addresses that this program cannot use.
 from __future__ import annotations
 
 from repl.config.model import Address, AddressFamily, NetOptions, NodeView, VolumeView
-from repl.drbd.uuids import AfterSplitBrain
+from repl.drbd.split_brain import AfterSplitBrain
 from repl.engine.commands import Resync
 from repl.errors import ConfigError
 from repl.node.settings import NetSettings, NodeSettings, VolumeSettings
@@ -17,19 +17,7 @@ TENTH_MS = 100
 
 PROTOCOLS = {"A": 1, "B": 2, "C": 3}
 
-_AFTER_SPLIT_BRAIN = {
-    "disconnect": AfterSplitBrain.DISCONNECT,
-    "discard-younger-primary": AfterSplitBrain.DISCARD_YOUNGER_PRIMARY,
-    "discard-older-primary": AfterSplitBrain.DISCARD_OLDER_PRIMARY,
-    "discard-zero-changes": AfterSplitBrain.DISCARD_ZERO_CHANGES,
-    "discard-least-changes": AfterSplitBrain.DISCARD_LEAST_CHANGES,
-    "discard-local": AfterSplitBrain.DISCARD_LOCAL,
-    "discard-remote": AfterSplitBrain.DISCARD_REMOTE,
-    "consensus": AfterSplitBrain.CONSENSUS,
-    "discard-secondary": AfterSplitBrain.DISCARD_SECONDARY,
-    "call-pri-lost-after-sb": AfterSplitBrain.CALL_PRI_LOST,
-    "violently-as0p": AfterSplitBrain.VIOLENTLY_AS_0P,
-}
+_AFTER_SPLIT_BRAIN = {policy.option: policy for policy in AfterSplitBrain}
 
 
 def node_settings(view: NodeView) -> NodeSettings:
@@ -107,4 +95,6 @@ def _net(net: NetOptions) -> NetSettings:
         after_sb_0pri=int(_AFTER_SPLIT_BRAIN[net.after_sb_0pri]),
         after_sb_1pri=int(_AFTER_SPLIT_BRAIN[net.after_sb_1pri]),
         after_sb_2pri=int(_AFTER_SPLIT_BRAIN[net.after_sb_2pri]),
+        always_asbp=net.always_asbp,
+        rr_conflict=net.rr_conflict,
     )

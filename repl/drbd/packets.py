@@ -18,8 +18,9 @@ from enum import Enum, IntEnum, IntFlag
 from types import MappingProxyType
 from typing import ClassVar, NoReturn, TypeAlias
 
+from repl.drbd.split_brain import AfterSplitBrain
 from repl.drbd.states import DiskState, StateChange, StateWord, state_code_text
-from repl.drbd.uuids import AfterSplitBrain, Feature, Side, UuidFlag, Uuids
+from repl.drbd.uuids import Feature, Side, UuidFlag, Uuids
 from repl.errors import ProtocolError
 from repl.limits import SECTOR_BYTES
 
@@ -96,6 +97,7 @@ class Packet(IntEnum):
     RS_DEALLOCATED = 0x33
     WSAME = 0x34
     ZEROES = 0x36
+    FAREWELL = 0x7F01  # ours, see repl.drbd.farewell
     INITIAL_META = 0xFFF1
     INITIAL_DATA = 0xFFF2
     CONNECTION_FEATURES = 0xFFFE

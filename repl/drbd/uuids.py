@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generation UUIDs: rotation, comparison at the handshake, and the decision who resyncs from whom.
+"""Generation UUIDs: rotation, and comparison at the handshake (what follows from it: ``repl.drbd.decision``).
 
 Everything is a pure function of 64-bit integers; the random source is passed in (a callable that returns any
 64-bit number).  Bit 0 of a UUID is the owner's Primary mark and never takes part in a comparison.
-Raises ``InternalError`` if the random source is broken, ``UsageError`` for a policy that is not implemented.
+Raises ``InternalError`` if the random source is broken.
 Facts: DRBD 8.4's generation identifiers, rule numbers as its driver logs them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from enum import Enum, IntEnum, IntFlag
-from types import MappingProxyType
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import IntFlag
 
 from repl.drbd.states import DiskState, Role
-from repl.errors import InternalError, UsageError
+from repl.errors import InternalError
 
 UUID_JUST_CREATED = 4
 UUID_SYNC_STEP = 1 << 48
@@ -290,7 +289,10 @@ def compare(me: Side, peer: Side, *, version: int, features: Feature, resolve_co
     peer_history = (base(theirs.history1), base(theirs.history2))
     if my_current == UUID_JUST_CREATED and peer_current == UUID_JUST_CREATED:
         return Verdict(10, CODE_NONE, "Both nodes have just created metadata.")
-    if my_current in (0, UUID_JUST_CREATED):
+    if my_current == 0 and peer_current == 0:
+        # differs: both drivers would wait for the other one as its target.
+        return Verdict(20, CODE_UNRELATED, "Neither node has a generation.")
+    if my_current in (0, UUID_JUST_CREATED) and peer_current != UUID_JUST_CREATED:
         return Verdict(20, -CODE_FULL, "This node has no data yet.")
     if peer_current in (0, UUID_JUST_CREATED):
         return Verdict(30, CODE_FULL, "The peer has no data yet.")
@@ -322,191 +324,3 @@ def compare(me: Side, peer: Side, *, version: int, features: Feature, resolve_co
     if set(my_history) & set(peer_history):
         return Verdict(100, -CODE_SPLIT_BRAIN, "Both nodes changed the data after a generation long ago.")
     return Verdict(100, CODE_UNRELATED, "The nodes have never had the same data.")
-
-
-# --- decision ----------------------------------------------
-
-
-class AfterSplitBrain(IntEnum):
-    """after-sb-*pri policies, numbers as in P_PROTOCOL."""
-
-    DISCONNECT = 0
-    DISCARD_YOUNGER_PRIMARY = 1
-    DISCARD_OLDER_PRIMARY = 2
-    DISCARD_ZERO_CHANGES = 3
-    DISCARD_LEAST_CHANGES = 4
-    DISCARD_LOCAL = 5
-    DISCARD_REMOTE = 6
-    CONSENSUS = 7
-    DISCARD_SECONDARY = 8
-    CALL_PRI_LOST = 9
-    VIOLENTLY_AS_0P = 10
-
-    def seen_by_peer(self) -> AfterSplitBrain:
-        """The number that the peer must have configured to agree (local and remote are relative)."""
-        if self == AfterSplitBrain.DISCARD_LOCAL:
-            return AfterSplitBrain.DISCARD_REMOTE
-        if self == AfterSplitBrain.DISCARD_REMOTE:
-            return AfterSplitBrain.DISCARD_LOCAL
-        return self
-
-
-class ResyncConflict(Enum):
-    """rr-conflict: a decided resync would overwrite a Primary's good data."""
-
-    DISCONNECT = "disconnect"
-
-
-@dataclass(frozen=True, slots=True)
-class Policies:
-    """What to do about a split brain, by number of Primaries, and about a resync over a Primary."""
-
-    after_sb_0pri: AfterSplitBrain = AfterSplitBrain.DISCONNECT
-    after_sb_1pri: AfterSplitBrain = AfterSplitBrain.DISCONNECT
-    after_sb_2pri: AfterSplitBrain = AfterSplitBrain.DISCONNECT
-    always_asbp: bool = False
-    rr_conflict: ResyncConflict = ResyncConflict.DISCONNECT
-
-
-# A policy gets (self, peer, resolve_conflicts) and returns +1 (self is source), -1 (target) or 0 (no
-# decision).
-PolicyFunction = Callable[[Side, Side, bool], int]
-
-
-def _no_decision(me: Side, peer: Side, resolve_conflicts: bool) -> int:
-    return 0
-
-
-POLICY_FUNCTIONS: Mapping[AfterSplitBrain, PolicyFunction] = MappingProxyType(
-    {AfterSplitBrain.DISCONNECT: _no_decision}
-)
-
-
-def _apply_policy(me: Side, peer: Side, resolve_conflicts: bool, policies: Policies) -> int:
-    primaries = int(me.primary) + int(peer.primary)
-    chosen = (policies.after_sb_0pri, policies.after_sb_1pri, policies.after_sb_2pri)[primaries]
-    if chosen not in POLICY_FUNCTIONS:
-        name = chosen.name.lower().replace("_", "-")
-        raise UsageError(
-            f"after-sb-{primaries}pri {name} is not supported.", advice='Use "disconnect" and decide by hand.'
-        )
-    return POLICY_FUNCTIONS[chosen](me, peer, resolve_conflicts)
-
-
-class DecisionKind(Enum):
-    """What this node does now."""
-
-    NONE = "none"
-    SOURCE = "source"
-    TARGET = "target"
-    REFUSE = "refuse"
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """Result of the handshake of one volume.
-
-    ``full``: set all bits of the own bitmap first.
-    ``split_brain``: one was detected (call handlers), solved or not.
-    ``reason``: one sentence for the log.  ``dirty_bits_rule``: the resync was decided by left-over dirty
-    bits.
-    ``tentative``: only say what would happen, then drop the connection for good.
-    """
-
-    kind: DecisionKind
-    full: bool
-    split_brain: bool
-    reason: str
-    rule: int
-    verdict: Verdict
-    dirty_bits_rule: bool = False
-    tentative: bool = field(default=False)
-
-
-def _better_than_inconsistent(disk: DiskState) -> bool:
-    return disk > DiskState.INCONSISTENT
-
-
-def _left_over_direction(me: Side, peer: Side, resolve_conflicts: bool) -> int:
-    """Direction of a resync of left-over dirty bits: +1 self is source, -1 target, 0 two Primaries."""
-    if me.primary != peer.primary:
-        return 1 if me.primary else -1
-    if me.primary:
-        return 0
-    mine_outdated = me.disk == DiskState.OUTDATED
-    if mine_outdated != (peer.disk == DiskState.OUTDATED):
-        return -1 if mine_outdated else 1
-    return -1 if resolve_conflicts else 1
-
-
-def decide(
-    me: Side,
-    peer: Side,
-    *,
-    version: int,
-    features: Feature,
-    resolve_conflicts: bool,
-    policies: Policies | None = None,
-    peer_is_ours: bool = False,
-    tentative: bool = False,
-) -> Decision:
-    """Who resyncs from whom.  Both nodes reach mirrored results when fed with the exchanged values.
-
-    ``peer_is_ours``: the peer runs this software too, so the rule about left-over dirty bits may be used; a
-    DRBD kernel peer does not know it and would wait for ever.
-    """
-    verdict = compare(me, peer, version=version, features=features, resolve_conflicts=resolve_conflicts)
-    code, full, split_brain, reason = verdict.code, False, False, verdict.text
-
-    def end(kind: DecisionKind, text: str, *, whole: bool = False, left_over: bool = False) -> Decision:
-        return Decision(kind, whole, split_brain, text, verdict.rule, verdict, left_over, tentative)
-
-    if code == CODE_UNRELATED:
-        return end(DecisionKind.REFUSE, "Unrelated data, aborting!")
-    if code in (CODE_NEEDS_VERSION, CODE_NEEDS_WSAME):
-        return end(DecisionKind.REFUSE, verdict.text)
-
-    if me.disk == DiskState.INCONSISTENT and _better_than_inconsistent(peer.disk):
-        full = code == -CODE_SPLIT_BRAIN or abs(code) == CODE_FULL
-        code, reason = -1, "This node is Inconsistent, the peer is better."
-    elif peer.disk == DiskState.INCONSISTENT and _better_than_inconsistent(me.disk):
-        full = code == -CODE_SPLIT_BRAIN or abs(code) == CODE_FULL
-        code, reason = 1, "The peer is Inconsistent, this node is better."
-    elif abs(code) == CODE_SPLIT_BRAIN:
-        split_brain = True
-        solved = 0
-        rules = policies or Policies()
-        if code == CODE_SPLIT_BRAIN or rules.always_asbp:
-            solved = _apply_policy(me, peer, resolve_conflicts, rules)
-            reason = "Split-Brain detected, automatically solved."
-        if not solved and me.discard_my_data != peer.discard_my_data:
-            solved = -1 if me.discard_my_data else 1
-            reason = "Split-Brain detected, manually solved."
-        if not solved:
-            return end(DecisionKind.REFUSE, "Split-Brain detected but unresolved, dropping connection!")
-        # differs: with discard-my-data the driver copies only the blocks of the bitmaps even if they have no
-        # common base; nothing then says that the other blocks are equal.
-        full = code == -CODE_SPLIT_BRAIN
-        code = solved
-    elif abs(code) == CODE_FULL:
-        full = True
-
-    left_over = False
-    # differs: a "no resync" with dirty bits left is a resync, never just a log line.
-    if code == CODE_NONE and verdict.rule != 10 and peer_is_ours and (me.dirty_bits or peer.dirty_bits):
-        code = _left_over_direction(me, peer, resolve_conflicts)
-        left_over = True
-        reason = (
-            f"Equal generations, but {me.dirty_bits} and {peer.dirty_bits} blocks are marked as different."
-        )
-        if code == 0:
-            return end(DecisionKind.REFUSE, reason + " Both nodes are Primary.", left_over=True)
-
-    if code > 0 and me.disk <= DiskState.INCONSISTENT:
-        return end(DecisionKind.REFUSE, "This node should be resync source but has no good data.")
-    if code < 0 and me.primary and me.disk >= DiskState.CONSISTENT:
-        return end(DecisionKind.REFUSE, "This node is Primary but should become resync target; refused.")
-    if code == CODE_NONE:
-        return end(DecisionKind.NONE, reason)
-    kind = DecisionKind.SOURCE if code > 0 else DecisionKind.TARGET
-    return end(kind, reason, whole=full, left_over=left_over)

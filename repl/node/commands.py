@@ -19,6 +19,7 @@ from repl.errors import PeerLost, RequestRefused, StateRefused, UsageError, Wait
 from repl.node.flow import Mutex
 from repl.node.refusals import refusal
 from repl.node.volume import Volume
+from repl.node.why import explain
 
 if TYPE_CHECKING:
     from repl.node.node import Node
@@ -61,6 +62,7 @@ class Commands:
             "show-gi": self._show_gi,
             "new-current-uuid": self._new_current_uuid,
             "status": self._status,
+            "why": self._why,
             "nbd-open": self._nbd_open,
             "nbd-info": self._nbd_info,
         }
@@ -180,6 +182,7 @@ class Commands:
             role=Role.PRIMARY,
             reason="forced" if forced else "",
         )
+        node.connection.discard_my_data = False  # it is going to be written to
         for volume in node.volumes.values():
             if node.is_connected:
                 if volume.number in forced:
@@ -242,6 +245,15 @@ class Commands:
         for volume in node.volumes.values():
             node.connection.send_state(volume)
 
+    async def demote_in_handshake(self) -> bool:
+        """A split brain was decided against this Primary: Secondary, if nobody uses the device."""
+        if self.is_promoting or self._role_lock.is_held or self._open_clients():
+            return False
+        async with self._role_lock:
+            await self._demote_locked(force=False)
+        self._node.auto_promoted = False
+        return True
+
     # ---- connection ----
 
     async def _connect(self, args: dict[str, Any]) -> dict[str, Any]:
@@ -260,7 +272,7 @@ class Commands:
                 number=125,
                 advice=f'"replctl disconnect {self._name}" first.',
             )
-        node.connection.start(discard_my_data=discard)
+        node.connection.start(discard_my_data=discard, is_tentative=bool(args.get("tentative")))
         return {}
 
     async def _disconnect(self, args: dict[str, Any]) -> dict[str, Any]:
@@ -399,6 +411,9 @@ class Commands:
 
     async def _status(self, args: dict[str, Any]) -> dict[str, Any]:
         return self._node.status()
+
+    async def _why(self, args: dict[str, Any]) -> dict[str, Any]:
+        return {"findings": [finding.as_map() for finding in explain(self._node)]}
 
     # ---- NBD ----
 

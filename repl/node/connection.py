@@ -14,18 +14,21 @@ from typing import TYPE_CHECKING
 
 from repl.drbd import packets as pk
 from repl.drbd.digests import digest_number
+from repl.drbd.farewell import Farewell
 from repl.drbd.packets import Packet
 from repl.drbd.states import ConnectionState, DiskState, Role, StateChange, StateWord
 from repl.drbd.uuids import Feature, UuidFlag, Uuids, new_current
 from repl.engine import commands as ec
 from repl.engine.events import Event, EventType, Lost
-from repl.errors import PeerLost, ProtocolError, ReplError
+from repl.errors import PeerLost, ProtocolError
 from repl.node import actions as act
+from repl.node.drops import FinalDrop, RetryDrop
 from repl.node.flow import Cancelled, Flow, Mutex, Promise
-from repl.node.handshake import FinalDrop, Handshake
+from repl.node.handshake import Handshake
 from repl.node.pair import Pair, PairMaker
 from repl.node.peer_packets import PeerPackets
 from repl.node.refusals import refusal
+from repl.node.settlement import tentative_result
 from repl.node.volume import Volume
 
 if TYPE_CHECKING:
@@ -58,10 +61,6 @@ _ILLEGAL = {
 }
 
 
-class RetryDrop(ReplError):
-    """This attempt failed; another one may not."""
-
-
 class Connection:
     """One link at a time."""
 
@@ -70,8 +69,14 @@ class Connection:
         self.pairs = PairMaker(node)
         self.wanted = False
         self.discard_my_data = False
+        self.is_tentative = False  # only ask what would happen
+        self.peer_is_tentative = False
+        self.verdicts: dict[int, str] = {}  # of a dry run, by volume
+        self.last_loss = ""  # how the last connection ended
+        self.doubt = ""  # why the peer may not do what was decided
         self.agreed = pk.Agreed()
         self.peer_is_ours = False
+        self.knows_peer = False  # it has shown the secret, if there is one
         self.resolve_conflicts = False
         self._data_stream = -1
         self._meta_stream = -1
@@ -141,11 +146,12 @@ class Connection:
 
     # ---- operator's side ----
 
-    def start(self, *, discard_my_data: bool = False) -> None:
+    def start(self, *, discard_my_data: bool = False, is_tentative: bool = False) -> None:
         """Go on connecting until somebody says otherwise."""
         self.wanted = True
         self.discard_my_data = discard_my_data
-        self.node.reason = self.node.advice = ""
+        self.is_tentative = is_tentative
+        self.node.forget_reason()
         if self._flow is None or self._flow.done.is_done:
             self._flow = self.node.start(self._run(), "connection")
 
@@ -180,7 +186,7 @@ class Connection:
             while self.wanted:
                 await self._attempt()
         except FinalDrop as error:
-            self._say(error.message, error.advice)
+            self._say(error)
             await self._stand_alone(error.message)
             return
         except Cancelled:
@@ -189,14 +195,21 @@ class Connection:
         node.notify_watchers()
 
     async def _stand_alone(self, reason: str) -> None:
-        self.wanted = False
+        self.wanted = self.is_tentative = False
         self.pairs.close()
         self.node.act(act.Listen(False))
         await self._set_connection(_C.STANDALONE, reason)
 
-    def _say(self, reason: str, advice: str = "") -> None:
-        self.node.reason, self.node.advice = reason, advice
-        self.node.emit("connection", reason, level="error", advice=advice)
+    def _say(self, drop: FinalDrop | RetryDrop) -> None:
+        self.node.keep_reason(drop.reason, drop.message, drop.advice)
+        is_error = isinstance(drop, FinalDrop) and drop.reason != "tentative"
+        self.node.emit(
+            "connection",
+            drop.message,
+            level="error" if is_error else "warning",
+            advice=drop.advice,
+            reason=drop.reason,
+        )
 
     async def _set_connection(self, cstate: ConnectionState, reason: str = "") -> None:
         await self.node.transition(
@@ -223,14 +236,23 @@ class Connection:
             await self._converse()
         except FinalDrop as error:
             final = error
+            self._say_farewell(error)
             await self._linger()
-        except (RetryDrop, ProtocolError) as error:
+        except RetryDrop as error:
+            retry = error.message
+            if error.reason:
+                self._say(error)
+            if self.peer_is_tentative:
+                await self._linger()
+        except ProtocolError as error:
             retry = error.message
         except PeerLost:
-            pass
+            self._explain_loss()
         except Cancelled as error:
             final = error
         self._may_cancel = False
+        if final is None and self.is_tentative and self.verdicts:  # the peer dropped it first
+            final = tentative_result(self)
         was_connected = node.is_connected
         await self._end(final.message if isinstance(final, FinalDrop) else "disconnected" if final else retry)
         if final is not None:
@@ -245,7 +267,10 @@ class Connection:
         self.resolve_conflicts = pair.resolve_conflicts
         self._packets = deque(pair.data.early)
         self._lost = None
-        self._peer_leaves = False
+        self._peer_leaves = self.peer_is_tentative = False
+        self.knows_peer = self.peer_is_ours = False
+        self.verdicts.clear()
+        self.doubt = ""
         self.agreed = pk.Agreed(version=80, features=Feature.NONE)
         for volume in self.node.volumes.values():
             volume.new_connection()
@@ -260,6 +285,31 @@ class Connection:
             self.resume()
             if self._peer_leaves:
                 raise PeerLost("The peer has disconnected.")
+
+    @property
+    def is_dry_run(self) -> bool:
+        """Nothing may change: one of the nodes only wants to know what would happen."""
+        return self.is_tentative or self.peer_is_tentative
+
+    def _say_farewell(self, drop: FinalDrop) -> None:
+        """A peer that runs this software gets to know why; DRBD has no word for it."""
+        if self.peer_is_ours and self.knows_peer and not self.is_dry_run:
+            node = self.node
+            text = f"{node.settings.node} gave up: {drop.message}"
+            self.send(Packet.FAREWELL, Farewell(drop.reason, text, drop.advice).encode())
+
+    def discard_was_carried_out(self) -> None:
+        """The order to discard this node's data holds until no volume waits for it any more."""
+        if not any(v.is_discarded for v in self.node.volumes.values()):
+            self.discard_my_data = False
+
+    def _explain_loss(self) -> None:
+        """Policies are not exchanged: a peer that does not follow the decision just closes the connection."""
+        waiting = any(v.state.conn == _C.WF_BITMAP_S for v in self.node.volumes.values())
+        if self.doubt and waiting and not self._peer_leaves:
+            text = f"{self.node.settings.peer} left after the handshake; probably {self.doubt}."
+            advice = f'Look at "replctl why" or the kernel log on {self.node.settings.peer}.'
+            self._say(RetryDrop(text, reason="peer-refused", advice=advice))
 
     async def _linger(self) -> None:
         """Let the peer come to its own verdict on what it was sent: a broken connection alone makes it try again."""
@@ -286,6 +336,7 @@ class Connection:
             child.cancel("connection lost")
         self._children.clear()
         state, text = self._lost_text(lost, why)
+        self.last_loss = text
         if node.is_connected:
             node.emit("connection", f"lost the peer: {text}", level="warning")
         # Volumes that lose the peer's good data start a new generation; it is durable before any write completes.
@@ -346,7 +397,7 @@ class Connection:
             self.node.reason = text
         elif lost.lost is Lost.PROTOCOL:
             text = f"the peer broke the protocol: {name}, {_ILLEGAL.get(lost.value, 'illegal')}"
-            self.node.reason = text
+            self.node.keep_reason("protocol-broken", text)
         return _LOST_STATES[lost.lost], text
 
     # ---- packets ----
@@ -354,7 +405,7 @@ class Connection:
     async def next_packet(self, wait_ms: int | None = None) -> Event:
         """The next control packet of the data socket; PeerLost when the link breaks, RetryDrop after ``wait_ms``."""
         if self._packets:
-            return self._packets.popleft()
+            return self._heard(self._packets.popleft())
         if self._lost is not None:
             raise PeerLost("The connection to the peer was lost.")
         self._arrival = Promise()
@@ -362,6 +413,12 @@ class Connection:
         if event is None:
             self._arrival = None
             raise RetryDrop("The peer did not answer in time.")
+        return self._heard(event)
+
+    def _heard(self, event: Event) -> Event:
+        if event.packet == Packet.FAREWELL and self.knows_peer:
+            farewell = Farewell.decode(event.blob)
+            raise RetryDrop(farewell.text, reason=farewell.reason, advice=farewell.advice)
         return event
 
     def resume(self) -> None:
@@ -437,7 +494,7 @@ class Connection:
         flags = extra_flags
         if self.discard_my_data:
             flags |= UuidFlag.DISCARD_MY_DATA
-        if volume.crashed_primary:
+        if volume.claims_crash:
             flags |= UuidFlag.CRASHED_PRIMARY
         if volume.state.disk == DiskState.INCONSISTENT:
             flags |= UuidFlag.INCONSISTENT

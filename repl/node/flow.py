@@ -165,6 +165,10 @@ class Mutex:
     async def __aexit__(self, *error: object) -> None:
         self._release()
 
+    @property
+    def is_held(self) -> bool:
+        return self._held
+
     def _release(self) -> None:
         self._held = False
         if self._waiters:

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 from repl.drbd import auth
 from repl.drbd import packets as pk
 from repl.drbd.packets import Packet
+from repl.drbd.split_brain import AfterSplitBrain
 from repl.drbd.states import ConnectionState, DiskState, Role, StateWord
-from repl.drbd.uuids import AfterSplitBrain, DecisionKind, Feature, Policies, Side, UuidFlag, base, decide
-from repl.engine import commands as ec
+from repl.drbd.uuids import Feature, UuidFlag, base
 from repl.engine.events import Event
-from repl.errors import ProtocolError, ReplError
+from repl.errors import ProtocolError
+from repl.node.drops import FinalDrop
+from repl.node.settlement import end_dry_run, settle
 from repl.node.volume import Volume
 
 if TYPE_CHECKING:
@@ -29,10 +31,6 @@ OUR_FEATURE = 1 << 24  # offered by this software only; a DRBD peer masks it awa
 OFFERED_FEATURES = int(Feature.KERNEL) | OUR_FEATURE
 AUTH_PING_TIMEOUTS = 4
 PARAMETERS_WAIT_MS = 20_000
-
-
-class FinalDrop(ReplError):
-    """The nodes do not fit together; trying again would not help."""
 
 
 class Handshake:
@@ -47,6 +45,7 @@ class Handshake:
         await self._features()
         if self._net.cram_hmac_alg:
             await self._authenticate()
+        self._c.knows_peer = True
         self._send_parameters()
         await self._receive_parameters()
 
@@ -61,13 +60,14 @@ class Handshake:
         if event.packet != Packet.CONNECTION_FEATURES:
             raise FinalDrop(
                 f"{self._peer} did not answer with P_CONNECTION_FEATURES but with packet 0x{event.packet:x}.",
+                reason="not-drbd",
                 advice="Check that the address belongs to a DRBD 8.4 node.",
             )
         try:
             theirs = pk.Features.decode(event.blob)
             version, _ = pk.agree(mine, theirs)
         except ProtocolError as error:
-            raise FinalDrop(f"{self._peer}: {error.message}") from None
+            raise FinalDrop(f"{self._peer}: {error.message}", reason="protocol-version") from None
         flags = mine.feature_flags & theirs.feature_flags
         c.peer_is_ours = bool(flags & OUR_FEATURE)
         c.link_up(pk.Agreed(version=version, features=Feature(flags & int(Feature.KERNEL))))
@@ -85,6 +85,7 @@ class Handshake:
         if event.packet != Packet.AUTH_CHALLENGE:
             raise FinalDrop(
                 f"{self._peer} does not authenticate (cram-hmac-alg {net.cram_hmac_alg} is set here).",
+                reason="authentication",
                 advice="Set the same cram-hmac-alg and shared-secret on both nodes.",
             )
         try:
@@ -98,6 +99,7 @@ class Handshake:
         except ProtocolError as error:
             raise FinalDrop(
                 f"Authentication of {self._peer} failed: {error.message}",
+                reason="authentication",
                 advice="Compare shared-secret and cram-hmac-alg on both nodes.",
             ) from None
         c.resume()
@@ -110,7 +112,11 @@ class Handshake:
 
     def _my_protocol(self) -> pk.Protocol:
         net = self._net
-        flags = pk.ConnectionFlag.DISCARD_MY_DATA if self._c.discard_my_data else pk.ConnectionFlag.NONE
+        flags = pk.ConnectionFlag.NONE
+        if self._c.discard_my_data:
+            flags |= pk.ConnectionFlag.DISCARD_MY_DATA
+        if self._c.is_tentative:
+            flags |= pk.ConnectionFlag.DRY_RUN
         return pk.Protocol(
             protocol=pk.ReplicationProtocol(net.protocol),
             after_sb_0p=AfterSplitBrain(net.after_sb_0pri),
@@ -147,6 +153,7 @@ class Handshake:
             if event.packet == Packet.AUTH_CHALLENGE:
                 raise FinalDrop(
                     f"{self._peer} wants authentication, none is configured here.",
+                    reason="authentication",
                     advice="Set the same cram-hmac-alg and shared-secret on both nodes.",
                 )
             if event.packet == Packet.PROTOCOL:
@@ -178,15 +185,10 @@ class Handshake:
             if here != there:
                 raise FinalDrop(
                     f"Incompatible settings: {name} is {_name(here)} here and {_name(there)} on {self._peer}.",
+                    reason="settings-differ",
                     advice="Use the same configuration on both nodes.",
                 )
-        both = mine.conn_flags & theirs.conn_flags
-        if both & pk.ConnectionFlag.DISCARD_MY_DATA:
-            raise FinalDrop(
-                "Both nodes were told to discard their data.", advice="Connect one of them without --discard-my-data."
-            )
-        if theirs.conn_flags & pk.ConnectionFlag.DRY_RUN:
-            raise FinalDrop(f"{self._peer} only asked what would happen (dry run).")
+        self._c.peer_is_tentative = bool(theirs.conn_flags & pk.ConnectionFlag.DRY_RUN)
 
     async def _volume_packet(self, volume: Volume, event: Event) -> None:
         if event.packet in (Packet.SYNC_PARAM, Packet.SYNC_PARAM89):
@@ -198,6 +200,7 @@ class Handshake:
                 if there is not None and here != there:
                     raise FinalDrop(
                         f'Incompatible settings: {name} is "{here}" here and "{there}" on {self._peer}.',
+                        reason="settings-differ",
                         advice="Use the same configuration on both nodes.",
                     )
         elif event.packet == Packet.SIZES:
@@ -223,15 +226,18 @@ class Handshake:
             raise FinalDrop(
                 f"The disk of {self._peer} is too small for volume {volume.number}: {theirs.d_size} sectors, "
                 f"{volume.size_sectors} are in use here.",
+                reason="disk-too-small",
                 advice="Use a disk that is at least as large.",
             )
+        if self._c.is_dry_run:
+            return
         await self._node.disks.shrink_unused(volume, size)
         self._c.send_sizes(volume)
 
 
 def _name(value: object) -> str:
     if isinstance(value, AfterSplitBrain):
-        return value.name.lower().replace("_", "-")
+        return value.option
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f'"{value}"' if value == "" else str(value)
@@ -249,15 +255,20 @@ async def evaluate(c: Connection, volume: Volume, theirs: StateWord) -> None:
     if theirs.role == Role.PRIMARY and node.role == Role.PRIMARY:
         # Two Primaries: the generations say that it is a split brain; without disks nothing else would.
         if not volume.attached or peer_disk < _D.INCONSISTENT:
-            raise FinalDrop("Both nodes are Primary.", advice="Make one of them Secondary.")
+            raise _two_primaries()
     _check_exposed(c, volume)
-    conn = _C.CONNECTED
+    conn, peer_role = _C.CONNECTED, theirs.role
     if volume.attached and peer_disk >= _D.INCONSISTENT:
-        conn = await _decide(c, volume, theirs, peer_disk)
+        conn, peer_role = await settle(c, volume, theirs, peer_disk)
+        if peer_role == Role.PRIMARY and node.role == Role.PRIMARY and not c.is_dry_run:
+            raise _two_primaries()
     elif volume.attached and peer_disk < _D.INCONSISTENT:
         node.emit("resync", f"{node.settings.peer} has no disk", volume=volume.number)
     first = not node.is_connected
     volume.is_evaluated = True
+    if c.is_dry_run:
+        end_dry_run(c)
+        return
     volume.peer_may_have_finished = False
     all_done = all(v.is_evaluated for v in node.volumes.values())
     volume.decided = replace(theirs, conn=conn, disk=peer_disk)
@@ -266,7 +277,7 @@ async def evaluate(c: Connection, volume: Volume, theirs: StateWord) -> None:
         lambda v, s: _as_decided(v, s) if v.number in ours else s,
         only=None if first and all_done else volume,
         cstate=_C.CONNECTED if all_done else None,
-        peer_role=theirs.role,
+        peer_role=peer_role,
         reason="handshake" if first else "",
     )
     if not all_done:
@@ -275,7 +286,12 @@ async def evaluate(c: Connection, volume: Volume, theirs: StateWord) -> None:
         c.send_state(each)
         await node.resync.begin(each)
     if first:
-        node.reason = node.advice = ""
+        node.forget_reason()
+        c.discard_was_carried_out()
+
+
+def _two_primaries() -> FinalDrop:
+    return FinalDrop("Both nodes are Primary.", reason="two-primaries", advice="Make one of them Secondary.")
 
 
 def _as_decided(volume: Volume, state: StateWord) -> StateWord:
@@ -293,6 +309,7 @@ def _check_exposed(c: Connection, volume: Volume) -> None:
         raise FinalDrop(
             f"This Primary has no disk and can only connect to data of generation {mine:016X}; "
             f"{node.settings.peer} has {theirs:016X}.",
+            reason="other-generation",
             advice=f"Take the resource down and up again on {node.settings.node} to attach its disk.",
         )
     volume.uuids = replace(volume.uuids, current=theirs)
@@ -305,62 +322,3 @@ def real_disk(theirs: StateWord, volume: Volume) -> DiskState:
     report = volume.peer_report
     inconsistent = report is not None and UuidFlag.INCONSISTENT in report.flags
     return _D.INCONSISTENT if inconsistent else _D.CONSISTENT
-
-
-async def _decide(c: Connection, volume: Volume, theirs: StateWord, peer_disk: DiskState) -> ConnectionState:
-    node, report = c.node, volume.peer_report
-    assert report is not None
-    me = Side(
-        uuids=volume.uuids,
-        role=node.role,
-        disk=volume.state.disk,
-        dirty_bits=volume.sent_dirty_bits,
-        crashed_primary=volume.crashed_primary,
-        discard_my_data=c.discard_my_data,
-    )
-    peer = Side(
-        uuids=report.uuids,
-        role=theirs.role,
-        disk=peer_disk,
-        dirty_bits=report.dirty_bits,
-        crashed_primary=UuidFlag.CRASHED_PRIMARY in report.flags,
-        discard_my_data=UuidFlag.DISCARD_MY_DATA in report.flags,
-    )
-    decision = decide(
-        me,
-        peer,
-        version=c.agreed.version,
-        features=c.agreed.features,
-        resolve_conflicts=c.resolve_conflicts,
-        policies=Policies(),
-        peer_is_ours=c.peer_is_ours,
-    )
-    node.emit(
-        "handshake",
-        f"decision {decision.kind.value} by rule {decision.rule}: {decision.reason}",
-        volume=volume.number,
-        level="error" if decision.kind is DecisionKind.REFUSE else "info",
-        rule=decision.rule,
-        self_uuids=str(me.uuids),
-        peer_uuids=str(peer.uuids),
-    )
-    if decision.kind is DecisionKind.REFUSE:
-        raise FinalDrop(decision.reason, advice=_advice(c, decision.split_brain))
-    volume.corrected = decision.verdict.self_corrected
-    if decision.verdict.peer_corrected is not None:
-        volume.peer_report = replace(report, uuids=decision.verdict.peer_corrected)
-    if decision.kind is DecisionKind.NONE:
-        return _C.CONNECTED
-    if decision.full and not await node.ask_ok(ec.BitmapSetAll(volume.number)):
-        raise ProtocolError("The bitmap cannot be written.")
-    return _C.WF_BITMAP_S if decision.kind is DecisionKind.SOURCE else _C.WF_BITMAP_T
-
-
-def _advice(c: Connection, split_brain: bool) -> str:
-    name = c.node.settings.resource
-    if split_brain:
-        return (
-            f'Choose the node whose changes are to be thrown away; on it: "replctl secondary {name}" and '
-            f'"replctl connect --discard-my-data {name}", on the other one: "replctl connect {name}".'
-        )
-    return "Compare both nodes with show-gi; create-md --force on one of them starts anew with a full sync."

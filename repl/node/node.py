@@ -62,6 +62,7 @@ class Node:
         self.peer_role = Role.UNKNOWN
         self.cstate = ConnectionState.STANDALONE
         self.reason = ""  # why the connection is down for good, or what happened last
+        self.reason_code = ""
         self.advice = ""
         self.is_up = False
         self.auto_promoted = False
@@ -128,7 +129,7 @@ class Node:
 
     def listen_failed(self, reason: str) -> None:
         """The replication listener cannot be opened (the shell goes on trying)."""
-        self.reason = reason
+        self.keep_reason("listen-failed", f"cannot listen for the peer: {reason}")
         self.emit("listen", f"cannot listen for the peer: {reason}", level="error")
 
     def disk_opened(self, volume: int, prepared: Prepared) -> None:
@@ -181,6 +182,13 @@ class Node:
         if flow is not None:
             flow.cancel("nobody waits for it any more")
         self.scheduler.run()
+
+    def keep_reason(self, code: str, text: str, advice: str = "") -> None:
+        """What stands between this node and its peer, for whoever looks."""
+        self.reason_code, self.reason, self.advice = code, text, advice
+
+    def forget_reason(self) -> None:
+        self.reason_code = self.reason = self.advice = ""
 
     def status(self) -> dict[str, Any]:
         """Everything a person may want to know now; plain values."""
@@ -351,7 +359,7 @@ class Node:
             for volume in targets:
                 after = self._sanitized(change(volume, volume.state))
                 if after.disk == DiskState.UP_TO_DATE and after.pdsk == DiskState.UP_TO_DATE:
-                    volume.crashed_primary = False
+                    volume.crashed_primary = volume.has_left_over = False
                 new_uuids = uuids(volume) if uuids is not None else volume.uuids
                 new_uuids = set_primary(new_uuids, self.role == Role.PRIMARY) if new_uuids.current else new_uuids
                 block = volume.superblock_for(after, new_uuids, full_sync=full_sync)

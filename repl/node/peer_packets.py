@@ -16,7 +16,8 @@ from repl.drbd.uuids import UUID_JUST_CREATED, UuidFlag, Uuids, adopt_current, b
 from repl.engine import commands as ec
 from repl.engine.events import Event
 from repl.errors import ConfigError, ProtocolError
-from repl.node.handshake import FinalDrop, evaluate, real_disk
+from repl.node.drops import FinalDrop
+from repl.node.handshake import evaluate, real_disk
 from repl.node.volume import Volume
 
 if TYPE_CHECKING:
@@ -68,12 +69,13 @@ class PeerPackets:
             raise FinalDrop(
                 f"{self._node.settings.peer} changed to protocol {theirs.protocol.name}, "
                 f"this node is configured for another one.",
+                reason="settings-differ",
                 advice="Use the same configuration on both nodes.",
             )
         try:  # from the next packet on the peer digests with this; we go on with ours
             options = self._c.link_options(theirs.integrity_alg or "")
         except ConfigError as error:
-            raise FinalDrop(error.message, advice=error.advice) from None
+            raise FinalDrop(error.message, reason="settings-differ", advice=error.advice) from None
         self._node.send(ec.LinkOptions(options))
 
     # ---- P_STATE ----
@@ -173,6 +175,7 @@ class PeerPackets:
             raise FinalDrop(
                 f"{self._node.settings.peer} changed the size of volume {volume.number} to {theirs.c_size} sectors; "
                 "online resize is not supported by this version.",
+                reason="peer-resized",
                 advice="Undo the resize on the peer.",
             )
 

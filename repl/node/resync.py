@@ -113,7 +113,8 @@ class ResyncControl:
                 # differs: DRBD would take the UUID over when the connection breaks (decision 0006).
                 raise ProtocolError(f"P_SYNC_UUID came in {volume.state.conn}; it is ignored.")
             await volume.waiting_for_sync_uuid
-        volume.expects_sync_uuid = False
+        volume.expects_sync_uuid = volume.is_discarded = False
+        node.connection.discard_was_carried_out()
         dirty = node.dirty_bits(volume)
         await node.transition(
             lambda v, s: (

@@ -51,6 +51,8 @@ class NetSettings:
     after_sb_0pri: int = 0
     after_sb_1pri: int = 0
     after_sb_2pri: int = 0
+    always_asbp: bool = False
+    rr_conflict: str = "disconnect"
     protocol_min: int = 100  # older peers have one volume and smaller requests: not yet
     protocol_max: int = 101
 

@@ -31,6 +31,7 @@ def node_status(node: Node) -> dict[str, Any]:
         "role": str(node.role),
         "connection": "Connected" if node.is_settled else str(min(node.cstate, _C.WF_REPORT_PARAMS)),
         "reason": node.reason,
+        "reason_code": node.reason_code,
         "advice": node.advice,
         "suspended": any(v.state.suspended for v in node.volumes.values()),
         "protocol": _PROTOCOLS.get(settings.net.protocol, "?"),

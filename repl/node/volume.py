@@ -34,6 +34,8 @@ class Volume:
         self.uuids = Uuids(0, 0, 0, 0)
         self.corrected: Uuids | None = None  # verdict of rules 34 and 71, kept in memory until the resync has started
         self.crashed_primary = False
+        self.has_left_over = False  # dirty bits that a DRBD peer resyncs only if this node says that it crashed
+        self.is_discarded = False  # --discard-my-data is to be carried out by the resync that begins
         self.peer_may_have_finished = False  # the connection broke when nothing was left to resync
         self.size_sectors = 0
         self.open_count = 0
@@ -52,6 +54,11 @@ class Volume:
         return self.superblock is not None
 
     @property
+    def claims_crash(self) -> bool:
+        """The flag "crashed as Primary" of P_UUIDS."""
+        return self.crashed_primary or self.has_left_over
+
+    @property
     def backing_sectors(self) -> int:
         """Usable sectors of the own disk, 0 without one."""
         return self.prepared.usable_sectors if self.prepared and self.attached else 0
@@ -61,6 +68,7 @@ class Volume:
         self.peer_report = None
         self.peer_sizes = None
         self.is_evaluated = False
+        self.is_discarded = False
         self.corrected = None
         self.expects_sync_uuid = False
         self.waiting_for_sync_uuid = Promise()

@@ -346,7 +346,7 @@ def test_both_sides_told_to_discard_their_data_stay_apart(clusters: Clusters) ->
         cluster.ask(node, "connect", discard_my_data=True)
     cluster.run(3000)
     cluster.until(lambda: cluster.stand_alone, 30_000, "StandAlone")
-    assert "discard" in cluster.node(0).reason
+    assert "discard" in cluster.node(0).reason and "discard" in cluster.node(1).reason
 
 
 # ---- disks ----

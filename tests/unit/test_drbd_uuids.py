@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generation UUIDs: rotations, version limits of the rules, mirror symmetry on reachable histories."""
+"""Generation UUIDs: rotations, version limits of the rules, results of both sides on reachable histories."""
 
 from __future__ import annotations
 
@@ -10,19 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repl.drbd import uuids
+from repl.drbd.decision import DecisionKind, decide
 from repl.drbd.states import DiskState, Role
-from repl.drbd.uuids import (
-    AfterSplitBrain,
-    DecisionKind,
-    Feature,
-    Policies,
-    Side,
-    Uuids,
-    Verdict,
-    compare,
-    decide,
-)
-from repl.errors import InternalError, UsageError
+from repl.drbd.uuids import Feature, Side, Uuids, Verdict, compare
+from repl.errors import InternalError
 
 A, B, C, D, E = (0x1111111111111110 * factor for factor in range(1, 6))
 STEP = uuids.UUID_SYNC_STEP
@@ -147,91 +138,7 @@ def test_two_crashed_primaries_are_decided_by_the_resolve_conflicts_flag(holds: 
     assert (found.rule, found.code) == (40, -1 if holds else 1)
 
 
-def both(
-    a: Side, b: Side, *, ours: bool = True, a_holds: bool = True, policies: Policies | None = None
-) -> tuple[uuids.Decision, uuids.Decision]:
-    common = {"version": 101, "features": Feature.KERNEL, "peer_is_ours": ours, "policies": policies}
-    return (
-        decide(a, b, resolve_conflicts=a_holds, **common),  # type: ignore[arg-type]
-        decide(b, a, resolve_conflicts=not a_holds, **common),  # type: ignore[arg-type]
-    )
-
-
 UP = DiskState.UP_TO_DATE
-
-
-@pytest.mark.parametrize("dirty", [(1, 0), (0, 1), (7, 7)])
-def test_left_over_dirty_bits_of_two_secondaries_are_copied_from_the_node_without_the_flag(
-    dirty: tuple[int, int],
-) -> None:
-    a, b = (Side(Uuids(A), disk=UP, dirty_bits=count) for count in dirty)
-    first, second = both(a, b, a_holds=True)
-    assert (first.kind, second.kind) == (DecisionKind.TARGET, DecisionKind.SOURCE)
-    assert first.dirty_bits_rule and second.dirty_bits_rule and not first.full
-
-
-def test_left_over_dirty_bits_with_a_primary_are_copied_from_the_primary() -> None:
-    a = Side(Uuids(A), role=Role.PRIMARY, disk=UP)
-    b = Side(Uuids(A), disk=UP, dirty_bits=3)
-    for a_holds in (True, False):
-        first, second = both(a, b, a_holds=a_holds)
-        assert (first.kind, second.kind) == (DecisionKind.SOURCE, DecisionKind.TARGET)
-
-
-def test_left_over_dirty_bits_with_an_outdated_node_are_copied_to_it() -> None:
-    a = Side(Uuids(A), disk=DiskState.OUTDATED, dirty_bits=3)
-    b = Side(Uuids(A), disk=UP, dirty_bits=3)
-    for a_holds in (True, False):
-        assert both(a, b, a_holds=a_holds)[0].kind is DecisionKind.TARGET
-
-
-def test_left_over_dirty_bits_of_two_primaries_are_refused() -> None:
-    side = Side(Uuids(A), role=Role.PRIMARY, disk=UP, dirty_bits=1)
-    assert {decision.kind for decision in both(side, side)} == {DecisionKind.REFUSE}
-
-
-def test_left_over_dirty_bits_with_a_kernel_peer_are_left_alone() -> None:
-    side = Side(Uuids(A), disk=UP, dirty_bits=9)
-    assert {decision.kind for decision in both(side, side, ours=False)} == {DecisionKind.NONE}
-
-
-def test_just_created_nodes_with_all_bits_dirty_do_not_resync() -> None:
-    side = Side(Uuids(), disk=DiskState.INCONSISTENT, dirty_bits=1014)
-    decisions = both(side, side)
-    assert {decision.kind for decision in decisions} == {DecisionKind.NONE}
-    assert {decision.rule for decision in decisions} == {10}
-
-
-def test_resync_over_a_primary_with_good_data_is_refused() -> None:
-    a = Side(Uuids(A), role=Role.PRIMARY, disk=UP)
-    b = Side(Uuids(B, A), disk=UP)
-    assert both(a, b)[0].kind is DecisionKind.REFUSE
-
-
-def test_resync_from_an_inconsistent_disk_is_refused() -> None:
-    a = Side(Uuids(B, A), disk=DiskState.INCONSISTENT)
-    b = Side(Uuids(A), disk=DiskState.INCONSISTENT)
-    assert both(a, b)[0].kind is DecisionKind.REFUSE
-
-
-def test_forced_primary_against_a_fresh_node_is_a_full_resync() -> None:
-    a = Side(Uuids(A | 1, 4), role=Role.PRIMARY, disk=UP)
-    b = Side(Uuids(4), disk=DiskState.INCONSISTENT)
-    first, second = both(a, b)
-    assert (first.kind, second.kind) == (DecisionKind.SOURCE, DecisionKind.TARGET)
-    assert first.full and second.full
-
-
-def test_policy_that_is_not_implemented_is_a_usage_error() -> None:
-    side = Side(Uuids(A, C), disk=UP)
-    with pytest.raises(UsageError):
-        both(side, Side(Uuids(B, C), disk=UP), policies=Policies(AfterSplitBrain.DISCARD_LEAST_CHANGES))
-
-
-def test_relative_policies_are_swapped_for_the_peer() -> None:
-    assert AfterSplitBrain.DISCARD_LOCAL.seen_by_peer() is AfterSplitBrain.DISCARD_REMOTE
-    assert AfterSplitBrain.DISCARD_REMOTE.seen_by_peer() is AfterSplitBrain.DISCARD_LOCAL
-    assert AfterSplitBrain.CONSENSUS.seen_by_peer() is AfterSplitBrain.CONSENSUS
 
 
 def masked(value: Uuids) -> tuple[int, ...]:
@@ -324,7 +231,6 @@ class World:
                 version=101,
                 features=Feature.KERNEL,
                 resolve_conflicts=holds == i,
-                peer_is_ours=True,
             )
             for i in (0, 1)
         ]

@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import pytest
 
+from repl.drbd.decision import Decision, DecisionKind, decide
 from repl.drbd.packets import PROTOCOL_MAX
+from repl.drbd.split_brain import AfterSplitBrain, Policies
 from repl.drbd.states import DiskState
-from repl.drbd.uuids import Decision, DecisionKind, Feature, Side, Uuids, compare, decide
+from repl.drbd.uuids import Feature, Side, Uuids, compare
 from tests.wire.vector_files import HandshakeCase, handshake_cases
 
 CASES = handshake_cases()
-# Solved by policies that are not implemented, or refused before any decision.
-OTHER_POLICIES = {"sb100-always", "sb-younger", "sb-older", "sb-local", "sb-localmis"}
-
 
 def side(text: str, *, discard: bool) -> Side:
     parts = text.split(":")
@@ -34,6 +36,8 @@ def sides(case: HandshakeCase) -> tuple[Side, Side]:
 
 def flags_of(case: HandshakeCase) -> tuple[bool, bool]:
     """Who holds resolve-conflicts; where it matters the loser of the observation had it."""
+    if case.name == "sb100-always":
+        return False, True
     if case.name == "r40both":
         assert case.result_a is not None
         a_holds = case.result_a[0] < 0
@@ -62,15 +66,30 @@ def expected_decision(text: str) -> tuple[DecisionKind, bool | None]:
     return (DecisionKind.SOURCE if source else DecisionKind.TARGET), full
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if case.name not in OTHER_POLICIES], ids=lambda case: case.name
-)
+def policies_of(case: HandshakeCase, node: str) -> Policies:
+    """``options A: x y, B: z`` or ``options both: x y, x y``."""
+    found = Policies()
+    for part in re.findall(r"(?:always-asbp|after-sb-0pri|discard-remote)[^,]*", case.options):
+        name, _, value = part.partition(" ")
+        if name == "always-asbp":
+            found = replace(found, always_asbp=value == "yes")
+        elif name == "after-sb-0pri" and (case.options.startswith("both") or node == "A"):
+            found = replace(found, after_sb_0pri=next(p for p in AfterSplitBrain if p.option == value))
+        elif name == "discard-remote" and node == "B":
+            found = replace(found, after_sb_0pri=AfterSplitBrain.DISCARD_REMOTE)
+    return found
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_observed_handshake_decided_again_goes_the_same_way(case: HandshakeCase) -> None:
     a, b = sides(case)
     a_holds, b_holds = flags_of(case)
     decisions: list[Decision] = []
-    for me, peer, holds, result in ((a, b, a_holds, case.result_a), (b, a, b_holds, case.result_b)):
-        decision = decide(me, peer, version=PROTOCOL_MAX, features=Feature.KERNEL, resolve_conflicts=holds)
+    for node, me, peer, holds, result in (("A", a, b, a_holds, case.result_a), ("B", b, a, b_holds, case.result_b)):
+        policies = policies_of(case, node)
+        decision = decide(
+            me, peer, version=PROTOCOL_MAX, features=Feature.KERNEL, resolve_conflicts=holds, policies=policies
+        )
         decisions.append(decision)
         if result is None:
             continue
@@ -84,18 +103,8 @@ def test_observed_handshake_decided_again_goes_the_same_way(case: HandshakeCase)
         DecisionKind.NONE: DecisionKind.NONE,
         DecisionKind.REFUSE: DecisionKind.REFUSE,
     }
-    if "wrongdir" not in case.name:
+    if case.name not in ("inconsist-wrongdir", "sb-localmis"):  # the latter is refused before
         assert mirrored[decisions[0].kind] is decisions[1].kind
-
-
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if case.name in OTHER_POLICIES], ids=lambda case: case.name
-)
-def test_split_brain_with_the_only_policy_we_have_is_refused(case: HandshakeCase) -> None:
-    a, b = sides(case)
-    decision = decide(a, b, version=PROTOCOL_MAX, features=Feature.KERNEL, resolve_conflicts=True)
-    assert decision.kind is DecisionKind.REFUSE
-    assert decision.split_brain
 
 
 def test_discard_my_data_after_rule_100_is_a_full_resync() -> None:
