@@ -4,7 +4,7 @@ SHELL := /bin/bash
 VENV := .venv/bin
 RUN := tools/run-tests
 SEEDS ?= 1000
-SECONDS_PER_TARGET ?= 60
+MINUTES ?= 5
 
 .DEFAULT_GOAL := help
 .PHONY: help bootstrap build demo demo-packages test check sim planted bench fmt lint docs clean asan tsan interop guest fuzz
@@ -64,10 +64,12 @@ interop guest: ## our engine against real kernels in User-mode Linux guests, the
 	@$(VENV)/python -m pytest -v --interop -n 2 --dist loadfile --junitxml=build/reports/interop.xml tests/guest; \
 		status=$$?; $(VENV)/python tools/interop_table.py build/reports/interop.xml; exit $$status
 
-fuzz: ## libFuzzer on every C target: make fuzz SECONDS_PER_TARGET=60
+fuzz: ## libFuzzer and atheris on every target: make fuzz MINUTES=5
 	@tools/bootstrap test
-	@tools/build fuzz
-	@tools/fuzz $(SECONDS_PER_TARGET)
+	@$(VENV)/python -m pip install --quiet --disable-pip-version-check -r tools/requirements-fuzz.txt || true
+	@tools/build dev
+	@if command -v clang >/dev/null; then tools/build fuzz; fi
+	@$(VENV)/python tools/fuzz --minutes $(MINUTES)
 
 clean: ## remove everything that was built (.venv as well)
 	rm -rf build .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis repl/engine/_engine.*.so

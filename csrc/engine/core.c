@@ -30,15 +30,17 @@ static bool pools_init(struct core *core, const struct core_config *config)
     if (request_table_init(&core->requests, requests) != RE_OK || !buf_pool_init(&core->app_buffers, app) ||
         !buf_pool_init(&core->peer_buffers, peer) || !buf_pool_init(&core->md_buffers, METADATA_BUFFER_BYTES))
         return false;
-    core->peer_entries = calloc(PEER_REQUESTS_MAX, sizeof(*core->peer_entries));
-    core->source_reads = calloc(PEER_REQUESTS_MAX, sizeof(*core->source_reads));
-    core->resync_entries = calloc(RESYNC_REQUESTS_MAX, sizeof(*core->resync_entries));
+    core->peer_count = config->peer_requests ? config->peer_requests : PEER_REQUESTS_MAX;
+    core->resync_count = u32_min(core->peer_count, RESYNC_REQUESTS_MAX);
+    core->peer_entries = calloc(core->peer_count, sizeof(*core->peer_entries));
+    core->source_reads = calloc(core->peer_count, sizeof(*core->source_reads));
+    core->resync_entries = calloc(core->resync_count, sizeof(*core->resync_entries));
     core->md_entries = calloc(MD_JOBS_MAX, sizeof(*core->md_entries));
     if (!core->peer_entries || !core->source_reads || !core->resync_entries || !core->md_entries)
         return false;
-    for (int i = 0; i < PEER_REQUESTS_MAX; i++)
+    for (uint32_t i = 0; i < core->peer_count; i++)
         list_add_tail(&core->peer_free, &core->peer_entries[i].link);
-    for (int i = 0; i < RESYNC_REQUESTS_MAX; i++)
+    for (uint32_t i = 0; i < core->resync_count; i++)
         list_add_tail(&core->resync_free, &core->resync_entries[i].link);
     for (int i = 0; i < MD_JOBS_MAX; i++)
         list_add_tail(&core->md_free, &core->md_entries[i].link);
@@ -123,6 +125,7 @@ void core_emit(struct core *core, const struct re_event *event, const uint8_t *b
     }
     bool first = list_empty(&core->events);
     list_add_tail(&core->events, &node->link);
+    core->events_count++;
     if (first)
         core->io->event_wake(core->io_ctx);
 }
@@ -146,6 +149,7 @@ bool core_event(struct core *core, struct re_event *event, uint8_t *blob)
     if (!link)
         return false;
     struct event_node *node = list_entry(link, struct event_node, link);
+    core->events_count--;
     *event = node->event;
     if (node->event.blob_length)
         memcpy(blob, node->blob, node->event.blob_length);
@@ -392,7 +396,12 @@ uint64_t core_tick(struct core *core)
                 core->link.receive_starved = false;
                 receiver_parse(core, core->link.data);
             }
-            sender_barrier_tick(core);
+            if (core->link.meta_waits && core->link.meta) {
+                core->link.meta_waits = false;
+                receiver_parse(core, core->link.meta);
+            }
+            if (core->link.phase == LINK_UP)
+                sender_barrier_tick(core);
         }
         flush_streams(core);
         if (!list_empty(&core->submit)) {

@@ -17,6 +17,7 @@ struct core_config {
     uint32_t requests;              /* entries of the request table; 0 = default */
     uint64_t app_buffer_bytes;      /* budget for NBD payloads; 0 = default */
     uint64_t peer_buffer_bytes;     /* budget for the peer's writes and resync; 0 = default */
+    uint32_t peer_requests;         /* writes and reads of the peer in progress; 0 = default */
 };
 
 struct core *core_create(const struct io_ops *io, void *io_ctx, const struct core_config *config);

@@ -59,6 +59,7 @@ enum {
     PEER_REQUESTS_MAX = 8192,       /* writes and reads of the peer in progress */
     MD_JOBS_MAX = 64,
     META_TX_BYTES_MAX = 4 << 20,    /* acks waiting for a slow peer before its data is no longer read */
+    EVENTS_MAX = 1024,              /* not taken by the control plane, before the peer is no longer listened to */
     BITMAP_TX_BYTES_LOW = 256 << 10,
     BARRIER_IDLE_MS = 1,            /* a closed epoch's barrier leaves with the next write, or after this long */
 };
@@ -109,6 +110,7 @@ struct peer_request {
     uint64_t block_id;              /* echoed */
     uint64_t sector;
     uint32_t bytes;                 /* length of the area */
+    uint32_t done_bytes;            /* WRITE, ZERO: finished; more than the activity log takes at once goes in parts */
     uint32_t dp_flags;
     struct buf *buf;                /* payload */
     struct receive_epoch *epoch;    /* WRITE, ZERO */
@@ -224,6 +226,7 @@ struct link {
     uint64_t barrier_due_ns;        /* when the barrier of the closed epoch is sent without a next write */
     uint64_t meta_gone_ns;          /* when the meta socket ended before the data socket; 0 = it has not */
     bool receive_starved;           /* the data socket waits for buffers or entries */
+    bool meta_waits;                /* the meta socket waits until the peer reads or the control plane catches up */
 
     bool ping_outstanding;
     uint64_t ping_sent_ns;
@@ -281,6 +284,7 @@ struct core {
     struct link link;
     struct stream_slot streams[RE_STREAMS_MAX];
     int streams_end;                /* one past the highest stream number ever used */
+    uint32_t peer_count, resync_count;      /* entries of the two tables below */
     struct peer_request *peer_entries;
     struct source_read *source_reads;   /* what a resync source has to know of each of them beyond that */
     struct list_head peer_free;
@@ -294,6 +298,7 @@ struct core {
     struct list_head completed;     /* requests whose owner has to be told, by request.link */
     struct list_head submit;        /* disk operations to be handed to the shell */
     struct list_head events;        /* struct event_node */
+    uint32_t events_count;
     uint32_t illegal_reason;        /* why the packet in hand is illegal (receiver.c) */
     struct nbd_host nbd_host;
     struct re_engine_stats stats;

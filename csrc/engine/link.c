@@ -19,10 +19,11 @@ enum re_status link_init(struct core *core)
     list_init(&link->kept);
     list_init(&link->epochs);
     list_init(&link->free_epochs);
-    link->epoch_entries = calloc(PEER_REQUESTS_MAX + 2, sizeof(*link->epoch_entries));
+    uint32_t epochs = core->peer_count + 2;     /* each but the open one has a write in progress */
+    link->epoch_entries = calloc(epochs, sizeof(*link->epoch_entries));
     if (!link->epoch_entries)
         return RE_ENOMEM;
-    for (int i = 0; i < PEER_REQUESTS_MAX + 2; i++)
+    for (uint32_t i = 0; i < epochs; i++)
         list_add_tail(&link->free_epochs, &link->epoch_entries[i].link);
     return transfer_log_init(&link->log, core->requests.count);
 }
@@ -94,7 +95,7 @@ void link_lost(struct core *core, enum re_lost reason, unsigned detail, uint64_t
     struct peer_stream *data = link->data, *meta = link->meta;
     link->phase = LINK_LOST;
     link->data = link->meta = NULL;
-    link->receive_starved = false;
+    link->receive_starved = link->meta_waits = false;
     close_stream(core, data);
     close_stream(core, meta);
     transfer_log_close(&link->log);

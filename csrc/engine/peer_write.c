@@ -189,6 +189,8 @@ static void write_finished(struct peer_request *pr, bool ok)
     peer_request_free(core, pr);
 }
 
+static void write_part(struct peer_request *pr);
+
 static void write_done(struct disk_op *op)
 {
     struct peer_request *pr = op->owner;
@@ -196,7 +198,22 @@ static void write_done(struct disk_op *op)
     volume_disk_finished(v, op);
     if (op->error)
         volume_disk_error(v, op, pr->kind == PEER_WRITE ? RE_DISK_WRITE : RE_DISK_ZERO);
-    write_finished(pr, op->error == 0);
+    pr->done_bytes += (uint32_t)op->length;
+    if (op->error || pr->done_bytes >= pr->bytes) {
+        write_finished(pr, op->error == 0);
+        return;
+    }
+    volume_al_put(v, &pr->al);
+    write_part(pr);
+}
+
+/* What is written next: up to the last extent that one transaction of the log can bring in. */
+static uint32_t part_bytes(const struct peer_request *pr)
+{
+    uint64_t offset = pr->sector * SECTOR_BYTES + pr->done_bytes;
+    uint64_t extents = u32_min(AL_EXTENTS_PER_REQUEST_MAX, pr->volume->disk.al_extents);
+    uint64_t end = (offset / AL_EXTENT_BYTES + extents) * AL_EXTENT_BYTES;
+    return (uint32_t)u64_min(pr->bytes - pr->done_bytes, end - offset);
 }
 
 static void write_submit(struct peer_request *pr)
@@ -217,9 +234,9 @@ static void write_submit(struct peer_request *pr)
     pr->op = (struct disk_op){.kind = kind,
                               .flags = flags,
                               .fd = v->disk.data_fd,
-                              .offset = pr->sector * SECTOR_BYTES,
-                              .length = pr->bytes,
-                              .data = pr->buf ? pr->buf->data : NULL};
+                              .offset = pr->sector * SECTOR_BYTES + pr->done_bytes,
+                              .length = part_bytes(pr),
+                              .data = pr->buf ? pr->buf->data + pr->done_bytes : NULL};
     volume_disk_submit(v, &pr->op, write_done, pr);
 }
 
@@ -228,22 +245,25 @@ static void write_admitted(struct al_waiter *waiter)
     write_submit(container_of(waiter, struct peer_request, al));
 }
 
-/* Both its range and its epoch's turn are there. */
-static void write_start(struct peer_request *pr)
+static void write_part(struct peer_request *pr)
 {
     struct volume *v = pr->volume;
-    struct core *core = v->core;
-    if (!is_oldest(core, pr->epoch)) {
-        list_add_tail(&pr->epoch->waiting, &pr->link);
-        return;
-    }
     /* The writer has no disk of its own: our activity log has to cover its writes. */
     if (volume_disk_usable(v) && pr->bytes && v->state.peer_disk < D_INCONSISTENT &&
         v->state.connection >= C_CONNECTED) {
         pr->al.granted = write_admitted;
-        volume_al_begin(v, &pr->al, pr->sector * SECTOR_BYTES, pr->bytes);
+        volume_al_begin(v, &pr->al, pr->sector * SECTOR_BYTES + pr->done_bytes, part_bytes(pr));
     } else
         write_submit(pr);
+}
+
+/* Both its range and its epoch's turn are there. */
+static void write_start(struct peer_request *pr)
+{
+    if (is_oldest(pr->volume->core, pr->epoch))
+        write_part(pr);
+    else
+        list_add_tail(&pr->epoch->waiting, &pr->link);
 }
 
 static void write_granted(struct range_item *item)

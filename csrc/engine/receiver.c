@@ -40,6 +40,13 @@ static enum handled illegal(struct core *core, enum illegal reason)
     return ILLEGAL;
 }
 
+/* The largest request or payload of one packet: 1 MiB, less for old versions (whose headers could not carry it). */
+static uint64_t request_bytes_max(const struct core *core)
+{
+    uint32_t version = core->link.options.version;
+    return version >= 100 ? PEER_REQUEST_BYTES_MAX : version >= 95 ? 128 << 10 : 32 << 10;
+}
+
 static bool range_ok(const struct volume *v, uint64_t sector, uint64_t bytes, uint64_t bytes_max)
 {
     return bytes > 0 && bytes <= bytes_max && bytes % SECTOR_BYTES == 0 &&
@@ -122,11 +129,15 @@ static enum handled on_write(struct core *core, struct peer_stream *peer, const 
         return NEEDS_MORE;
     if (!p->v)
         return illegal(core, ILLEGAL_VOLUME);
+    /* differs: DRBD takes writes from a Secondary as well (decision 0035). */
+    if (p->v->state.peer_role != ROLE_PRIMARY)
+        return illegal(core, ILLEGAL_STATE);
     struct data_sub sub;
     packet_data_sub_get(p->body, &sub);
     uint64_t bytes = zero ? be32_get(p->body + PACKET_DATA_SUB) : p->header.length - sub_bytes;
-    bool empty_flush = !zero && bytes == 0 && (sub.dp_flags & DP_FLUSH);
-    if (!empty_flush && !range_ok(p->v, sub.sector, bytes, zero ? PEER_DISCARD_BYTES_MAX : PEER_REQUEST_BYTES_MAX))
+    bool inside = sub.sector <= p->v->size_bytes / SECTOR_BYTES;
+    bool empty_flush = !zero && bytes == 0 && (sub.dp_flags & DP_FLUSH) && inside;
+    if (!empty_flush && !range_ok(p->v, sub.sector, bytes, zero ? PEER_DISCARD_BYTES_MAX : request_bytes_max(core)))
         return illegal(core, ILLEGAL_RANGE);
     struct peer_request *pr = peer_request_take(core, p->v, zero || empty_flush ? PEER_ZERO : PEER_WRITE);
     if (!pr)
@@ -167,7 +178,7 @@ static enum handled on_read_request(struct core *core, const struct packet_view 
         return illegal(core, ILLEGAL_VOLUME);
     uint64_t sector = be64_get(p->body);
     uint32_t bytes = be32_get(p->body + 16);
-    if (!range_ok(p->v, sector, bytes, PEER_REQUEST_BYTES_MAX))
+    if (!range_ok(p->v, sector, bytes, request_bytes_max(core)))
         return illegal(core, ILLEGAL_RANGE);
     bool resync = p->header.command != P_DATA_REQUEST;
     bool by_digest = p->header.command == P_CSUM_RS_REQUEST;
@@ -526,8 +537,8 @@ static enum handled one_packet(struct core *core, struct peer_stream *peer, stru
     p->body_available = available - p->header.header_bytes;
     if (!peer->in_link)
         return p->header.length > CONTROL_BODY_MAX ? illegal(core, ILLEGAL_LENGTH) : on_control(core, peer, p);
-    /* From version 100 on only the long header is legal. */
-    if (core->link.options.version >= 100 && p->header.header_bytes != PACKET_HEADER_MAX)
+    /* From version 100 on only the long header is legal, before only the short ones. */
+    if ((core->link.options.version >= 100) != (p->header.header_bytes == PACKET_HEADER_MAX))
         return illegal(core, ILLEGAL_HEADER);
     enum packet_kind kind = packet_kind(peer->is_meta, p->header.command);
     if (kind == PACKET_UNKNOWN)
@@ -561,11 +572,24 @@ static void end_illegal(struct core *core, struct peer_stream *peer, const struc
               NULL, 0);
 }
 
-/* Acks that the peer does not read: stop taking its data. */
-static bool meta_backlog(const struct core *core, const struct peer_stream *peer)
+/* The peer does not read our answers, or the control plane is far behind: take nothing more. */
+static bool must_wait(const struct core *core, const struct peer_stream *peer)
 {
-    return peer->in_link && !peer->is_meta &&
-           stream_tx_pending(&core->link.meta->stream) > META_TX_BYTES_MAX;
+    return peer->in_link && (stream_tx_pending(&core->link.meta->stream) > META_TX_BYTES_MAX ||
+                             core->events_count > EVENTS_MAX);
+}
+
+static void wait_for_room(struct core *core, const struct peer_stream *peer)
+{
+    if (peer->is_meta)
+        core->link.meta_waits = true;
+    else
+        core->link.receive_starved = true;
+}
+
+static bool is_gone(const struct core *core, int number, const struct peer_stream *peer)
+{
+    return core->streams[number].owner != STREAM_PEER || core->streams[number].peer != peer;
 }
 
 void receiver_parse(struct core *core, struct peer_stream *peer)
@@ -576,15 +600,17 @@ void receiver_parse(struct core *core, struct peer_stream *peer)
             if (!stream_payload_done(&peer->stream))
                 break;
             payload_finished(core, peer);
+            if (is_gone(core, number, peer))
+                return;
             continue;
         }
-        if (meta_backlog(core, peer)) {
-            core->link.receive_starved = true;
+        if (must_wait(core, peer)) {
+            wait_for_room(core, peer);
             break;
         }
         struct packet_view p = {0};
         enum handled result = one_packet(core, peer, &p);
-        if (core->streams[number].owner != STREAM_PEER || core->streams[number].peer != peer)
+        if (is_gone(core, number, peer))
             return;
         if (result == HANDLED)
             continue;
@@ -596,6 +622,7 @@ void receiver_parse(struct core *core, struct peer_stream *peer)
             core->link.receive_starved = true;
         break;
     }
-    peer->stream.rx_paused = peer->paused || (core->link.receive_starved && peer == core->link.data);
+    peer->stream.rx_paused = peer->paused || (core->link.receive_starved && peer == core->link.data) ||
+                             (core->link.meta_waits && peer == core->link.meta);
     stream_update_interest(&peer->stream);
 }

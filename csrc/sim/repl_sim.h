@@ -394,6 +394,22 @@ struct re_sim_counters {
 };
 void re_sim_counters(const re_sim *sim, struct re_sim_counters *counters);
 
+/* ---- the engine's decoders, to be compared with other readings of the same bytes (csrc/sim/codec.c) ---- */
+
+struct re_sim_header {
+    uint32_t command, volume, length, header_bytes;
+};
+/* 0, -EAGAIN: more bytes are needed, -EPROTO. */
+int re_sim_decode_header(const uint8_t *bytes, size_t length, struct re_sim_header *header);
+/* The body of a P_COMPRESSED_BITMAP into a bitmap of `bits` (whole words) from `*position` on: 0 or -EPROTO. */
+int re_sim_decode_runs(const uint8_t *body, size_t length, uint64_t bits, uint64_t *position, uint8_t *bitmap);
+struct re_sim_log_block {
+    uint32_t number, type, updates, context_size, context_start;
+    uint32_t slots[64], extents[64], context[919];
+};
+/* A 4 KiB block of the activity log: 0 or -EPROTO. */
+int re_sim_decode_log_block(const uint8_t *block, struct re_sim_log_block *found);
+
 /* cffi: off */
 #endif
 /* cffi: on */

@@ -220,15 +220,14 @@ class Merger:
     def compressed(self, packet: CompressedBitmap) -> None:
         """Merge a P_COMPRESSED_BITMAP body."""
         polarity = packet.starts_set
-        for length in decode_runs(packet):
-            end = self.position + length
+        runs = decode_runs(packet)
+        end = self.position + sum(runs)
+        if end > self.bits:  # before anything is changed
+            raise ProtocolError(f"P_COMPRESSED_BITMAP: runs up to bit {end}, there are only {self.bits}.")
+        for length in runs:
             if polarity:
-                if end > self.bits:
-                    raise ProtocolError(
-                        f"P_COMPRESSED_BITMAP: bits up to {end} are set, there are only {self.bits}."
-                    )
                 set_range(self.bitmap, self.position, length)
-            self.position = min(end, self.bits)
+            self.position += length
             polarity = not polarity
         if self.position >= self.bits:
             self.complete = True

@@ -1,0 +1,258 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Makes the seeds of the fuzz corpora from tests/vectors: tests/fuzz/corpus/<target>/seed-<hash>.
+
+usage: .venv/bin/python tools/make_corpus.py
+
+Files of other names (findings, inputs that a fuzzer found) are left alone.  The same vectors give the same seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import struct
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import msgpack  # noqa: E402
+
+from repl.drbd.packets import META_PACKETS, Packet  # noqa: E402
+from tests.fuzz.fake_node import PACKETS  # noqa: E402
+from tests.fuzz.images import bases  # noqa: E402
+from tests.wire.vector_files import (  # noqa: E402
+    VECTORS,
+    CapturedPacket,
+    captured_packets,
+    metadata_files,
+    metadata_image,
+    wire_files,
+)
+
+CORPUS = ROOT / "tests/fuzz/corpus"
+STREAM_BYTES_MAX = 3000
+CONTROL_BODY_MAX = 4096
+IHAVEOPT = 0x49484156454F5054
+# Kinds of csrc/fuzz/peer_records.h.
+DATA, META, TICK, STATE, NBD, ANSWER, DISK, COMMAND, WIRE, METADATA = range(10)
+
+
+def captured(path: Path) -> list[CapturedPacket]:
+    return [p for p in captured_packets(path) if p.name != "?"]
+
+
+def interesting(packets: Iterable[CapturedPacket], per_kind: int, bytes_max: int) -> Iterator[CapturedPacket]:
+    """The first few of each kind, as long as they are small."""
+    count: dict[tuple[str, str], int] = {}
+    total = 0
+    for packet in packets:
+        key = packet.name, packet.header_format
+        size = len(packet.header) + len(packet.whole_body)
+        if count.get(key, 0) >= per_kind or total + size > bytes_max:
+            continue
+        count[key] = count.get(key, 0) + 1
+        total += size
+        yield packet
+
+
+def wire_streams() -> Iterator[bytes]:
+    for path in wire_files():
+        for socket in ("data", "meta"):
+            packets = (p for p in captured(path) if p.socket == socket)
+            stream = b"".join(p.header + p.whole_body for p in interesting(packets, 3, STREAM_BYTES_MAX))
+            if stream:
+                yield stream
+
+
+# ---- the peer session ----
+
+
+def record(kind: int, payload: bytes = b"") -> bytes:
+    return bytes((kind,)) + struct.pack("<H", len(payload)) + payload
+
+
+def h100(command: int, body: bytes = b"", volume: int = 0) -> bytes:
+    return struct.pack(">IHHII", 0x8620EC20, volume, command, len(body), 0) + body
+
+
+def data_sub(sector: int, block_id: int, flags: int) -> bytes:
+    return struct.pack(">QQII", sector, block_id, 1, flags)
+
+
+def session(*records: bytes, settings: bytes = bytes((0, 2, 15, 7))) -> bytes:
+    return settings + b"".join(records)
+
+
+def peer_sessions() -> Iterator[bytes]:
+    write = h100(0, data_sub(8, 7, 0x100) + bytes(4096))
+    barrier = h100(3, b"\1\0\0\0" + bytes(4))
+    ask = h100(9, struct.pack(">QQII", 0, (1 << 64) - 1, 4096, 0))
+    tick = record(TICK, struct.pack("<H", 200))
+    nbd_write, nbd_read, nbd_flush = (record(NBD, bytes((kind, 3, 0, 8, 0))) for kind in (0, 1, 2))
+    answers = b"".join(record(ANSWER, bytes((back, 0, 0))) for back in range(4))
+    yield session(record(DATA, write + barrier), record(STATE, b"\1"), record(DATA, write + barrier), tick)
+    yield session(record(DATA), nbd_write, answers, nbd_flush, answers, tick, answers)
+    yield session(record(DATA), record(STATE, b"\x0b"), nbd_read, answers, nbd_write, answers)
+    yield session(record(DATA), record(STATE, b"\6"), record(COMMAND, b"\3"), record(DATA, ask), tick)
+    target = (record(DATA), record(COMMAND, b"\3"), record(STATE, b"\7"), tick, answers, answers, tick)
+    yield session(*target)
+    yield session(*target, record(STATE, b"\x0a"), record(DATA, write), answers)
+    yield session(*target, record(META, h100(0x1B, struct.pack(">QQII", 0, (1 << 64) - 1, 4096, 1))))
+    bitmap = h100(4, bytes(range(1, 41)) * 7 + bytes(16)) + h100(4)
+    for state in (3, 4):
+        yield session(record(DATA), record(STATE, bytes((state,))), record(COMMAND, b"\0"), record(DATA, bitmap))
+    trim = h100(0x31, data_sub(0, 9, 0x140) + struct.pack(">I", 1 << 20))
+    for state in (1, 12):
+        yield session(record(DATA), record(STATE, bytes((state,))), record(DATA, trim + barrier), tick)
+    yield session(record(DATA), nbd_write, record(DISK, b"\1"), nbd_write, record(WIRE, bytes((1, 2, 0, 0))), tick)
+    yield session(record(DATA), record(WIRE, bytes((0, 0, 9, 0))), nbd_write, nbd_write, tick, tick)
+    yield session(record(COMMAND, b"\6"), record(METADATA, bytes((0, 0x80)) + b"\xff" * 64), record(COMMAND, b"\7"))
+    for path in wire_files():
+        for direction in ("A->B", "B->A"):
+            packets = (p for p in captured(path) if p.direction == direction and p.header_format == "h100")
+            records = [
+                record(META if p.socket == "meta" else DATA, p.header + p.whole_body)
+                for p in interesting(packets, 2, STREAM_BYTES_MAX)
+            ]
+            for state in (1, 7) if records else ():
+                yield session(record(DATA), record(STATE, bytes((state,))), *records)
+
+
+def control_sessions() -> Iterator[bytes]:
+    """For py_session: the control packets that one side of a capture sent."""
+    for path in wire_files():
+        auth = "cram-hmac" in path.name
+        for direction, mode in itertools.product(("A->B", "B->A"), (2 if auth else 8, 40 if not auth else 3)):
+            events = b""
+            packets = (p for p in captured(path) if p.direction == direction and not p.payload_bytes)
+            for p in interesting(packets, 4, STREAM_BYTES_MAX):
+                name = p.name.removeprefix("P_")
+                packet = Packet[name]
+                if packet in META_PACKETS and "REPLY" not in name or len(p.whole_body) > CONTROL_BODY_MAX:
+                    continue
+                kind = PACKETS.index(packet) | (0x40 if packet in META_PACKETS else 0) | (0x80 if p.volume else 0)
+                body = b"\0" if packet is Packet.AUTH_RESPONSE else p.whole_body
+                events += bytes((kind,)) + struct.pack(">H", len(body)) + body
+            for tail in (b"", b"\xfa\0\1\5\xfb\0\1\0", b"\xfc\0\1\1\xf9\0\0\xf8\0\1\1"):
+                if events:
+                    yield bytes((mode, len(tail) & 1)) + events + tail
+
+
+# ---- NBD ----
+
+
+def nbd_request(command: int, offset: int, length: int, flags: int = 0, payload: bytes = b"") -> bytes:
+    return struct.pack(">IHHQQI", 0x25609513, flags, command, offset ^ 5, offset, length) + payload
+
+
+def nbd_sessions() -> Iterator[bytes]:
+    plain = (
+        nbd_request(1, 0, 4096, payload=bytes(4096)) + nbd_request(0, 0, 4096) + nbd_request(3, 0, 0)
+        + nbd_request(4, 4096, 65536) + nbd_request(6, 0, 1 << 20, flags=1) + nbd_request(7, 0, 65536)
+        + nbd_request(5, 0, 512) + nbd_request(0, 1 << 40, 512) + nbd_request(0, 1, 3) + nbd_request(2, 0, 0)
+    )  # fmt: skip
+    for head in (bytes(6), bytes((2, 1, 3, 2, 1, 3)), bytes((6, 4, 0, 0, 9, 1)), bytes((7, 8, 1, 1, 3, 2))):
+        yield head + plain
+
+
+def option(number: int, data: bytes = b"") -> bytes:
+    return struct.pack(">QII", IHAVEOPT, number, len(data)) + data
+
+
+def negotiations() -> Iterator[bytes]:
+    name = struct.pack(">I", 4) + b"r0/0"
+    go = name + struct.pack(">HH", 1, 3)
+    meta = name + struct.pack(">I", 1) + struct.pack(">I", 15) + b"base:allocation"
+    flows = (
+        option(7, go) + b"leftover",
+        option(1, b"r0/0"),
+        option(3) + option(6, go) + option(8) + option(10, meta) + option(7, go),
+        option(8) + option(9, meta) + option(9, name + bytes(4)) + option(2),
+        option(5) + option(99, b"unknown") + option(7, name[:6]) + option(7, struct.pack(">IH", 5000, 0)),
+        option(7, struct.pack(">I", 4) + b"r0/1" + bytes(2)) + option(7, struct.pack(">I", 4) + b"nope" + bytes(2)),
+    )
+    for flow, flags, piece in itertools.product(flows, (3, 1, 0), (255, 0)):
+        yield bytes((piece,)) + struct.pack(">I", flags) + flow
+    yield bytes((255,)) + struct.pack(">I", 3) + option(7, bytes(70000)) + option(7, go)
+
+
+# ---- the rest ----
+
+
+def compressed_bodies() -> Iterator[bytes]:
+    for path in wire_files():
+        for packet in captured(path):
+            if packet.name.endswith("COMPRESSED_BITMAP") and len(packet.whole_body) < 600:
+                yield packet.whole_body
+    yield bytes.fromhex("42977c267caaf79fba02")
+
+
+def log_blocks() -> Iterator[bytes]:
+    for path in metadata_files():
+        blocks = {block for block in metadata_image(path.name).al_blocks if any(block[4:8])}
+        yield from sorted(blocks)[:3]
+
+
+def frames() -> Iterator[bytes]:
+    for message in (
+        {"id": 1, "verb": "status"},
+        {"id": 2, "verb": "primary", "args": {"force": True}},
+        {"id": 3, "ok": True, "result": {"a": [1, "b", None, 1.5]}},
+        {"id": 4, "ok": False, "error": {"code": "x", "message": "m", "advice": "a", "exit_status": 3}},
+        {"id": "x", "verb": 5, "args": []},
+    ):
+        body = msgpack.packb(message)
+        yield struct.pack(">I", len(body)) + body
+
+
+def attaches() -> Iterator[bytes]:
+    for number in range(len(bases())):
+        yield bytes((number, 3))
+        patches = bytes((0, 0, 0, 8)) + bytes(8) + bytes((1, 0, 4, 4)) + b"\0\0\0\7" + bytes((2, 0, 9, 2, 255, 1))
+        yield bytes((number, 1)) + patches
+
+
+def seeds() -> Iterator[tuple[str, bytes]]:
+    for stream in wire_streams():
+        yield "fuzz_codec", stream
+        yield "py_packets", bytes((15, 15)) + stream
+    for body in compressed_bodies():
+        yield "fuzz_vli", b"\xff\xff\0\0\1" + body
+        yield "py_bitmap_code", b"\xff\xff\0\0" + body
+    for block in log_blocks():
+        yield "fuzz_activity_log", b"\0" + block.rstrip(b"\0")
+        yield "py_activity_log", b"\2" + block
+    for name, made in (
+        ("fuzz_peer", peer_sessions()),
+        ("fuzz_nbd", nbd_sessions()),
+        ("py_negotiation", negotiations()),
+        ("py_session", control_sessions()),
+        ("py_control", frames()),
+        ("py_attach", attaches()),
+    ):
+        for seed in made:
+            yield name, seed
+    for path in sorted((VECTORS / "res-corpus").rglob("*")):
+        if path.is_file() and path.stat().st_size < 6000 and path.suffix in (".res", ".conf"):
+            yield "py_config", path.read_bytes()
+
+
+def main() -> None:
+    count = size = 0
+    for old in CORPUS.glob("*/seed-*"):
+        old.unlink()
+    for target, content in seeds():
+        path = CORPUS / target / f"seed-{hashlib.sha256(content).hexdigest()[:12]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_bytes(content)
+            count, size = count + 1, size + len(content)
+    print(f"{count} seeds, {size // 1024} KiB")
+
+
+if __name__ == "__main__":
+    main()
