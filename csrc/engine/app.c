@@ -88,7 +88,7 @@ static bool wait_for_data(struct request *r)
     if (good)
         return false;   /* this one failed for another reason */
     volume_al_put(v, &r->al);
-    r->local_ok = r->net_ok = false;
+    r->local_ok = r->net_ok = r->started = false;
     r->error = 0;
     hold(r, r->kind == REQUEST_FLUSH ? STAGE_NEW : STAGE_LOCKED);
     return true;
@@ -141,6 +141,12 @@ static void write_local_done(struct disk_op *op)
         if (!soft)
             volume_disk_error(v, op, r->kind == REQUEST_WRITE ? RE_DISK_WRITE : RE_DISK_ZERO);
     }
+    if (r->in_conflict) {
+        bool again = r->postponed;
+        conflict_local_done(r);
+        if (again)
+            return;
+    }
     request_settle(r);
 }
 
@@ -170,7 +176,8 @@ bool request_peer_can_carry(const struct volume *v, const struct request *r)
     if (r->kind == REQUEST_WRITE)
         return true;
     if (integrity_needs_data(v->core, r))
-        return !(r->flags & REQUEST_FAST);
+        return !(r->flags & REQUEST_FAST) &&    /* conflicts are answered packet by packet */
+               (!v->core->link.options.two_primaries || r->length <= PEER_REQUEST_BYTES_MAX);
     uint32_t features = v->core->link.options.features;
     uint64_t most = features & FEATURE_WSAME ? 128u << 20 : 4u << 20;
     return (features & (FEATURE_WZEROES | FEATURE_TRIM)) && r->length <= most && !(r->flags & REQUEST_FAST);
@@ -202,6 +209,7 @@ static void write_start(struct request *r)
         return;
     }
     r->started_ns = v->core->now_ns;
+    r->started = true;
     if (remote)
         sender_write(v->core, r);
     else {
@@ -216,7 +224,9 @@ static void write_start(struct request *r)
 
 static void write_admitted(struct al_waiter *waiter)
 {
-    write_start(container_of(waiter, struct request, al));
+    struct request *r = container_of(waiter, struct request, al);
+    if (r->lock.range.held)     /* otherwise it has stepped back meanwhile and goes on when it is granted again */
+        write_start(r);
 }
 
 static void write_locked(struct request *r)
@@ -226,7 +236,10 @@ static void write_locked(struct request *r)
         hold(r, STAGE_LOCKED);
         return;
     }
-    if (volume_disk_usable(v) && v->state.role == ROLE_PRIMARY) {
+    if (!list_empty(&r->al.link))
+        return;     /* the activity log is being written for it already */
+    bool has_extents = r->al.has_reference && r->al.attachment == v->attachment;
+    if (!has_extents && volume_disk_usable(v) && v->state.role == ROLE_PRIMARY) {
         r->al.granted = write_admitted;
         volume_al_begin(v, &r->al, r->offset, r->length);
     } else
@@ -236,6 +249,20 @@ static void write_locked(struct request *r)
 static void write_granted(struct range_item *item)
 {
     write_locked(container_of(item, struct request, lock));
+}
+
+struct request *request_of_range(struct range *range)
+{
+    struct range_item *item = container_of(range, struct range_item, range);
+    return item->granted == write_granted ? container_of(item, struct request, lock) : NULL;
+}
+
+void request_lock_again(struct request *r)
+{
+    struct volume *v = r->volume;
+    volume_unlock_range(v, &r->lock);
+    if (volume_lock_range(v, &r->lock, r->offset, r->length, true, write_granted))
+        write_locked(r);
 }
 
 static void write_new(struct request *r)
@@ -450,6 +477,8 @@ void request_resume(struct request *r)
 {
     if (r->stage == STAGE_NEW)
         request_new(r);
+    else if (!r->lock.range.held)
+        return;     /* it has stepped back meanwhile */
     else if (r->stage == STAGE_LOCKED)
         write_locked(r);
     else

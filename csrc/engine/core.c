@@ -400,8 +400,11 @@ uint64_t core_tick(struct core *core)
                 core->link.meta_waits = false;
                 receiver_parse(core, core->link.meta);
             }
-            if (core->link.phase == LINK_UP)
+            if (core->link.phase == LINK_UP) {
+                if (core->link.options.two_primaries && !core->link.options.resolve_conflicts)
+                    conflict_tick(core);
                 sender_barrier_tick(core);
+            }
         }
         flush_streams(core);
         if (!list_empty(&core->submit)) {

@@ -93,7 +93,7 @@ void freeze_give_up(struct core *core)
 
 static bool needs_reading(const struct request *r)
 {
-    return r->kind == REQUEST_WRITE && !r->buf;
+    return r->kind == REQUEST_WRITE && !r->buf && r->length;
 }
 
 static bool can_be_sent(const struct request *r)

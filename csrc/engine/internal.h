@@ -61,7 +61,22 @@ enum {
     META_TX_BYTES_MAX = 4 << 20,    /* acks waiting for a slow peer before its data is no longer read */
     EVENTS_MAX = 1024,              /* not taken by the control plane, before the peer is no longer listened to */
     BITMAP_TX_BYTES_LOW = 256 << 10,
+    ANSWERING_MAX = 1024,           /* epochs of the peer whose barrier ack waits (conflict.c) */
     BARRIER_IDLE_MS = 1,            /* a closed epoch's barrier leaves with the next write, or after this long */
+};
+
+/* Why a packet was illegal (value of RE_EV_LINK_LOST). */
+enum illegal {
+    ILLEGAL_HEADER = 1,
+    ILLEGAL_COMMAND,
+    ILLEGAL_LENGTH,
+    ILLEGAL_VOLUME,
+    ILLEGAL_RANGE,
+    ILLEGAL_STATE,
+    ILLEGAL_ID,
+    ILLEGAL_BARRIER,
+    ILLEGAL_BITMAP,
+    ILLEGAL_SEQUENCE = 16,
 };
 
 #define CONTROL_BODY_MAX 4096u
@@ -89,6 +104,7 @@ struct receive_epoch {
     bool flushing;                  /* its flush has started */
     bool failed;                    /* a volume of it cannot be made stable */
     bool acked;                     /* a barrier ack is wanted: false once the link is lost */
+    uint32_t unsettled;             /* discarded writes that the peer may not have let go of yet (conflict.c) */
 };
 
 /* The flush before a barrier ack; only the oldest epoch flushes, so a volume needs one. */
@@ -114,6 +130,8 @@ struct peer_request {
     uint32_t dp_flags;
     struct buf *buf;                /* payload */
     struct receive_epoch *epoch;    /* WRITE, ZERO */
+    struct peer_request *next_covered;  /* superseded by the same write of ours */
+    const struct request *covering;     /* that write, from the answer on */
     struct range_item lock;
     struct al_waiter al;
     struct disk_op op;
@@ -161,6 +179,7 @@ struct volume {
     struct list_head remote_reads;  /* asked from the peer */
     struct list_head flush_waiters; /* flushes that wait for barrier acks */
     uint32_t seq_out;               /* sequence number of the last packet that consumes one */
+    uint32_t seq_in;                /* highest one that the peer's packets had */
 
     struct activity_log *al;
     struct list_head al_waiting;    /* no slot, or behind one that has none */
@@ -227,6 +246,11 @@ struct link {
     uint64_t meta_gone_ns;          /* when the meta socket ended before the data socket; 0 = it has not */
     bool receive_starved;           /* the data socket waits for buffers or entries */
     bool meta_waits;                /* the meta socket waits until the peer reads or the control plane catches up */
+    uint64_t seq_wait_ns;           /* two Primaries: it waits since then for acks that were sent before; 0 = no */
+    struct request *spare;          /* two Primaries: for a write that nobody asked for (conflict.c) */
+    struct list_head unsettled;     /* two Primaries: discarded writes of the peer, by peer_request.link */
+    struct list_head answering;     /* stable epochs whose barrier acks have to wait for those */
+    uint32_t answering_count;
 
     bool ping_outstanding;
     uint64_t ping_sent_ns;
@@ -341,6 +365,8 @@ enum re_status volume_md_job(struct volume *v, enum md_job_kind kind, uint64_t c
 void volume_md_tick(struct volume *v);
 
 /* app.c: application requests */
+struct request *request_of_range(struct range *range);  /* the own write whose lock this is, or NULL */
+void request_lock_again(struct request *request);       /* behind everything that waits for its range */
 void volume_submit(struct volume *v, struct request *request);
 void request_resume(struct request *request);   /* after a thaw */
 void request_settle(struct request *request);
@@ -395,6 +421,7 @@ void sender_raw(struct core *core, bool meta, unsigned command, unsigned volume,
 /* receiver.c: what comes from the peer */
 void receiver_parse(struct core *core, struct peer_stream *peer);
 void receiver_drop_payload(struct core *core, struct peer_stream *peer);
+void epoch_acknowledged(struct core *core, struct epoch *epoch);
 
 /* integrity.c: data-integrity-alg */
 size_t integrity_put(const struct link *link, uint8_t *out, const void *data, size_t bytes);
@@ -412,9 +439,25 @@ void peer_write_received(struct core *core, struct peer_request *pr);
 void peer_barrier(struct core *core, const uint8_t number[4]);
 void peer_epochs_check(struct core *core);
 void peer_epochs_orphan(struct core *core);
+void peer_epochs_answer(struct core *core);
+void peer_writes_drop_waiting(struct volume *v);
 struct receive_epoch *peer_epoch_open(struct core *core);
 struct peer_request *peer_request_take(struct core *core, struct volume *v, enum peer_kind kind);
 void peer_request_free(struct core *core, struct peer_request *pr);
+
+/* conflict.c: two Primaries */
+bool conflict_must_wait(struct volume *v, uint32_t seq_num);
+void conflict_seen(struct volume *v, uint32_t seq_num);
+bool conflict_discards(struct peer_request *pr);    /* a write of the peer that is not to be carried out */
+void conflict_pass(struct peer_request *pr);        /* it goes before own writes that have not been sent */
+void conflict_local_done(struct request *request);
+void conflict_acknowledged(struct core *core, const struct request *request);
+void conflict_answered(struct request *request, bool retry);
+bool conflict_release_older(struct core *core, uint32_t number);
+void conflict_tick(struct core *core);
+uint64_t conflict_deadline(const struct core *core);
+void conflict_link_lost(struct core *core);
+void conflict_settle_epoch(struct core *core, const struct receive_epoch *epoch);   /* one of its discarded writes */
 
 /* peer_read.c */
 void peer_read_received(struct core *core, struct peer_request *pr);

@@ -19,7 +19,10 @@ enum re_status link_init(struct core *core)
     list_init(&link->kept);
     list_init(&link->epochs);
     list_init(&link->free_epochs);
-    uint32_t epochs = core->peer_count + 2;     /* each but the open one has a write in progress */
+    list_init(&link->unsettled);
+    list_init(&link->answering);
+    /* Each has a write in progress, but for the open one and those that wait to be answered. */
+    uint32_t epochs = core->peer_count + 2 + ANSWERING_MAX;
     link->epoch_entries = calloc(epochs, sizeof(*link->epoch_entries));
     if (!link->epoch_entries)
         return RE_ENOMEM;
@@ -71,7 +74,7 @@ void link_up(struct core *core, const struct re_link *options)
     data->stream.rx_last_ns = meta->stream.rx_last_ns = core->now_ns;
     for (int i = 0; i < RE_VOLUMES_MAX; i++)
         if (core->volumes[i])
-            core->volumes[i]->seq_out = 0;
+            core->volumes[i]->seq_out = core->volumes[i]->seq_in = 0;
     receiver_parse(core, meta);
 }
 
@@ -96,6 +99,7 @@ void link_lost(struct core *core, enum re_lost reason, unsigned detail, uint64_t
     link->phase = LINK_LOST;
     link->data = link->meta = NULL;
     link->receive_starved = link->meta_waits = false;
+    conflict_link_lost(core);
     close_stream(core, data);
     close_stream(core, meta);
     transfer_log_close(&link->log);
@@ -218,16 +222,19 @@ void link_ping(struct core *core, uint64_t cookie)
 /* When the oldest thing that the peer has not confirmed was sent; 0 if nothing is open. */
 static uint64_t oldest_unconfirmed_ns(const struct core *core)
 {
-    struct epoch *epoch = transfer_log_oldest(&core->link.log);
-    if (!epoch)
-        return 0;
-    if (epoch->barrier_sent)
-        return epoch->barrier_sent_ns;
-    struct list_head *first = list_first(&epoch->requests);
-    if (!first)
-        return 0;
-    const struct request *r = list_entry(first, struct request, tl);
-    return r->net_pending ? r->started_ns : 0;
+    list_for_each(pos, &core->link.log.epochs) {
+        const struct epoch *epoch = list_entry(pos, struct epoch, link);
+        if (epoch->barrier_sent && !epoch->discarded)
+            return epoch->barrier_sent_ns;
+        struct list_head *first = list_first(&epoch->requests);
+        const struct request *r = first ? list_entry(first, struct request, tl) : NULL;
+        if (r && r->net_pending)
+            return r->started_ns;
+        if (!epoch->discarded)
+            break;
+        /* The barrier ack of this one may never come (conflict.c). */
+    }
+    return 0;
 }
 
 static uint64_t earlier(uint64_t a, uint64_t b)
@@ -266,6 +273,12 @@ uint64_t link_timers(struct core *core)
             link_lost(core, RE_LOST_SEND_TIMEOUT, 0, 0, true);
             return UINT64_MAX;
         }
+    }
+    if (o->two_primaries && !o->resolve_conflicts)
+        next = earlier(next, conflict_deadline(core));
+    if (expired(core, link->seq_wait_ns, o->ping_timeout_ms * NS_PER_MS, &next)) {
+        link_lost(core, RE_LOST_PROTOCOL, P_DATA, ILLEGAL_SEQUENCE, true);
+        return UINT64_MAX;
     }
     if (expired(core, link->meta_gone_ns, o->ping_timeout_ms * NS_PER_MS, &next)) {
         link_lost(core, RE_LOST_EOF, 0, 0, true);

@@ -88,13 +88,39 @@ static bool is_oldest(const struct core *core, const struct receive_epoch *epoch
 
 static void write_start(struct peer_request *pr);
 
+static void epoch_answer(struct core *core, struct receive_epoch *epoch)
+{
+    if (epoch->acked && core->link.phase == LINK_UP)
+        sender_barrier_ack(core, epoch->number, epoch->count);
+    list_add_tail(&core->link.free_epochs, &epoch->link);
+}
+
+/* Two Primaries: the peer would count the writes that we have discarded as long as it has not let go of them. */
+void peer_epochs_answer(struct core *core)
+{
+    struct link *link = &core->link;
+    while (!list_empty(&link->answering)) {
+        struct receive_epoch *epoch = list_entry(list_first(&link->answering), struct receive_epoch, link);
+        if (epoch->unsettled && link->phase == LINK_UP && link->answering_count < ANSWERING_MAX)
+            return;
+        while (epoch->unsettled)
+            conflict_settle_epoch(core, epoch);
+        list_del(&epoch->link);
+        link->answering_count--;
+        epoch_answer(core, epoch);
+    }
+}
+
 static void epoch_flushed(struct core *core, struct receive_epoch *epoch)
 {
     struct link *link = &core->link;
-    if (epoch->acked && link->phase == LINK_UP)
-        sender_barrier_ack(core, epoch->number, epoch->count);
     list_del(&epoch->link);
-    list_add_tail(&link->free_epochs, &epoch->link);
+    if (epoch->unsettled || !list_empty(&link->answering)) {
+        list_add_tail(&link->answering, &epoch->link);
+        link->answering_count++;
+        peer_epochs_answer(core);
+    } else
+        epoch_answer(core, epoch);
     struct list_head *next = list_first(&link->epochs);
     if (!next)
         return;
@@ -148,6 +174,10 @@ void peer_epochs_check(struct core *core)
         struct receive_epoch *epoch = list_entry(first, struct receive_epoch, link);
         if (!epoch->closed || epoch->pending)
             break;
+        if (!epoch->count) {    /* all of it was discarded (conflict.c): nothing is acknowledged */
+            epoch->acked = false;
+            epoch->volumes = 0;
+        }
         if (!epoch->flushing)
             start_flushes(core, epoch);
         if (epoch->flushes)
@@ -271,6 +301,19 @@ static void write_granted(struct range_item *item)
     write_start(container_of(item, struct peer_request, lock));
 }
 
+/* The link of two Primaries is lost: what waits for own writes is not carried out.  Nobody was told that it was, and
+ * own writes may be kept for long (engine/freeze.c). */
+void peer_writes_drop_waiting(struct volume *v)
+{
+    struct range *next;
+    for (struct range *range = range_first_overlap(&v->ranges, 0, UINT64_MAX); range; range = next) {
+        next = range_next_overlap(range, 0, UINT64_MAX);
+        struct range_item *item = container_of(range, struct range_item, range);
+        if (item->granted == write_granted && !range->held)
+            write_finished(container_of(item, struct peer_request, lock), false);
+    }
+}
+
 void peer_write_received(struct core *core, struct peer_request *pr)
 {
     struct volume *v = pr->volume;
@@ -281,11 +324,16 @@ void peer_write_received(struct core *core, struct peer_request *pr)
     bool receive_ack = o->version >= 100 ? pr->dp_flags & DP_SEND_RECEIVE_ACK : o->protocol == 2;
     if (receive_ack)
         sender_ack(v, P_RECV_ACK, pr->sector, pr->block_id, pr->bytes);
+    if (o->two_primaries && conflict_discards(pr))
+        return;
     if (v->state.peer_disk < D_INCONSISTENT && v->state.connection >= C_CONNECTED)
         volume_set_dirty(v, pr->sector * SECTOR_BYTES, pr->bytes);  /* the writer has no disk: only we have this */
     uint64_t length = pr->bytes ? pr->bytes : SECTOR_BYTES;
     if (volume_lock_range(v, &pr->lock, pr->sector * SECTOR_BYTES, length, true, write_granted))
         write_start(pr);
-    else
+    else {
         resync_target_yield(v, &pr->lock.range);
+        if (o->two_primaries)
+            conflict_pass(pr);
+    }
 }

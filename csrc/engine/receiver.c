@@ -21,19 +21,6 @@ struct packet_view {
     struct volume *v;           /* NULL for an unknown volume */
 };
 
-/* Why a packet was illegal (value of RE_EV_LINK_LOST). */
-enum illegal {
-    ILLEGAL_HEADER = 1,
-    ILLEGAL_COMMAND,
-    ILLEGAL_LENGTH,
-    ILLEGAL_VOLUME,
-    ILLEGAL_RANGE,
-    ILLEGAL_STATE,
-    ILLEGAL_ID,
-    ILLEGAL_BARRIER,
-    ILLEGAL_BITMAP,
-};
-
 static enum handled illegal(struct core *core, enum illegal reason)
 {
     core->illegal_reason = reason;
@@ -139,6 +126,8 @@ static enum handled on_write(struct core *core, struct peer_stream *peer, const 
     bool empty_flush = !zero && bytes == 0 && (sub.dp_flags & DP_FLUSH) && inside;
     if (!empty_flush && !range_ok(p->v, sub.sector, bytes, zero ? PEER_DISCARD_BYTES_MAX : request_bytes_max(core)))
         return illegal(core, ILLEGAL_RANGE);
+    if (core->link.options.two_primaries && conflict_must_wait(p->v, sub.seq_num))
+        return STARVED;
     struct peer_request *pr = peer_request_take(core, p->v, zero || empty_flush ? PEER_ZERO : PEER_WRITE);
     if (!pr)
         return STARVED;
@@ -158,6 +147,7 @@ static enum handled on_write(struct core *core, struct peer_stream *peer, const 
     pr->epoch->pending++;
     pr->epoch->volumes |= UINT64_C(1) << p->v->number;
     core->link.peer_writes++;
+    conflict_seen(p->v, sub.seq_num);
     if (pr->buf)
         return take_payload(core, peer, p, digest, pr->buf->data, bytes, RX_PEER_REQUEST, pr);
     stream_consume(&peer->stream, p->header.header_bytes + sub_bytes);
@@ -364,6 +354,8 @@ static enum handled on_write_ack(struct core *core, const struct packet_view *p,
             volume_set_dirty(p->v, ack->sector * SECTOR_BYTES, ack->size_bytes);
         return HANDLED;
     }
+    if (!list_empty(&core->link.unsettled))
+        conflict_acknowledged(core, r);
     if (negative)
         request_mark_dirty(r);
     else if (p->header.command == P_RS_WRITE_ACK && !r->marked)
@@ -395,12 +387,27 @@ static enum handled on_read_refused(struct core *core, const struct packet_view 
     return HANDLED;
 }
 
+/* Two Primaries: the other one has not carried out this write of ours. */
+static enum handled on_discarded(struct core *core, const struct packet_view *p, const struct ack_body *ack)
+{
+    const struct re_link *o = &core->link.options;
+    struct request *r = request_find(&core->requests, ack->block_id);
+    if (!o->two_primaries || o->resolve_conflicts)
+        return illegal(core, ILLEGAL_STATE);
+    if (!r || !r->in_transfer_log || !r->net_pending || r->volume != p->v ||
+        r->offset / SECTOR_BYTES != ack->sector)
+        return illegal(core, ILLEGAL_ID);
+    conflict_answered(r, p->header.command == P_RETRY_WRITE);
+    return HANDLED;
+}
+
 static enum handled on_ack(struct core *core, const struct packet_view *p)
 {
     struct ack_body ack;
     if (!p->v)
         return illegal(core, ILLEGAL_VOLUME);
     packet_ack_get(p->body, &ack);
+    conflict_seen(p->v, ack.seq_num);
     switch (p->header.command) {
     case P_NEG_DREPLY:
         return on_read_refused(core, p, &ack);
@@ -431,19 +438,18 @@ static enum handled on_ack(struct core *core, const struct packet_view *p)
     case P_RECV_ACK:
     case P_WRITE_ACK:
         return on_write_ack(core, p, &ack);
+    case P_SUPERSEDED:
+    case P_RETRY_WRITE:
+        return on_discarded(core, p, &ack);
     default:
         return illegal(core, ILLEGAL_COMMAND);
     }
 }
 
-static enum handled on_barrier_ack(struct core *core, const struct packet_view *p)
+/* The oldest epoch is on the peer's stable storage. */
+void epoch_acknowledged(struct core *core, struct epoch *epoch)
 {
     struct link *link = &core->link;
-    struct epoch *epoch = transfer_log_oldest(&link->log);
-    if (!epoch || !epoch->barrier_sent || epoch->number != le32_get(p->body) ||
-        epoch->count != be32_get(p->body + 4))
-        return illegal(core, ILLEGAL_BARRIER);
-    core->stats.barrier_acks_received++;
     while (!list_empty(&epoch->requests)) {
         struct request *r = list_entry(list_first(&epoch->requests), struct request, tl);
         transfer_log_remove(&link->log, r);
@@ -456,6 +462,18 @@ static enum handled on_barrier_ack(struct core *core, const struct packet_view *
     }
     transfer_log_free(&link->log, epoch);
     app_flush_check(core);
+}
+
+static enum handled on_barrier_ack(struct core *core, const struct packet_view *p)
+{
+    struct epoch *epoch = transfer_log_oldest(&core->link.log);
+    uint32_t number = le32_get(p->body);
+    if (epoch && epoch->number != number && epoch->discarded && conflict_release_older(core, number))
+        epoch = transfer_log_oldest(&core->link.log);
+    if (!epoch || !epoch->barrier_sent || epoch->number != number || epoch->count != be32_get(p->body + 4))
+        return illegal(core, ILLEGAL_BARRIER);
+    core->stats.barrier_acks_received++;
+    epoch_acknowledged(core, epoch);
     return HANDLED;
 }
 

@@ -65,6 +65,10 @@ void sender_barrier(struct core *core)
     epoch->barrier_sent_ns = core->now_ns;
     core->stats.barriers_sent++;
     sender_raw(core, false, P_BARRIER, 0, body, sizeof(body));
+    if (list_empty(&epoch->requests)) {     /* the peer has discarded all of it (conflict.c) */
+        transfer_log_free(&core->link.log, epoch);
+        app_flush_check(core);
+    }
 }
 
 /* The barrier of a closed epoch travels with the next write, which saves both nodes a wake-up; it waits briefly. */
@@ -89,9 +93,10 @@ static uint32_t write_flags(const struct core *core, struct request *r)
     const struct re_link *options = &core->link.options;
     const struct volume *v = r->volume;
     uint32_t flags = DP_RW_SYNC;
-    bool fua = r->flags & REQUEST_FUA;
-    if (fua)
+    if (r->flags & REQUEST_FUA)
         flags |= DP_FUA;
+    if (r->flags & REQUEST_PREFLUSH)
+        flags |= DP_FLUSH;
     if (r->kind != REQUEST_WRITE) {
         bool unmap = r->kind == REQUEST_TRIM || (r->flags & REQUEST_MAY_UNMAP);
         if (sends_zeroes(core))
@@ -144,8 +149,9 @@ void sender_write(struct core *core, struct request *r)
     uint8_t packet[PACKET_HEADER_MAX + PACKET_TRIM_SUB + DIGEST_BYTES_MAX], digest[DIGEST_BYTES_MAX];
     unsigned command = r->kind == REQUEST_WRITE ? P_DATA : sends_zeroes(core) ? P_ZEROES : P_TRIM;
     size_t payload = r->kind == REQUEST_WRITE ? r->length : 0;
-    size_t digested = payload ? integrity_put(link, digest, r->buf->data, payload) : 0;
-    size_t sub_bytes = payload ? PACKET_DATA_SUB + digested : PACKET_TRIM_SUB;
+    bool has_payload = command == P_DATA;   /* perhaps an empty one: conflict.c */
+    size_t digested = has_payload ? integrity_put(link, digest, payload ? r->buf->data : NULL, payload) : 0;
+    size_t sub_bytes = has_payload ? PACKET_DATA_SUB + digested : PACKET_TRIM_SUB;
     size_t header = packet_header_put(packet, link->options.version, command, (unsigned)v->number,
                                       (uint32_t)(sub_bytes + payload));
     struct data_sub sub = {.sector = r->offset / SECTOR_BYTES,
@@ -153,7 +159,7 @@ void sender_write(struct core *core, struct request *r)
                            .seq_num = ++v->seq_out,
                            .dp_flags = write_flags(core, r)};
     packet_data_sub_put(packet + header, &sub);
-    if (!payload)
+    if (!has_payload)
         be32_put(packet + header + PACKET_DATA_SUB, (uint32_t)r->length);
     memcpy(packet + header + PACKET_DATA_SUB, digest, digested);
     stream_queue_bytes(&link->data->stream, packet, header + sub_bytes);

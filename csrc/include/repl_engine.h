@@ -150,7 +150,8 @@ struct re_link {
     uint8_t resolve_conflicts;  /* this node accepted the meta socket */
     uint8_t peer_is_ours;       /* the peer runs this software: it understands what the kernel module does not */
     uint8_t keep_data;          /* keep the data of writes until the barrier ack: LINK_RESEND never has to read it */
-    uint8_t pad[3];
+    uint8_t two_primaries;      /* both nodes may write */
+    uint8_t pad[2];
 };
 
 enum re_nbd_flags {
@@ -249,6 +250,7 @@ struct re_volume_stats {
     uint64_t lower_pending;                 /* disk operations in flight */
     uint64_t peer_pending;                  /* requests waiting for the peer's ack */
     uint64_t unacked;                       /* peer's requests not answered yet */
+    uint64_t conflicts;                     /* writes discarded because the other Primary wrote to the same blocks */
     uint64_t resync_total_bits;             /* at the start of the running or last resync */
     uint64_t resync_done_bits;
     uint64_t resync_failed_bits;

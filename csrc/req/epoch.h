@@ -16,6 +16,7 @@ struct epoch {
     uint64_t serial;                /* counts epochs, never reused */
     uint32_t number;                /* barrier number on the wire */
     uint32_t count;                 /* writes in it */
+    uint32_t discarded;             /* writes that were in it until the peer refused them (engine/conflict.c) */
     bool closed;                    /* no write may be added any more */
     bool barrier_sent;              /* its P_BARRIER is queued */
     uint64_t barrier_sent_ns;       /* when */

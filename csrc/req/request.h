@@ -23,10 +23,12 @@ enum request_flags {
     REQUEST_FUA = 1,
     REQUEST_MAY_UNMAP = 2,  /* ZERO: the space may be given back */
     REQUEST_FAST = 4,       /* ZERO: fail with ENOTSUP instead of writing zeroes */
+    REQUEST_PREFLUSH = 8,   /* the peer flushes first (engine/conflict.c) */
 };
 
 struct volume;
 struct epoch;
+struct peer_request;
 
 /* A range in a volume's lock and what to do when it is granted later. */
 struct range_item {
@@ -84,6 +86,11 @@ struct request {
     bool remote_read;           /* READ: asked from the peer */
     bool told;                  /* `done` was called */
     uint32_t parts_left;        /* ZERO sent as several P_DATA: acks still to come, 0 = one packet */
+    bool started;               /* WRITE: sent and given to the disk, as far as that was to be done */
+    bool in_conflict;           /* WRITE: something is to be done when the local part is finished (conflict.c) */
+    bool postponed;             /* WRITE: to be started again then */
+    uint8_t stepped_back;       /* WRITE: how often a write of the peer has passed it */
+    struct peer_request *covered;   /* WRITE: the peer's writes that it supersedes, to be answered then */
     uint8_t stage;              /* enum request_stage: where it goes on when the volume thaws */
 };
 

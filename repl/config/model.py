@@ -329,7 +329,7 @@ class NetOptions:
     verify_alg: str
     csums_alg: str
     use_rle: bool
-    allow_two_primaries: bool  # always False for now
+    allow_two_primaries: bool
     after_sb_0pri: str
     after_sb_1pri: str
     after_sb_2pri: str

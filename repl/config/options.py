@@ -212,7 +212,7 @@ def _net_table() -> dict[str, OptionSpec]:
     net.number("sndbuf-size", 0, 128 << 20, 0, _YES, Unit.BYTES)
     net.number("rcvbuf-size", 0, 128 << 20, 0, _YES, Unit.BYTES)
     net.boolean("tcp-cork", True, _LATER)
-    net.boolean("allow-two-primaries", False, _LATER, breaks_wire=True)
+    net.boolean("allow-two-primaries", False, _YES)
     net.string("cram-hmac-alg", _YES, bytes_max=ALGORITHM_BYTES_MAX)
     net.string("shared-secret", _YES, bytes_max=SECRET_BYTES_MAX, is_secret=True)
     net.string("data-integrity-alg", _YES, bytes_max=ALGORITHM_BYTES_MAX)

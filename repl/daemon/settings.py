@@ -83,6 +83,7 @@ def _net(net: NetOptions) -> NetSettings:
         ping_timeout_ms=net.ping_timeout_ms,
         connect_int_ms=net.connect_int_ms,
         ko_count=net.ko_count,
+        two_primaries=net.allow_two_primaries,
         max_epoch_size=net.max_epoch_size,
         max_buffers=net.max_buffers_pages,
         use_rle=net.use_rle,

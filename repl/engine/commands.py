@@ -146,6 +146,7 @@ class Link:
     resolve_conflicts: bool = False
     peer_is_ours: bool = False
     keep_data: bool = False
+    two_primaries: bool = False
 
 
 @dataclass(frozen=True, slots=True)

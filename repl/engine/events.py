@@ -146,6 +146,7 @@ class VolumeStats:
     lower_pending: int = 0
     peer_pending: int = 0
     unacked: int = 0
+    conflicts: int = 0
     resync_total_bits: int = 0
     resync_done_bits: int = 0
     resync_failed_bits: int = 0

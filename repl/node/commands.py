@@ -35,6 +35,7 @@ _ENDING = (
     _C.TEAR_DOWN,
 )
 PROMOTE_TRIES = 3
+CONCURRENT_CHANGE = -19
 LEAVE_WAIT_MS = 500  # a client that was just told to go may still be on its way out
 Verb = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
@@ -138,6 +139,10 @@ class Commands:
                     return
                 except PeerLost:  # it decides as a disconnected node now
                     await node.watch(lambda: not node.is_connected)
+                except StateRefused as error:
+                    if error.number != CONCURRENT_CHANGE:
+                        raise
+                    await node.pause(node.settings.net.ping_timeout_ms)  # both nodes are promoted at once
             raise StateRefused(f"{self._name}: the connection comes and goes", number=-18, advice="Try again.")
         finally:
             self.is_promoting = False
@@ -151,16 +156,18 @@ class Commands:
         forced = self._check_data(force=force)
         if node.is_connected:
             # As DRBD does: the word of its demotion may be on its way.
-            changed = node.watch(lambda: not node.is_connected or node.peer_role != Role.PRIMARY)
+            may_both = node.settings.net.two_primaries
+            changed = node.watch(lambda: may_both or not node.is_connected or node.peer_role != Role.PRIMARY)
             await node.within(changed, node.settings.net.ping_timeout_ms)
             node.unwatch(changed)
             if not node.is_connected:
                 raise PeerLost("The connection to the peer was lost.")
-            if node.peer_role == Role.PRIMARY:
+            if node.peer_role == Role.PRIMARY and not may_both:
                 raise StateRefused(
                     f"{self._name}: cannot become Primary: {node.settings.peer} is Primary",
                     number=-1,
-                    advice=f'"replctl secondary {self._name}" on {node.settings.peer} first.',
+                    advice=f'"replctl secondary {self._name}" on {node.settings.peer} first, '
+                    "or allow-two-primaries for a cluster filesystem.",
                 )
             for volume in node.volumes.values():
                 change = StateChange.of(role=Role.PRIMARY, disk=_D.UP_TO_DATE if volume.number in forced else None)

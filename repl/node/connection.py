@@ -58,6 +58,7 @@ _ILLEGAL = {
     7: "unknown block id",
     8: "barrier does not match",
     9: "bad bitmap",
+    16: "sequence numbers with a gap",
 }
 
 
@@ -469,6 +470,7 @@ class Connection:
             use_rle=net.use_rle,
             resolve_conflicts=self.resolve_conflicts,
             peer_is_ours=self.peer_is_ours,
+            two_primaries=net.two_primaries,
         )
 
     def child(self, flow: Flow[object]) -> None:

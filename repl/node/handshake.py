@@ -69,6 +69,12 @@ class Handshake:
         except ProtocolError as error:
             raise FinalDrop(f"{self._peer}: {error.message}", reason="protocol-version") from None
         flags = mine.feature_flags & theirs.feature_flags
+        if net.two_primaries and version < pk.PROTOCOL_H100:
+            raise FinalDrop(
+                f"{self._peer} speaks protocol version {version}; two Primaries need {pk.PROTOCOL_H100}.",
+                reason="protocol-version",
+                advice="Set allow-two-primaries to no on both nodes.",
+            )
         c.peer_is_ours = bool(flags & OUR_FEATURE)
         c.link_up(pk.Agreed(version=version, features=Feature(flags & int(Feature.KERNEL))))
         c.resume()
@@ -124,6 +130,7 @@ class Handshake:
             after_sb_2p=AfterSplitBrain(net.after_sb_2pri),
             conn_flags=flags,
             integrity_alg=net.data_integrity_alg,
+            two_primaries=net.two_primaries,
         )
 
     def _send_parameters(self) -> None:
@@ -178,7 +185,7 @@ class Handshake:
             ("after-sb-0pri", mine.after_sb_0p, theirs.after_sb_0p.seen_by_peer()),
             ("after-sb-1pri", mine.after_sb_1p, theirs.after_sb_1p.seen_by_peer()),
             ("after-sb-2pri", mine.after_sb_2p, theirs.after_sb_2p.seen_by_peer()),
-            ("allow-two-primaries", False, theirs.two_primaries),
+            ("allow-two-primaries", mine.two_primaries, theirs.two_primaries),
             ("data-integrity-alg", mine.integrity_alg or "", theirs.integrity_alg or ""),
         ]
         for name, here, there in pairs:
@@ -252,7 +259,8 @@ async def evaluate(c: Connection, volume: Volume, theirs: StateWord) -> None:
     peer_disk = real_disk(theirs, volume)
     if volume.attached and peer_disk >= _D.INCONSISTENT and volume.peer_report is None:
         raise ProtocolError(f"{node.settings.peer} sent no P_UUIDS for volume {volume.number}, which has a disk.")
-    if theirs.role == Role.PRIMARY and node.role == Role.PRIMARY:
+    two_refused = Role.PRIMARY == theirs.role == node.role and not node.settings.net.two_primaries
+    if two_refused:
         # Two Primaries: the generations say that it is a split brain; without disks nothing else would.
         if not volume.attached or peer_disk < _D.INCONSISTENT:
             raise _two_primaries()
@@ -260,7 +268,8 @@ async def evaluate(c: Connection, volume: Volume, theirs: StateWord) -> None:
     conn, peer_role = _C.CONNECTED, theirs.role
     if volume.attached and peer_disk >= _D.INCONSISTENT:
         conn, peer_role = await settle(c, volume, theirs, peer_disk)
-        if peer_role == Role.PRIMARY and node.role == Role.PRIMARY and not c.is_dry_run:
+        may_both = node.settings.net.two_primaries or c.is_dry_run
+        if Role.PRIMARY == peer_role == node.role and not may_both:
             raise _two_primaries()
     elif volume.attached and peer_disk < _D.INCONSISTENT:
         node.emit("resync", f"{node.settings.peer} has no disk", volume=volume.number)

@@ -199,7 +199,8 @@ class PeerPackets:
         if change.changes("conn"):
             return await self._connection_change(volume, change)
         if change.changes("peer") and change.get("peer") == Role.PRIMARY:
-            if node.role == Role.PRIMARY or node.commands.is_promoting:
+            one_only = not node.settings.net.two_primaries
+            if one_only and (node.role == Role.PRIMARY or node.commands.is_promoting):
                 return -1
             peer_disk = DiskState(change.get("pdsk")) if change.changes("pdsk") else state.pdsk
             if _D.UP_TO_DATE not in (peer_disk, state.disk):

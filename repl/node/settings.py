@@ -39,6 +39,7 @@ class NetSettings:
     ping_timeout_ms: int = 500
     connect_int_ms: int = 10000
     ko_count: int = 7
+    two_primaries: bool = False
     max_epoch_size: int = 2048
     max_buffers: int = 2048  # 4 KiB pages
     use_rle: bool = True

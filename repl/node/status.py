@@ -36,7 +36,12 @@ def node_status(node: Node) -> dict[str, Any]:
         "suspended": any(v.state.suspended for v in node.volumes.values()),
         "protocol": _PROTOCOLS.get(settings.net.protocol, "?"),
         "up": node.is_up,
-        "peer": {"name": settings.peer, "role": str(node.peer_role), "address": settings.peer_address},
+        "peer": {
+            "name": settings.peer,
+            "role": str(node.peer_role),
+            "address": settings.peer_address,
+            "resolve_conflicts": node.connection.resolve_conflicts,
+        },
         "volumes": [_volume_status(node, v) for v in node.volumes.values()],
         "handlers": node.handlers.status(),
         "engine": dataclasses.asdict(node.stats.engine_stats()),

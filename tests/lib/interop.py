@@ -10,6 +10,7 @@ look like.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -31,6 +32,7 @@ from repl.node.disk import create_metadata
 from tests.lib.guest import Guest
 from tests.lib.netns import NetNamespace
 from tests.lib.process import Process
+from tests.lib.relay import Relay
 from tests.lib.tools import ROOT, SYSTEM_PYTHON, require, require_engine
 from tests.lib.wait import wait_for
 
@@ -39,8 +41,9 @@ DISK_BYTES = 32 * MIB
 DISKS = 15
 MEMORY_MIB = 1024  # what was written to a ram disk stays
 FIRST_PORT = 7700
+TO_GUEST, TO_HERE = 100, 200  # a relay's ports, from the pair's on
 WAIT_S = 40.0
-LOG_TAIL = 6000
+LOG_TAIL = int(os.environ.get("REPL_LOG_TAIL", "6000"))
 LOAD_BLOCKS = 3000
 # How often the link is interrupted under load; more of it is a soak test.
 ROUNDS = int(os.environ.get("REPL_INTEROP_ROUNDS", "4"))
@@ -402,11 +405,13 @@ class KernelPair:
 
     def __init__(self, lab: KernelLab, folder: Path, *, protocol: str = "C", net: str = "", rate: str = "400M",
                  other_net: str | None = None, can_discard: bool = False, survives: bool = False,
-                 our_bytes: int = DISK_BYTES, kernel_bytes: int = DISK_BYTES) -> None:  # fmt: skip
+                 our_bytes: int = DISK_BYTES, kernel_bytes: int = DISK_BYTES,
+                 relay: dict[str, Any] | None = None) -> None:  # fmt: skip
         """``net``: more options, for both; ``other_net``: those of the kernel if they differ; ``rate``: of a resync.
 
         ``can_discard``: the kernel's disk is a loop device and not a ram disk; so are disks of another size.
         ``survives``: and lies in the lab's shared folder (where it cannot discard), for a loss of power.
+        ``relay``: each node reaches the other one through a :class:`Relay` with these options.
         """
         self.begin = time.monotonic()
         self.lab = lab
@@ -415,21 +420,31 @@ class KernelPair:
         is_loop = can_discard or survives or kernel_bytes != DISK_BYTES
         kernel_disk = f"/dev/{'loop' if is_loop else 'ram'}{minor}"
 
-        def conf(options: str) -> str:
+        here, guest = f"{lab.net.HOST}:{self.port}", f"{lab.net.guest_address(0)}:{self.port}"
+        guest_for_us, here_for_kernel = guest, here
+        self.relays: list[Relay] = []
+        if relay is not None:
+            ways = (self.port + TO_GUEST, lab.net.guest_address(0)), (self.port + TO_HERE, lab.net.HOST)
+            for listen_port, far in ways:
+                connect = functools.partial(lab.net.connect, self.port, host=far, timeout=2)
+                self.relays.append(Relay(lab.net.listen(listen_port), connect, **relay))
+            guest_for_us, here_for_kernel = (f"{lab.net.HOST}:{listen_port}" for listen_port, _ in ways)
+
+        def conf(options: str, here: str, guest: str) -> str:
             return f"""# our node and the kernel's read this same text
 global {{ usage-count no; }}
 resource r0 {{
 	net {{ protocol {protocol}; connect-int 1; {options} }}
 	disk {{ c-plan-ahead 0; resync-rate {rate}; }}
 	on here {{ device /dev/drbd{minor} minor {minor}; disk {folder / "disk.img"}; meta-disk internal;
-		address ipv4 {lab.net.HOST}:{self.port}; }}
+		address ipv4 {here}; }}
 	on guest {{ device /dev/drbd{minor} minor {minor}; disk {kernel_disk}; meta-disk internal;
-		address ipv4 {lab.net.guest_address(0)}:{self.port}; }}
+		address ipv4 {guest}; }}
 }}
 """
 
-        self.ours = Ours(lab, folder, conf(net), our_bytes)
-        other = conf(net if other_net is None else other_net)
+        other = conf(net if other_net is None else other_net, here_for_kernel, guest)
+        self.ours = Ours(lab, folder, conf(net, here, guest_for_us), our_bytes)
         self.kernel = Kernel(lab, minor, kernel_disk, other, kernel_bytes, survives=survives)
 
     def up(self) -> None:
@@ -584,6 +599,8 @@ resource r0 {{
     def close(self) -> None:
         self.ours.close()
         self.kernel.close()
+        for relay in self.relays:
+            relay.close()
 
 
 class PairMaker:

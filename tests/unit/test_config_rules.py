@@ -302,7 +302,7 @@ def test_supported_options_are_not_reported() -> None:
     assert read(resource(body)).warnings == ()
 
 
-@pytest.mark.parametrize("text", ["allow-two-primaries yes"])
+@pytest.mark.parametrize("text", ["tls yes"])
 def test_option_that_would_break_the_wire_is_refused_only_when_the_resource_is_used(text: str) -> None:
     config = read(resource(f"net {{ {text}; }}"))
     with pytest.raises(ConfigError, match="not supported yet") as caught:
@@ -311,7 +311,12 @@ def test_option_that_would_break_the_wire_is_refused_only_when_the_resource_is_u
 
 
 @pytest.mark.parametrize(
-    "net", ["fencing resource-and-stonith; protocol A", "on-congestion pull-ahead; protocol C"]
+    "net",
+    [
+        "fencing resource-and-stonith; protocol A",
+        "on-congestion pull-ahead; protocol C",
+        "allow-two-primaries; protocol B",
+    ],
 )
 def test_combination_the_module_refuses_is_refused_when_the_resource_is_used(net: str) -> None:
     config = read(resource(f"net {{ {net}; }}"))
