@@ -193,8 +193,9 @@ void resync_target_pump(struct volume *v)
 
 uint64_t resync_target_deadline(const struct volume *v)
 {
-    if (v->state.connection != C_SYNC_TARGET || v->target.finished_reported || v->core->link.phase != LINK_UP ||
-        !volume_disk_usable(v))
+    const struct resync_target *t = &v->target;
+    if (v->state.connection != C_SYNC_TARGET || t->finished_reported || t->flush_first ||
+        v->core->link.phase != LINK_UP || !volume_disk_usable(v))
         return UINT64_MAX;
-    return v->target.rate_tick_ns;
+    return t->rate_tick_ns;
 }

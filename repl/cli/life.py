@@ -130,19 +130,13 @@ def invalidate(session: Session, names: tuple[str, ...]) -> None:
     """Declare this node's data bad: everything is copied from the peer."""
 
     def work(target: Target) -> dict[str, Any]:
-        numbers = _running_volumes(session, target)
+        numbers = [target.volume] if target.volume is not None else session.running_volumes(target)
         with session.client(target.resource) as client:
             for number in numbers:
                 client.call("invalidate", volume=number)
         return {"volumes": numbers}
 
     session.each(session.targets(names, with_volume=True), work)
-
-
-def _running_volumes(session: Session, target: Target) -> list[int]:
-    if target.volume is not None:
-        return [target.volume]
-    return [int(volume["volume"]) for volume in session.call(target, "status").get("volumes", [])]
 
 
 COMMANDS = (up, down, primary, secondary, connect, disconnect, invalidate)

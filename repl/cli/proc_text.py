@@ -40,7 +40,7 @@ def _volume(minor: int, status: dict[str, Any], volume: dict[str, Any]) -> str:
     flag = "s" if status.get("suspended") else "r"
     lines = [
         f"{minor:2}: cs:{states.cstate_84(status, volume)} ro:{states.roles(status)} ds:{states.disks(volume)} "
-        f"{status.get('protocol', 'C')} {flag}-----",
+        f"{status.get('protocol', 'C')} {flag}{_pauses(volume)}--",
         f"    ns:{_kib(counters, 'sent_bytes')} nr:{_kib(counters, 'received_bytes')} "
         f"dw:{_kib(counters, 'disk_written_bytes')} dr:{_kib(counters, 'disk_read_bytes')} "
         f"al:{counters.get('al_writes', 0)} bm:{counters.get('bitmap_writes', 0)} "
@@ -51,6 +51,14 @@ def _volume(minor: int, status: dict[str, Any], volume: dict[str, Any]) -> str:
     if resync := volume.get("resync"):
         lines += _resync(resync)
     return "\n".join(lines)
+
+
+def _pauses(volume: dict[str, Any]) -> str:
+    """The second to fourth flag: why a resync is paused."""
+    reasons = volume.get("resync_suspended", [])
+    return "".join(
+        letter if name in reasons else "-" for letter, name in (("a", "dependency"), ("p", "peer"), ("u", "user"))
+    )
 
 
 def _resync(resync: dict[str, Any]) -> list[str]:

@@ -136,6 +136,9 @@ class Session:
         with self.client(target.resource) as client:
             return client.call(verb, **args)
 
+    def running_volumes(self, target: Target) -> list[int]:
+        return [int(volume["volume"]) for volume in self.call(target, "status").get("volumes", [])]
+
     def status(self, target: Target) -> dict[str, Any] | None:
         """None if it does not run."""
         try:

@@ -110,7 +110,7 @@ def _peer_device(status: dict[str, Any], volume: dict[str, Any]) -> dict[str, An
         "replication-state": states.replication_9(status, volume),
         "peer-disk-state": volume.get("peer_disk"),
         "peer-client": False,
-        "resync-suspended": "no",
+        "resync-suspended": ",".join(volume.get("resync_suspended", [])) or "no",
         "received": counters.get("received_bytes", 0) // 1024,
         "sent": counters.get("sent_bytes", 0) // 1024,
         "out-of-sync": dirty_bytes // 1024,
@@ -127,6 +127,7 @@ def _peer_device(status: dict[str, Any], volume: dict[str, Any]) -> dict[str, An
         found |= {
             "rs-total": resync.get("total_bytes", 0) // 512,
             "rs-failed": counters.get("resync_failed_bits", 0) * 8,
+            "rs-same-csum": counters.get("resync_equal_bits", 0) * 8,
             "db1/dt1 [MiB/s]": rate,
             "db/dt [MiB/s]": rate,
             "estimated-seconds-to-finish": resync.get("eta_s"),

@@ -89,6 +89,11 @@ def _peer_volume_words(
     words.append(f"peer-disk:{volume.get('peer_disk', 'DUnknown')}")
     if resync:
         words.append(f"done:{resync.get('done_percent', 0.0):.2f}")
+        if resync.get("limited_by") not in (None, "", "paused"):
+            words.append(f"limited-by:{resync['limited_by']}")
+    suspended = ",".join(volume.get("resync_suspended", []))
+    if suspended or is_verbose:
+        words.append(f"resync-suspended:{suspended or 'no'}")
     return words
 
 
@@ -142,4 +147,6 @@ def progress_text(name: str, volume: dict[str, Any]) -> str:
         f"{name}/{volume['volume']}: {resync['done_percent']:.1f}% synced, "
         f"{size_text(resync['done_bytes'])} of {size_text(resync['total_bytes'])}, "
         f"{size_text(resync['rate_bytes'])}/s, {duration_text(resync.get('eta_s'))} left"
+        + (f", limited by {limit}" if (limit := resync.get("limited_by")) and limit != "paused" else "")
+        + (", paused" if resync.get("limited_by") == "paused" else "")
     )

@@ -308,6 +308,7 @@ def _check_options(draft: Draft, config: Config, resource: Resource) -> None:
             if option is not None:
                 resync_after_target(draft.resources, option)
                 _warn_unknown_resync_after(draft, option)
+                _check_resync_cycles(config, resource, host, number)
 
 
 def _check_discard_node(resource: Resource, net: Options) -> None:
@@ -393,6 +394,30 @@ def resync_after_target(resources: dict[str, Resource], option: Option) -> tuple
             )
         return name, numbers[0]
     return (name, int(number)) if number.isascii() and number.isdigit() and int(number) in numbers else None
+
+
+def _check_resync_cycles(config: Config, resource: Resource, host: Host, number: int) -> None:
+    """Two volumes that wait for each other would never resync (DRBD's code 133)."""
+    start = (resource.name, number)
+    where: tuple[str, int] | None = start
+    chain: list[str] = []
+    while where is not None:
+        chain.append(f"{where[0]}/{where[1]}")
+        now = config.resources.get(where[0])
+        here = next((h for h in now.hosts if h is host or set(h.names) & set(host.names)), None) if now else None
+        if now is None or here is None or where[1] not in host_volumes(now, here):
+            return
+        option = disk_options_of(config, now, here, where[1]).get("resync-after")
+        target = resync_after_target(dict(config.resources), option) if option is not None else None
+        if target == start and option is not None:
+            raise error_at(
+                option.where,
+                f"resync-after makes a circle: {' after '.join([*chain, chain[0]])}.",
+                advice="Let one of them have no resync-after.",
+            )
+        if target is not None and f"{target[0]}/{target[1]}" in chain:
+            return  # a circle that this one only leads to; those in it say so
+        where = target
 
 
 def _warn_unknown_resync_after(draft: Draft, option: Option) -> None:

@@ -328,6 +328,7 @@ class NetOptions:
     data_integrity_alg: str
     verify_alg: str
     csums_alg: str
+    csums_after_crash_only: bool
     use_rle: bool
     allow_two_primaries: bool
     after_sb_0pri: str
@@ -361,6 +362,8 @@ class DiskOptions:
     c_min_rate_kib_s: int  # 0 = never throttle for application I/O
     disk_timeout_ms: int  # 0 = wait for ever
     discard_zeroes_if_aligned: bool
+    rs_discard_granularity_bytes: int  # 0 = no thin requests to a DRBD peer
+    resync_priority: str  # "" = the numbers above as they are
     resync_after: str  # "" = none
     io: str  # "direct", "buffered" or "" = decide by the device
 
@@ -404,6 +407,7 @@ class VolumeView:
     disk_path: str | None
     meta_disk: MetaDisk
     options: DiskOptions
+    resync_after: tuple[str, int] | None = None  # resource and volume that resync before this one
 
 
 @dataclass(frozen=True, slots=True)
@@ -578,6 +582,7 @@ def typed_net(options: Options) -> NetOptions:
         data_integrity_alg=read.text("data-integrity-alg"),
         verify_alg=read.text("verify-alg"),
         csums_alg=read.text("csums-alg"),
+        csums_after_crash_only=read.bool("csums-after-crash-only"),
         use_rle=read.bool("use-rle"),
         allow_two_primaries=read.bool("allow-two-primaries"),
         after_sb_0pri=read.text("after-sb-0pri"),
@@ -612,6 +617,8 @@ def typed_disk(options: Options) -> DiskOptions:
         c_min_rate_kib_s=read.number("c-min-rate"),
         disk_timeout_ms=read.number("disk-timeout", factor=_TENTH_MS),
         discard_zeroes_if_aligned=read.bool("discard-zeroes-if-aligned"),
+        rs_discard_granularity_bytes=read.number("rs-discard-granularity"),
+        resync_priority=read.text("resync-priority"),
         resync_after=read.text("resync-after"),
         io=read.text("io"),
     )

@@ -217,8 +217,8 @@ def _net_table() -> dict[str, OptionSpec]:
     net.string("shared-secret", _YES, bytes_max=SECRET_BYTES_MAX, is_secret=True)
     net.string("data-integrity-alg", _YES, bytes_max=ALGORITHM_BYTES_MAX)
     net.string("verify-alg", _LATER, bytes_max=ALGORITHM_BYTES_MAX)
-    net.string("csums-alg", _LATER, bytes_max=ALGORITHM_BYTES_MAX)
-    net.boolean("csums-after-crash-only", False, _LATER)
+    net.string("csums-alg", _YES, bytes_max=ALGORITHM_BYTES_MAX)
+    net.boolean("csums-after-crash-only", False, _YES)
     net.boolean("use-rle", True, _YES)
     net.number("socket-check-timeout", 0, 300, 0, _LATER)
     net.enum(
@@ -280,10 +280,10 @@ def _disk_table() -> dict[str, OptionSpec]:
         ),
         _LATER,
     )
-    disk.string("resync-after", _LATER)
+    disk.string("resync-after", _YES)
     disk.boolean("discard-zeroes-if-aligned", True, _LATER)
     disk.boolean("disable-write-same", False, _ACCEPT)
-    disk.number("rs-discard-granularity", 0, 1048576, 0, _LATER, Unit.BYTES)
+    disk.number("rs-discard-granularity", 0, 1048576, 0, _YES, Unit.BYTES)
     disk.number("max-bio-bvecs", 0, 128, 0, _ACCEPT)
     disk.number("resync-rate", 1, 8388608, 250, _YES, Unit.KIB_PER_SECOND, is_peer_device=True)
     disk.number("c-plan-ahead", 0, 300, 20, _YES, Unit.TENTHS, is_peer_device=True)
@@ -291,6 +291,7 @@ def _disk_table() -> dict[str, OptionSpec]:
     disk.number("c-fill-target", 0, 1048576, 100, _YES, Unit.SECTORS, is_peer_device=True)
     disk.number("c-max-rate", 0, 4194304, 102400, _YES, Unit.KIB_PER_SECOND, is_peer_device=True)
     disk.number("c-min-rate", 0, 4194304, 250, _YES, Unit.KIB_PER_SECOND, is_peer_device=True)
+    disk.enum("resync-priority", ("background", "balanced", "fast"), _YES, default="")
     disk.boolean("bitmap", True, _ACCEPT, is_peer_device=True)
     disk.boolean("resync-without-replication", True, _ACCEPT, is_peer_device=True)
     disk.boolean("peer-tiebreaker", True, _LATER, is_peer_device=True)

@@ -207,8 +207,9 @@ def _volumes(config: Config, resource: Resource, me: Host, peer: Host) -> tuple[
         assert volume.device is not None and volume.disk is not None  # check.py
         options = disk_options_of(config, resource, me, number, peer)
         after = options.get("resync-after")
-        if after is not None and resync_after_target(dict(config.resources), after) is None:
-            del options["resync-after"]  # warned about by check.py
+        target = resync_after_target(dict(config.resources), after) if after is not None else None
+        if target is None:
+            options.pop("resync-after", None)  # warned about by check.py
         meta = volume.meta_disk or MetaDisk(MetaDiskKind.INTERNAL)
-        views.append(VolumeView(number, volume.device, volume.disk.path, meta, typed_disk(options)))
+        views.append(VolumeView(number, volume.device, volume.disk.path, meta, typed_disk(options), target))
     return tuple(views)

@@ -89,6 +89,8 @@ def open_disk(view: VolumeView, *, read_only: bool = False) -> OpenedDisk:
             flags |= AttachFlags.DIRECT
         if all(is_in_memory(file.fd) for file in (data, md)):
             flags |= AttachFlags.INLINE
+        if not view.options.rs_discard_granularity_bytes and is_fully_allocated(data.fd):
+            flags |= AttachFlags.KEEP_ALLOCATED
         place = DiskPlace(data, md, KINDS[view.meta_disk.kind], view.meta_disk.index)
         return OpenedDisk(place, data, md, flags)
     except BaseException:
@@ -122,6 +124,12 @@ def is_in_memory(fd: int) -> bool:
         return False
     kind = int.from_bytes(buffer.raw[: ctypes.sizeof(ctypes.c_long)], "little") & 0xFFFFFFFF
     return kind in (TMPFS_MAGIC, RAMFS_MAGIC)
+
+
+def is_fully_allocated(fd: int) -> bool:
+    """A file for which somebody has reserved all of its space: a resync does not give it back."""
+    status = os.fstat(fd)
+    return stat.S_ISREG(status.st_mode) and status.st_blocks * SECTOR_BYTES >= status.st_size > 0
 
 
 def lock_owner(fd: int) -> int:

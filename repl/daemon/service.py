@@ -108,6 +108,7 @@ class Service:
             handlers=self._handlers(),
             on_exit=self._is_over.set,
             on_fatal=self._fatal,
+            run_dir=self._run_dir,
         )
         exports = Exports(shell, self._view.name, [volume.number for volume in self._view.volumes])
         nbd = NbdServer(exports, exports.handover, clients_max=self._view.nbd.max_clients)

@@ -7,10 +7,11 @@ Errors: ``ConfigError`` for addresses that this program cannot use.
 
 from __future__ import annotations
 
-from repl.config.model import Address, AddressFamily, NetOptions, NodeView, VolumeView
+from repl.config.model import Address, AddressFamily, DiskOptions, NetOptions, NodeView, VolumeView
 from repl.drbd.split_brain import AfterSplitBrain
 from repl.engine.commands import Resync
 from repl.errors import ConfigError
+from repl.node.resync_options import with_priority
 from repl.node.settings import NetSettings, NodeSettings, VolumeSettings
 
 TENTH_MS = 100
@@ -64,14 +65,21 @@ def _volume(view: VolumeView) -> VolumeSettings:
         disk_drain=options.disk_drain,
         md_flushes=options.md_flushes,
         on_io_error=options.on_io_error,
-        resync=Resync(
-            resync_rate_kib=options.resync_rate_kib_s,
-            plan_ahead=options.c_plan_ahead_ms // TENTH_MS,
-            delay_target=options.c_delay_target_ms // TENTH_MS,
-            fill_target=options.c_fill_target_sectors,
-            max_rate_kib=options.c_max_rate_kib_s,
-            min_rate_kib=options.c_min_rate_kib_s,
-        ),
+        resync=with_priority(_resync(options), options.resync_priority),
+        resync_priority=options.resync_priority,
+        resync_after=view.resync_after,
+    )
+
+
+def _resync(options: DiskOptions) -> Resync:
+    return Resync(
+        resync_rate_kib=options.resync_rate_kib_s,
+        plan_ahead=options.c_plan_ahead_ms // TENTH_MS,
+        delay_target=options.c_delay_target_ms // TENTH_MS,
+        fill_target=options.c_fill_target_sectors,
+        max_rate_kib=options.c_max_rate_kib_s,
+        min_rate_kib=options.c_min_rate_kib_s,
+        discard_granularity=options.rs_discard_granularity_bytes,
     )
 
 
@@ -93,6 +101,7 @@ def _net(net: NetOptions) -> NetSettings:
         data_integrity_alg=net.data_integrity_alg,
         verify_alg=net.verify_alg,
         csums_alg=net.csums_alg,
+        csums_after_crash_only=net.csums_after_crash_only,
         after_sb_0pri=int(_AFTER_SPLIT_BRAIN[net.after_sb_0pri]),
         after_sb_1pri=int(_AFTER_SPLIT_BRAIN[net.after_sb_1pri]),
         after_sb_2pri=int(_AFTER_SPLIT_BRAIN[net.after_sb_2pri]),

@@ -26,6 +26,8 @@ from repl.daemon.disks import OpenedDisk, open_and_prepare
 from repl.daemon.handlers import HandlerRunner
 from repl.daemon.journal import Journal
 from repl.daemon.link import LinkPlaces, LinkSockets
+from repl.daemon.resync_order import ResyncOrder
+from repl.daemon.run_dir import RunDir
 from repl.engine import commands as ec
 from repl.engine.events import Event, EventType, NbdEnd
 from repl.errors import DiskFailed, RequestRefused
@@ -66,6 +68,7 @@ class NodeMachine(Protocol):
     def cancel(self, token: object) -> None: ...
     def nbd_closed(self, volume: int) -> None: ...
     def handler_done(self, handler_id: int, status: int) -> None: ...
+    def other_resync(self, resource: str, volume: int, busy: bool) -> None: ...
     def status(self) -> dict[str, Any]: ...
 
 
@@ -98,8 +101,16 @@ class Shell:
         on_fatal: Callable[[BaseException], None],
         disk_opener: DiskOpener = open_and_prepare,
         disk_timeout_s: float = DISK_OPEN_TIMEOUT_S,
+        run_dir: RunDir | None = None,
     ) -> None:
         self.node = node
+        self._order: ResyncOrder | None = None
+        if run_dir is not None:
+            self._order = ResyncOrder(
+                run_dir.folder,
+                run_dir.resource,
+                lambda name, volume, busy: self._call(lambda: node.other_resync(name, volume, busy)),
+            )
         self.engine = engine
         self.journal = journal
         self.engine_stopped = asyncio.Event()
@@ -135,6 +146,8 @@ class Shell:
         """Stop everything that could call the node.  The engine has stopped before."""
         await self.link.close()
         await self._handlers.close()
+        if self._order is not None:
+            self._order.close()
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -222,6 +235,12 @@ class Shell:
                 self._reply(token, result, error)
             case act.StateEvent():
                 self.journal.add(action)
+            case act.PublishResync(volume=volume, busy=busy):
+                if self._order is not None:
+                    self._order.publish(volume, busy)
+            case act.WatchResync(resource=resource, volume=volume):
+                if self._order is not None:
+                    self._order.watch(resource, volume)
             case act.RunHandler():
                 self._run_handler(action)
             case act.Exit():

@@ -114,6 +114,22 @@ class RunHandler:
 
 
 @dataclass(frozen=True, slots=True)
+class PublishResync:
+    """Other resources of this host wait (``resync-after``) while this volume is busy with a resync, or paused."""
+
+    volume: int
+    busy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WatchResync:
+    """Look after a volume of another resource of this host: ``Node.other_resync(resource, volume, busy)``."""
+
+    resource: str
+    volume: int
+
+
+@dataclass(frozen=True, slots=True)
 class Exit:
     """The resource is down for good: stop the engine and end the process."""
 
@@ -130,5 +146,7 @@ Action = (
     | Reply
     | StateEvent
     | RunHandler
+    | PublishResync
+    | WatchResync
     | Exit
 )

@@ -55,6 +55,10 @@ class Commands:
             "connect": self._connect,
             "disconnect": self._disconnect,
             "invalidate": self._invalidate,
+            "invalidate-remote": self._invalidate_remote,
+            "pause-sync": self._pause_sync,
+            "resume-sync": self._resume_sync,
+            "disk-options": self._disk_options,
             "wait-connect": self._wait_connect,
             "wait-sync": self._wait_sync,
             "role": self._role,
@@ -328,6 +332,36 @@ class Commands:
                 number=-15,
                 advice=f'"replctl wait-connect {self._name}", or "disconnect" to invalidate while StandAlone.',
             )
+        return {}
+
+    async def _invalidate_remote(self, args: dict[str, Any]) -> dict[str, Any]:
+        node, volume = self._node, self._volume(args)
+        if not node.is_connected:
+            raise StateRefused(
+                f"{self._name}: a resync needs a connection (it is {node.cstate})",
+                number=-15,
+                advice=f'"replctl wait-connect {self._name}" first.',
+            )
+        if not volume.attached or volume.state.disk != _D.UP_TO_DATE:
+            raise StateRefused(f"{self._name}/{volume.number}: the own disk is {volume.state.disk}", number=-2)
+        if volume.state.pdsk < _D.INCONSISTENT:
+            raise StateRefused(f"{self._name}/{volume.number}: {node.settings.peer} has no disk", number=-5)
+        await node.resync.invalidate_remote(volume)
+        return {}
+
+    async def _pause_sync(self, args: dict[str, Any]) -> dict[str, Any]:
+        await self._node.resync.pauses.pause(self._volume(args))
+        return {}
+
+    async def _resume_sync(self, args: dict[str, Any]) -> dict[str, Any]:
+        await self._node.resync.pauses.resume(self._volume(args))
+        return {}
+
+    async def _disk_options(self, args: dict[str, Any]) -> dict[str, Any]:
+        values = {name: value for name, value in args.items() if name not in ("volume", "priority", "reset")}
+        priority = str(args["priority"]) if "priority" in args else None
+        reset = bool(args.get("reset"))
+        self._node.resync.options.change(self._volume(args), values, priority=priority, reset=reset)
         return {}
 
     async def _new_current_uuid(self, args: dict[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Disks:
         prepared = await promise
         volume.attach_disk(prepared)
         all_bits = volume.needs_all_bits()
-        node.send(ec.VolumeResync(volume.number, volume.settings.resync))
+        node.resync.options.tell_engine(volume)
         done = await node.ask(ec.VolumeAttach(volume.number, volume.attach_command()))
         if done.status is not Result.OK:
             volume.forget_disk()

@@ -137,16 +137,7 @@ class Handshake:
         c, version = self._c, self._c.agreed.version
         c.send(Packet.PROTOCOL, self._my_protocol().encode(version))
         for volume in self._node.volumes.values():
-            resync = volume.settings.resync
-            param = pk.SyncParam(
-                resync_rate=resync.resync_rate_kib,
-                verify_alg=self._net.verify_alg,
-                csums_alg=self._net.csums_alg,
-                c_plan_ahead=resync.plan_ahead,
-                c_delay_target=resync.delay_target,
-                c_fill_target=resync.fill_target,
-                c_max_rate=resync.max_rate_kib,
-            )
+            param = self._node.resync.options.packet(volume)
             c.send(pk.SyncParam.packet_for(version), param.encode(version), volume=volume.number)
             c.send_sizes(volume)
             c.send_uuids(volume)

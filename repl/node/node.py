@@ -147,6 +147,11 @@ class Node:
         self.handlers.done(handler_id, status)
         self.scheduler.run()
 
+    def other_resync(self, resource: str, volume: int, busy: bool) -> None:
+        """Answer to :class:`WatchResync`, whenever it changes."""
+        self.resync.pauses.other_changed(resource, volume, busy)
+        self.scheduler.run()
+
     def nbd_closed(self, volume: int) -> None:
         """A client that was opened with the verb "nbd-open" is gone."""
         self.commands.nbd_closed(volume)
@@ -377,6 +382,7 @@ class Node:
                 before, volume.state = volume.state, after
                 self._log_volume(volume, before, after, reason)
                 self.send(ec.VolumeState(volume.number, self._engine_state(after)))
+        self.resync.pauses.look()
         self.notify_watchers()
 
     def _sanitized(self, state: StateWord) -> StateWord:
@@ -400,7 +406,9 @@ class Node:
             conn=conn,
             disk=state.disk,
             pdsk=state.pdsk,
+            aftr_isp=state.aftr_isp,
             peer_isp=state.peer_isp and conn >= ConnectionState.CONNECTED,
+            user_isp=state.user_isp,
             pad=0,
         )
 

@@ -54,7 +54,7 @@ class PeerPackets:
         elif event.packet == Packet.SIZES:
             self._sizes(volume, pk.Sizes.decode(event.blob, wsame=self._c.agreed.wsame))
         elif event.packet in (Packet.SYNC_PARAM, Packet.SYNC_PARAM89):
-            pk.SyncParam.decode(event.blob, self._c.agreed.version)  # numbers are advice; ours stay in force
+            self._node.resync.options.adopt(volume, pk.SyncParam.decode(event.blob, self._c.agreed.version))
         else:
             raise ProtocolError(f"Packet 0x{event.packet:x} is not expected now.")
 

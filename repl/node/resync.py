@@ -22,9 +22,11 @@ from repl.drbd.uuids import (
 )
 from repl.engine import commands as ec
 from repl.engine.events import Event, EventType
-from repl.errors import PeerLost, ProtocolError, StateRefused
+from repl.errors import PeerLost, ProtocolError, ReplError, StateRefused
 from repl.node.flow import Promise
 from repl.node.refusals import refusal
+from repl.node.resync_options import ResyncOptions
+from repl.node.resync_pause import PauseControl
 from repl.node.volume import Volume
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ class ResyncControl:
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self.options = ResyncOptions(node)
+        self.pauses = PauseControl(node)
 
     def _child(self, coroutine: object, name: str) -> None:
         self._node.connection.child(self._node.start(coroutine, name))  # type: ignore[arg-type]
@@ -115,6 +119,7 @@ class ResyncControl:
             await volume.waiting_for_sync_uuid
         volume.expects_sync_uuid = volume.is_discarded = False
         node.connection.discard_was_carried_out()
+        self.options.choose_csums(volume)
         dirty = node.dirty_bits(volume)
         await node.transition(
             lambda v, s: (
@@ -201,20 +206,32 @@ class ResyncControl:
 
     async def invalidate(self, volume: Volume) -> None:
         """Own data is to be replaced by the peer's."""
-        node = self._node
-        if volume.state.conn != _C.CONNECTED:
-            raise StateRefused(f"{node.settings.resource}: a resync is running", number=-8)
         volume.expects_sync_uuid = True
         volume.waiting_for_sync_uuid = Promise()
         try:
-            code = await node.connection.request_change(StateChange.of(conn=_C.STARTING_SYNC_T), volume=volume.number)
-            if code >= 1:
-                await self._start_full_sync_target(volume)
+            await self._full_sync(volume, _C.STARTING_SYNC_T, "invalidate")
+        except ReplError:
+            volume.expects_sync_uuid = False
+            raise
+        await self._start_full_sync_target(volume)
+
+    async def invalidate_remote(self, volume: Volume) -> None:
+        """The peer's data is to be replaced by ours."""
+        volume.waiting_for_sync_uuid = Promise()
+        await self._full_sync(volume, _C.STARTING_SYNC_S, "invalidate-remote")
+        self._child(self._start_full_sync_source(volume), "full sync source")
+
+    async def _full_sync(self, volume: Volume, wanted: ConnectionState, verb: str) -> None:
+        """Ask the peer; returns when it has agreed."""
+        node = self._node
+        if volume.state.conn != _C.CONNECTED:
+            raise StateRefused(f"{node.settings.resource}: a resync is running", number=-8)
+        try:
+            code = await node.connection.request_change(StateChange.of(conn=wanted), volume=volume.number)
         except PeerLost:
             code = -15
         if code < 1:
-            volume.expects_sync_uuid = False
-            raise refusal(node, "invalidate", code)
+            raise refusal(node, verb, code)
 
     async def _start_full_sync_target(self, volume: Volume) -> None:
         node = self._node

@@ -27,6 +27,8 @@ class VolumeSettings:
     md_flushes: bool = True
     on_io_error: str = "detach"
     resync: Resync = field(default_factory=Resync)
+    resync_priority: str = ""  # "" = the numbers in ``resync`` as they are configured
+    resync_after: tuple[str, int] | None = None  # resource and volume that go first
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class NetSettings:
     data_integrity_alg: str = ""
     verify_alg: str = ""
     csums_alg: str = ""
+    csums_after_crash_only: bool = False
     after_sb_0pri: int = 0
     after_sb_1pri: int = 0
     after_sb_2pri: int = 0

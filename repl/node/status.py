@@ -10,6 +10,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from repl.drbd.states import ConnectionState
+from repl.engine.events import ResyncLimit
 from repl.limits import BLOCK_BYTES
 from repl.node.volume import Volume
 
@@ -20,6 +21,17 @@ _C = ConnectionState
 _PROTOCOLS = {1: "A", 2: "B", 3: "C"}
 _SOURCES = (_C.SYNC_SOURCE, _C.PAUSED_SYNC_S)
 _TARGETS = (_C.SYNC_TARGET, _C.PAUSED_SYNC_T)
+
+# What a resync waits for, as it is shown.
+LIMITS: dict[int, str] = {
+    ResyncLimit.RATE: "resync-rate",
+    ResyncLimit.BUFFERS: "max-buffers",
+    ResyncLimit.APPLICATION: "application",
+    ResyncLimit.PEER: "peer-or-link",
+    ResyncLimit.OWN_DISK: "own-disk",
+    ResyncLimit.PEER_DISK: "peer-disk",
+    ResyncLimit.LINK: "link",
+}
 
 
 def node_status(node: Node) -> dict[str, Any]:
@@ -63,6 +75,14 @@ def _volume_status(node: Node, volume: Volume) -> dict[str, Any]:
         "open": volume.open_count,
         "exposed_uuid": f"{volume.uuids.current:016X}",
         "resync": _resync_status(node, volume),
+        "resync_suspended": [
+            name
+            for name, on in (
+                ("user", volume.state.user_isp), ("peer", volume.state.peer_isp), ("dependency", volume.state.aftr_isp)
+            )
+            if on
+        ],
+        "resync_options": {**dataclasses.asdict(volume.resync), "priority": volume.resync_priority},
         "counters": dataclasses.asdict(stats) if stats is not None else {},
     }
 
@@ -76,8 +96,11 @@ def _resync_status(node: Node, volume: Volume) -> dict[str, Any] | None:
     done = total - stats.out_of_sync_bits
     elapsed_s = max((node.stats.engine_stats().now_ns - stats.resync_started_ns) / 1e9, 0.001)
     average = done * BLOCK_BYTES / elapsed_s
-    rate = stats.resync_rate_kib * 1024 if conn in _TARGETS and stats.resync_rate_kib else average
+    rate = stats.resync_rate_kib * 1024 if stats.resync_rate_kib else average
     left = stats.out_of_sync_bits * BLOCK_BYTES
+    is_paused = conn in (_C.PAUSED_SYNC_S, _C.PAUSED_SYNC_T)
+    if is_paused:
+        rate = 0.0
     return {
         "role": "source" if conn in _SOURCES else "target",
         "done_percent": round(100.0 * done / total, 2) if total else 100.0,
@@ -85,4 +108,9 @@ def _resync_status(node: Node, volume: Volume) -> dict[str, Any] | None:
         "done_bytes": done * BLOCK_BYTES,
         "rate_bytes": int(rate),
         "eta_s": round(left / rate, 1) if rate > 0 else None,
+        "limited_by": "paused" if is_paused else LIMITS.get(stats.resync_limit, ""),
+        "equal_bytes": stats.resync_equal_bits * BLOCK_BYTES,
+        "holes_bytes": stats.resync_deallocated_bits * BLOCK_BYTES,
+        "transferred_bytes": stats.resync_payload_bytes,
+        "failed_bytes": stats.resync_failed_bits * BLOCK_BYTES,
     }

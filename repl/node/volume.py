@@ -39,6 +39,9 @@ class Volume:
         self.peer_may_have_finished = False  # the connection broke when nothing was left to resync
         self.size_sectors = 0
         self.open_count = 0
+        self.resync = settings.resync  # in force now
+        self.resync_priority = settings.resync_priority
+        self.uses_csums = False  # of the resync that began last, as its target
         self.disk_error = ""
         # of the present connection
         self.peer_report: UuidReport | None = None

@@ -179,6 +179,11 @@ class Kernel:
         assert more is not None, text
         return KernelState(found[1], more[1], more[2], more[3], more[4], more[5], int(more[6]))
 
+    def flags(self) -> str:
+        """Of /proc/drbd: suspended, resync-after, peer and user pause, …"""
+        found = re.search(rf"^ *{self.minor}: .* ([rs][-a-z]{{5}})$", self.guest.run("cat /proc/drbd").out, re.M)
+        return found[1] if found else ""
+
     def uuids(self) -> list[int]:
         """Current, bitmap and history; without the bit that tells who was Primary."""
         said = re.findall(r"\b[0-9A-F]{16}\b", self.adm("show-gi"))
@@ -404,7 +409,7 @@ class KernelPair:
     """One resource on both."""
 
     def __init__(self, lab: KernelLab, folder: Path, *, protocol: str = "C", net: str = "", rate: str = "400M",
-                 other_net: str | None = None, can_discard: bool = False, survives: bool = False,
+                 other_net: str | None = None, disk: str = "", can_discard: bool = False, survives: bool = False,
                  our_bytes: int = DISK_BYTES, kernel_bytes: int = DISK_BYTES,
                  relay: dict[str, Any] | None = None) -> None:  # fmt: skip
         """``net``: more options, for both; ``other_net``: those of the kernel if they differ; ``rate``: of a resync.
@@ -435,7 +440,7 @@ class KernelPair:
 global {{ usage-count no; }}
 resource r0 {{
 	net {{ protocol {protocol}; connect-int 1; {options} }}
-	disk {{ c-plan-ahead 0; resync-rate {rate}; }}
+	disk {{ c-plan-ahead 0; resync-rate {rate}; {disk} }}
 	on here {{ device /dev/drbd{minor} minor {minor}; disk {folder / "disk.img"}; meta-disk internal;
 		address ipv4 {here}; }}
 	on guest {{ device /dev/drbd{minor} minor {minor}; disk {kernel_disk}; meta-disk internal;

@@ -87,6 +87,8 @@ class NodeShell:
         engine_config: dict[str, int] | None = None,
         pair: tuple[int, int] = (0, 1),
     ) -> None:
+        self.published: dict[int, bool] = {}  # resyncs that others on this host wait for
+        self.watched: set[tuple[str, int]] = set()
         self.world = world
         self.index = index
         self.peer = pair[1] if index == pair[0] else pair[0]
@@ -287,6 +289,10 @@ class NodeShell:
                 where = f"/{action.volume}" if action.volume > 0 else ""
                 self._log(f"node {self.index}{where}: [{action.kind}] {action.message}")
                 assert action.kind != "bug", action.message
+            case act.PublishResync(volume=volume, busy=busy):
+                self.published[volume] = busy
+            case act.WatchResync(resource=resource, volume=volume):
+                self.watched.add((resource, volume))
             case act.RunHandler():
                 self._run_handler(action)
             case act.Exit():
