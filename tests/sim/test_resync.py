@@ -412,10 +412,11 @@ def test_limiting_factor_is_named_on_both_nodes(make: Any) -> None:
     cluster.run(3000)
     limits = [cluster.ask(n, "status")["volumes"][0]["resync"]["limited_by"] for n in (0, 1)]
     assert limits == ["resync-rate", "resync-rate"]
-    slow = {"write_min_ns": 400_000_000, "write_max_ns": 500_000_000}
-    cluster.shells[1].data.settings(**slow)
+    cluster.shells[1].data.settings(write_min_ns=400_000_000, write_max_ns=500_000_000)
     cluster.ask(1, "disk-options", resync_rate_kib=1 << 20)
-    cluster.until(lambda: cluster.ask(1, "status")["volumes"][0]["resync"]["limited_by"] == "own-disk", 9000, "own disk")
-    cluster.until(
-        lambda: cluster.ask(0, "status")["volumes"][0]["resync"]["limited_by"] == "peer-disk", 5000, "the peer's disk"
-    )
+    for node, limit in ((1, "own-disk"), (0, "peer-disk")):
+        cluster.until(
+            lambda node=node, limit=limit: (
+                cluster.ask(node, "status")["volumes"][0]["resync"]["limited_by"] == limit
+            ), 9000, limit,
+        )  # fmt: skip
