@@ -79,3 +79,13 @@ void buf_put(struct buf *buf)
     buf->next = pool->free[buf->size_class];
     pool->free[buf->size_class] = buf;
 }
+
+struct buf *buf_of(const struct buf_pool *pool, const uint8_t *data)
+{
+    for (int i = 0; i < BUF_CLASSES; i++) {
+        uintptr_t at = (uintptr_t)data - (uintptr_t)pool->memory[i];    /* wraps where it lies before */
+        if (pool->memory[i] && at < pool->memory_bytes[i])
+            return &pool->headers[i][at / class_bytes[i]];
+    }
+    return NULL;
+}

@@ -48,5 +48,7 @@ static inline struct buf *buf_ref(struct buf *buf)
 }
 
 void buf_put(struct buf *buf);
+/* The buffer of this pool that holds the byte at `data`; NULL: it lies elsewhere. */
+struct buf *buf_of(const struct buf_pool *pool, const uint8_t *data);
 
 #endif

@@ -207,6 +207,8 @@ static void commit(struct volume *v)
 
 void volume_al_tick(struct volume *v)
 {
+    if (v->quiesce_cookie)
+        volume_check_idle(v);
     if (!v->al || v->detaching)
         return;
     if (v->disk_failed && v->al_phase == AL_IDLE) {

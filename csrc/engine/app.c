@@ -138,8 +138,10 @@ static void write_local_done(struct disk_op *op)
         bool has_copy = r->in_transfer_log || r->net_ok;
         bool soft = (op->error == ENOTSUP && (r->flags & REQUEST_FAST)) || (op->error == ENOSPC && !has_copy);
         /* differs: a full backing store without a peer is the client's error, not the disk's (decision 0004). */
-        if (!soft)
+        if (!soft) {
+            request_mark_dirty(r);
             volume_disk_error(v, op, r->kind == REQUEST_WRITE ? RE_DISK_WRITE : RE_DISK_ZERO);
+        }
     }
     if (r->in_conflict) {
         bool again = r->postponed;
@@ -210,9 +212,11 @@ static void write_start(struct request *r)
     }
     r->started_ns = v->core->now_ns;
     r->started = true;
-    if (remote)
+    if (remote) {
+        if (!local && v->bitmap)      /* an attaching or leaving disk will lack it; without one the peer marks it */
+            request_mark_dirty(r);
         sender_write(v->core, r);
-    else {
+    } else {
         request_mark_dirty(r);
         if (volume_notifies_out_of_sync(v))
             sender_out_of_sync(v, r->offset, r->length);
@@ -292,6 +296,15 @@ static void read_local_done(struct disk_op *op)
     }
     r->error = op->error;
     volume_disk_error(v, op, RE_DISK_READ);
+    if (op->flags & DISK_GIVEN_UP) {    /* the disk may still write to that buffer */
+        struct buf *fresh = buf_take(&v->core->app_buffers, r->length);
+        if (!fresh) {
+            request_settle(r);
+            return;
+        }
+        buf_put(r->buf);
+        r->buf = fresh;
+    }
     request_read_start(r);      /* the peer may have the data */
 }
 
@@ -302,11 +315,14 @@ void request_read_start(struct request *r)
         hold(r, STAGE_NEW);
         return;
     }
-    bool dirty = v->bitmap && v->state.disk != D_UP_TO_DATE &&
+    bool doubtful = v->state.disk != D_UP_TO_DATE || v->bad_blocks;
+    bool dirty = v->bitmap && doubtful &&
                  bitmap_any_in(v->bitmap, r->offset / BLOCK_BYTES, (r->offset + r->length - 1) / BLOCK_BYTES);
-    bool local = volume_disk_usable(v) && (v->state.disk == D_UP_TO_DATE ||
-                                           (v->state.disk == D_INCONSISTENT && link_is_up(v->core) &&
-                                            v->state.peer_disk == D_UP_TO_DATE && !dirty));
+    /* Without the peer the clean blocks of a disk that has only lost some are as good as before. */
+    bool clean = v->state.disk >= D_INCONSISTENT && !dirty &&
+                 (v->bad_blocks || (v->state.disk == D_INCONSISTENT && link_is_up(v->core) &&
+                                    v->state.peer_disk == D_UP_TO_DATE));
+    bool local = volume_disk_usable(v) && !r->error && (doubtful ? clean : true);
     if (local) {
         r->op = (struct disk_op){.kind = DISK_READ,
                                  .fd = v->disk.data_fd,

@@ -137,6 +137,18 @@ static void volume_command(struct core *core, const struct re_command *c, const 
     case RE_CMD_VOLUME_DETACH:
         volume_detach(v, c->cookie);
         break;
+    case RE_CMD_VOLUME_QUIESCE:
+        volume_quiesce(v, c->cookie);
+        break;
+    case RE_CMD_VOLUME_GIVE_UP:
+        volume_disk_give_up(v, (uint32_t)c->value);
+        core_done(core, c->cookie, c->volume, RE_RESULT_OK, 0);
+        break;
+    case RE_CMD_VOLUME_SIZE:
+        if (!v->attached)
+            volume_set_size(v, c->value);
+        core_done(core, c->cookie, c->volume, v->attached ? RE_RESULT_INVALID : RE_RESULT_OK, 0);
+        break;
     case RE_CMD_VOLUME_STATE:
         volume_set_state(v, &c->state);
         core_done(core, c->cookie, c->volume, RE_RESULT_OK, 0);

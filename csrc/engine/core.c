@@ -63,6 +63,7 @@ struct core *core_create(const struct io_ops *io, void *io_ctx, const struct cor
     list_init(&core->granted);
     list_init(&core->completed);
     list_init(&core->submit);
+    list_init(&core->op_free);
     list_init(&core->events);
     core->nbd_host = (struct nbd_host){.requests = &core->requests,
                                        .buffers = &core->app_buffers,
@@ -97,6 +98,7 @@ void core_destroy(struct core *core)
     }
     for (int i = 0; core->md_entries && i < MD_JOBS_MAX; i++)
         free(core->md_entries[i].superblock);
+    disk_ops_destroy(core);
     request_table_destroy(&core->requests);
     transfer_log_destroy(&core->link.log);
     free(core->link.epoch_entries);
@@ -363,6 +365,7 @@ static void run_volumes(struct core *core)
         struct volume *v = core->volumes[i];
         if (!v)
             continue;
+        volume_disk_check_timeout(v);
         volume_al_tick(v);
         volume_md_tick(v);
         if (v->bitmap_sending)
@@ -427,6 +430,7 @@ uint64_t core_tick(struct core *core)
         if (core->volumes[i]) {
             const struct volume *v = core->volumes[i];
             next = u64_min(next, u64_min(resync_target_deadline(v), resync_source_deadline(v)));
+            next = u64_min(next, volume_disk_deadline(v));
         }
     return next;
 }

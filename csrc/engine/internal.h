@@ -166,6 +166,14 @@ struct volume {
     uint32_t attachment;            /* counts attached disks: references of an earlier one are void */
     bool loading;                   /* its bitmap is being read */
     bool disk_failed;               /* an error was reported: no new operation is started */
+    bool given_up;                  /* nobody waits for the disk any more (disk_ops.c) */
+    bool bad_blocks;                /* pass_on: blocks that this disk lost are marked, the peer has them */
+    bool error_reported;            /* pass_on: the control plane was told, and has not set a state since */
+    uint64_t quiesce_cookie;
+    bool quiesce_flushing;
+    struct disk_op quiesce_op;
+    struct list_head in_flight;     /* struct volume_op, oldest first */
+    uint64_t hung;                  /* operations given up that have not come back */
     bool detaching;
     uint64_t detach_cookie;
     uint64_t drain_cookie;
@@ -321,6 +329,8 @@ struct core {
     struct list_head granted;       /* ranges granted by a release, by range.ready */
     struct list_head completed;     /* requests whose owner has to be told, by request.link */
     struct list_head submit;        /* disk operations to be handed to the shell */
+    struct list_head op_free;       /* struct volume_op */
+    struct op_chunk *op_chunks;
     struct list_head events;        /* struct event_node */
     uint32_t events_count;
     uint32_t illegal_reason;        /* why the packet in hand is illegal (receiver.c) */
@@ -345,14 +355,23 @@ void volume_check_idle(struct volume *v);       /* ends a detach or drain that w
 bool volume_is_frozen(const struct volume *v);
 void volume_thaw(struct volume *v);
 bool volume_disk_usable(const struct volume *v);    /* operations on data may be started */
-void volume_disk_submit(struct volume *v, struct disk_op *op, void (*done)(struct disk_op *), void *owner);
 void volume_disk_finished(struct volume *v, struct disk_op *op);
 void volume_disk_error(struct volume *v, const struct disk_op *op, enum re_disk_op what);
+bool volume_can_flush(const struct volume *v);      /* what was written can still be made stable */
+void volume_quiesce(struct volume *v, uint64_t cookie);
+void volume_set_size(struct volume *v, uint64_t size_bytes);
 bool volume_lock_range(struct volume *v, struct range_item *item, uint64_t offset, uint64_t length, bool exclusive,
                        void (*granted)(struct range_item *));
 void volume_unlock_range(struct volume *v, struct range_item *item);
 void volume_set_dirty(struct volume *v, uint64_t offset, uint64_t length);
 void volume_clear_dirty(struct volume *v, uint64_t offset, uint64_t length);
+
+/* disk_ops.c */
+void volume_disk_submit(struct volume *v, struct disk_op *op, void (*done)(struct disk_op *), void *owner);
+void volume_disk_give_up(struct volume *v, uint32_t older_than_ms);
+uint64_t volume_disk_deadline(const struct volume *v);
+void volume_disk_check_timeout(struct volume *v);
+void disk_ops_destroy(struct core *core);
 
 /* activity.c */
 void volume_al_begin(struct volume *v, struct al_waiter *waiter, uint64_t offset, uint64_t length);
@@ -441,6 +460,7 @@ void peer_epochs_check(struct core *core);
 void peer_epochs_orphan(struct core *core);
 void peer_epochs_answer(struct core *core);
 void peer_writes_drop_waiting(struct volume *v);
+void peer_epochs_stable(struct volume *v);
 struct receive_epoch *peer_epoch_open(struct core *core);
 struct peer_request *peer_request_take(struct core *core, struct volume *v, enum peer_kind kind);
 void peer_request_free(struct core *core, struct peer_request *pr);

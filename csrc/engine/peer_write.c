@@ -81,6 +81,13 @@ void peer_epochs_orphan(struct core *core)
     core->link.receive_starved = false;
 }
 
+/* The volume's disk has been flushed after its last write: no epoch has to do it again. */
+void peer_epochs_stable(struct volume *v)
+{
+    list_for_each(pos, &v->core->link.epochs)
+        list_entry(pos, struct receive_epoch, link)->volumes &= ~(UINT64_C(1) << v->number);
+}
+
 static bool is_oldest(const struct core *core, const struct receive_epoch *epoch)
 {
     return list_first(&core->link.epochs) == &epoch->link;
@@ -151,7 +158,7 @@ static void start_flushes(struct core *core, struct receive_epoch *epoch)
         struct volume *v = core->volumes[i];
         if (!v || !(epoch->volumes & (UINT64_C(1) << i)))
             continue;
-        if (!volume_disk_usable(v)) {
+        if (!volume_can_flush(v)) {
             epoch->failed = true;
             continue;
         }
@@ -267,6 +274,7 @@ static void write_submit(struct peer_request *pr)
                               .offset = pr->sector * SECTOR_BYTES + pr->done_bytes,
                               .length = part_bytes(pr),
                               .data = pr->buf ? pr->buf->data + pr->done_bytes : NULL};
+    pr->epoch->volumes |= UINT64_C(1) << v->number;
     volume_disk_submit(v, &pr->op, write_done, pr);
 }
 

@@ -145,7 +145,6 @@ static enum handled on_write(struct core *core, struct peer_stream *peer, const 
     pr->epoch = peer_epoch_open(core);
     pr->epoch->count++;
     pr->epoch->pending++;
-    pr->epoch->volumes |= UINT64_C(1) << p->v->number;
     core->link.peer_writes++;
     conflict_seen(p->v, sub.seq_num);
     if (pr->buf)

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A volume: its disk, its states, its range lock, its dirty bits.
  *
- * Invariant: `stats.lower_pending` counts every operation on its descriptors, so a detach is finished exactly when it
- * is 0.
+ * Invariant: a detach is finished exactly when no operation on its descriptors is on its way (disk_ops.c).
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -36,6 +35,7 @@ struct volume *volume_get(struct core *core, int number)
     list_init(&v->source.throttled);
     list_init(&v->al_op.link);
     list_init(&v->target.flush_op.link);
+    list_init(&v->in_flight);
     for (int i = 0; i < 64; i++)
         list_init(&v->al_page_ops[i].link);
     core->volumes[number] = v;
@@ -53,7 +53,9 @@ static void forget_disk(struct volume *v)
     v->attached = false;
     v->loading = false;
     v->disk_failed = false;
-    v->detaching = false;
+    v->given_up = false;
+    v->bad_blocks = false;
+    v->error_reported = false;
     v->al_phase = AL_IDLE;
 }
 
@@ -66,14 +68,13 @@ void volume_destroy(struct volume *v)
 void volume_attach(struct volume *v, const struct re_attach *attach, uint64_t cookie)
 {
     uint64_t bits = (attach->size_bytes + BLOCK_BYTES - 1) / BLOCK_BYTES;
-    if (v->attached || v->loading || attach->size_bytes == 0 || attach->size_bytes % SECTOR_BYTES ||
+    if (v->attached || v->loading || v->detaching || attach->size_bytes == 0 || attach->size_bytes % SECTOR_BYTES ||
         (bits + 7) / 8 > attach->bitmap_bytes) {
         core_done(v->core, cookie, v->number, RE_RESULT_INVALID, 0);
         return;
     }
     v->disk = *attach;
-    v->size_bytes = attach->size_bytes;
-    v->stats.size_bytes = attach->size_bytes;
+    volume_set_size(v, attach->size_bytes);
     v->al = al_create(attach->al_extents);
     v->bitmap = bitmap_create(bits);
     if (!v->al || !v->bitmap) {
@@ -123,6 +124,64 @@ void volume_drain(struct volume *v, uint64_t cookie)
     volume_check_idle(v);
 }
 
+static void quiesce_end(struct volume *v, enum re_result result, int error)
+{
+    uint64_t cookie = v->quiesce_cookie;
+    v->quiesce_cookie = 0;
+    v->quiesce_flushing = false;
+    core_done(v->core, cookie, v->number, result, error);
+}
+
+static void quiesce_flushed(struct disk_op *op)
+{
+    struct volume *v = op->owner;
+    v->quiesce_flushing = false;
+    volume_disk_finished(v, op);
+    if (op->error)
+        volume_disk_error(v, op, RE_DISK_FLUSH);
+    else
+        peer_epochs_stable(v);
+    if (v->quiesce_cookie)
+        quiesce_end(v, op->error ? RE_RESULT_IO : RE_RESULT_OK, op->error);
+}
+
+/* Nothing is on its way to the disk: make it stable. */
+static void quiesce_step(struct volume *v)
+{
+    if (v->quiesce_flushing)
+        return;
+    if (!volume_can_flush(v)) {
+        quiesce_end(v, RE_RESULT_IO, EIO);
+        return;
+    }
+    v->quiesce_flushing = true;
+    v->quiesce_op = (struct disk_op){.kind = DISK_FLUSH,
+                                     .flags = v->disk.flags & RE_ATTACH_NO_DISK_FLUSHES ? DISK_NO_SYNC : 0,
+                                     .fd = v->disk.data_fd};
+    volume_disk_submit(v, &v->quiesce_op, quiesce_flushed, v);
+}
+
+void volume_quiesce(struct volume *v, uint64_t cookie)
+{
+    if (!v->attached || v->detaching || v->quiesce_cookie) {
+        core_done(v->core, cookie, v->number, RE_RESULT_INVALID, 0);
+        return;
+    }
+    v->quiesce_cookie = cookie;
+    sender_close_epoch(v->core, NULL);
+    volume_check_idle(v);
+}
+
+void volume_set_size(struct volume *v, uint64_t size_bytes)
+{
+    v->size_bytes = size_bytes;
+    v->stats.size_bytes = size_bytes;
+    struct core *core = v->core;
+    for (int i = 0; i < core->streams_end; i++)
+        if (core->streams[i].owner == STREAM_NBD && nbd_session_volume(core->streams[i].session) == v->number)
+            nbd_session_resize(core->streams[i].session, size_bytes);
+}
+
 void volume_check_idle(struct volume *v)
 {
     struct core *core = v->core;
@@ -130,7 +189,11 @@ void volume_check_idle(struct volume *v)
         core_done(core, v->drain_cookie, v->number, RE_RESULT_OK, 0);
         v->drain_cookie = 0;
     }
-    if (v->detaching && v->stats.lower_pending == 0) {
+    if (v->quiesce_cookie && v->stats.lower_pending == 0 && (!v->al || al_refs_total(v->al) == 0))
+        quiesce_step(v);
+    if (v->detaching && v->attached && v->stats.lower_pending == 0) {
+        if (v->quiesce_cookie)
+            quiesce_end(v, RE_RESULT_CANCELED, 0);
         volume_al_abandon(v);
         while (!list_empty(&v->md_jobs)) {
             struct md_job *job = list_entry(list_first(&v->md_jobs), struct md_job, link);
@@ -143,9 +206,11 @@ void volume_check_idle(struct volume *v)
             job->buf = NULL;
             list_add_tail(&core->md_free, &job->link);
         }
-        uint64_t cookie = v->detach_cookie;
         forget_disk(v);
-        core_done(core, cookie, v->number, RE_RESULT_OK, 0);
+    }
+    if (v->detaching && !v->attached && v->hung == 0) {
+        v->detaching = false;
+        core_done(core, v->detach_cookie, v->number, RE_RESULT_OK, 0);
     }
 }
 
@@ -155,7 +220,7 @@ bool volume_is_frozen(const struct volume *v)
      * it marks the blocks then. */
     if (v->disk_failed && v->state.disk >= D_FAILED)
         return true;
-    return v->state.suspended || v->core->link.phase == LINK_LOST || v->loading;
+    return v->state.suspended || v->core->link.phase == LINK_LOST;
 }
 
 void volume_thaw(struct volume *v)
@@ -174,6 +239,9 @@ void volume_set_state(struct volume *v, const struct re_state *state)
 {
     uint8_t before = v->state.connection;
     uint8_t now = state->connection;
+    if (v->state.disk == D_INCONSISTENT && state->disk == D_UP_TO_DATE)
+        v->bad_blocks = false;      /* a resync has replaced them */
+    v->error_reported = false;
     v->state = *state;
     if (before != now) {
         bool exchange = now == C_WF_BITMAP_S || now == C_WF_BITMAP_T;
@@ -207,16 +275,9 @@ bool volume_disk_usable(const struct volume *v)
     return v->attached && !v->loading && !v->disk_failed && !v->detaching && v->state.disk >= D_INCONSISTENT;
 }
 
-void volume_disk_submit(struct volume *v, struct disk_op *op, void (*done)(struct disk_op *), void *owner)
+bool volume_can_flush(const struct volume *v)
 {
-    op->done = done;
-    op->owner = owner;
-    op->error = 0;
-    if (v->disk.flags & RE_ATTACH_INLINE)
-        op->flags |= DISK_INLINE;
-    v->stats.lower_pending++;
-    list_init(&op->link);
-    list_add_tail(&v->core->submit, &op->link);
+    return v->attached && !v->loading && !v->disk_failed;
 }
 
 void volume_disk_finished(struct volume *v, struct disk_op *op)
@@ -235,15 +296,35 @@ void volume_disk_finished(struct volume *v, struct disk_op *op)
         volume_check_idle(v);
 }
 
+/* The peer has good data of every block: what this disk lost can be read there.  (Dirty blocks of a resync source are
+ * those that the peer lacks.) */
+static bool peer_covers(const struct volume *v)
+{
+    uint8_t c = v->state.connection;
+    bool source = c == C_WF_BITMAP_S || c == C_SYNC_SOURCE || c == C_PAUSED_SYNC_S || c == C_AHEAD;
+    return link_is_up(v->core) && v->state.peer_disk == D_UP_TO_DATE && !source;
+}
+
 void volume_disk_error(struct volume *v, const struct disk_op *op, enum re_disk_op what)
 {
     if (v->disk_failed || !v->attached)
         return;
-    v->disk_failed = true;
+    /* Metadata and flushes: what is on this disk is not known any more. */
+    bool pass_on = (v->disk.flags & RE_ATTACH_PASS_ON) && !(op->flags & DISK_GIVEN_UP) &&
+                   (what == RE_DISK_READ || what == RE_DISK_WRITE || what == RE_DISK_ZERO);
+    if (pass_on) {
+        volume_set_dirty(v, op->offset, op->length);
+        v->bad_blocks = v->bad_blocks || peer_covers(v);
+        if (v->error_reported)
+            return;
+        v->error_reported = true;
+    } else
+        v->disk_failed = true;
     core_emit(v->core,
               &(struct re_event){.type = RE_EV_DISK_ERROR,
                                  .volume = v->number,
                                  .stream = -1,
+                                 .status = pass_on ? RE_RESULT_OK : RE_RESULT_IO,
                                  .error = op->error,
                                  .detail = what,
                                  .value = op->offset},

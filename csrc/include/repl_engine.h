@@ -80,6 +80,14 @@ enum re_command_type {
     /* With a new link up and I/O still suspended: send again what was kept.  DONE when it is queued; CANCELED when it
      * cannot be sent as it was (overwritten, unreadable): everything is still kept then. */
     RE_CMD_LINK_RESEND,
+    /* Before an orderly detach, when the state says that the disk is not used any more: wait for what was started on
+     * it and for the barrier acks of all its writes, then flush.  Ends with DONE. */
+    RE_CMD_VOLUME_QUIESCE = 60,
+    /* Wait for the disk no longer: operations in flight fail; their buffers stay put until the disk has answered.
+     * Only if one of them is older than `value` ms. */
+    RE_CMD_VOLUME_GIVE_UP = 61,
+    /* A volume without a disk: the size of the peer's device (`value` bytes). */
+    RE_CMD_VOLUME_SIZE = 62,
 };
 
 enum re_attach_flags {
@@ -91,6 +99,7 @@ enum re_attach_flags {
     RE_ATTACH_INLINE = 32,          /* a memory file system: run operations in the engine's thread */
     RE_ATTACH_BITMAP_EMPTY = 64,    /* do not read the bitmap: every bit counts as clear */
     RE_ATTACH_KEEP_ALLOCATED = 128, /* zeroes of a resync are written, not unmapped: the file is not sparse */
+    RE_ATTACH_PASS_ON = 256,        /* on-io-error pass_on: a failed read or write does not end the use of the disk */
 };
 
 struct re_attach {
@@ -105,6 +114,8 @@ struct re_attach {
     uint64_t al_offset;         /* bytes, on md_fd */
     uint64_t bitmap_offset;     /* bytes, on md_fd */
     uint64_t bitmap_bytes;      /* room for the bitmap on disk */
+    uint32_t disk_timeout_ms;   /* an operation that takes longer ends the use of the disk; 0 = none does */
+    uint32_t pad;
 };
 
 struct re_state {
@@ -173,6 +184,7 @@ struct re_command {
     int32_t stream;             /* stream number, -1 where none is meant */
     int32_t fd;                 /* STREAM_ADD */
     uint64_t cookie;            /* comes back in RE_EV_DONE; 0 = no DONE wanted */
+    uint64_t value;             /* where a command says so */
     struct re_attach attach;
     struct re_state state;
     struct re_resync resync;
@@ -190,7 +202,8 @@ enum re_event_type {
     RE_EV_LINK_LOST,        /* status, reason (enum re_lost), detail; both sockets are closed */
     RE_EV_BITMAP_RECEIVED,  /* volume: the peer's whole bitmap is merged; value = dirty bits now */
     RE_EV_RESYNC_FINISHED,  /* volume: nothing left to do; value = blocks that failed */
-    RE_EV_DISK_ERROR,       /* volume; value = byte offset, detail = enum re_disk_op, error = errno; no longer used */
+    RE_EV_DISK_ERROR,       /* volume; value = byte offset, detail = enum re_disk_op, error = errno; the disk is no
+                             * longer used, or (status RE_RESULT_OK) the policy is pass_on and it still is */
     RE_EV_NBD_CLOSED,       /* stream; reason = enum re_nbd_end */
     RE_EV_STOPPED,          /* answer to RE_CMD_STOP */
 };
@@ -214,7 +227,7 @@ enum re_lost {
     RE_LOST_INTEGRITY,          /* a payload does not fit its digest: detail = packet, value = sector */
 };
 
-enum re_disk_op { RE_DISK_READ, RE_DISK_WRITE, RE_DISK_FLUSH, RE_DISK_ZERO, RE_DISK_META };
+enum re_disk_op { RE_DISK_READ, RE_DISK_WRITE, RE_DISK_FLUSH, RE_DISK_ZERO, RE_DISK_META, RE_DISK_TIMEOUT };
 
 enum re_nbd_end { RE_NBD_END_DISC, RE_NBD_END_EOF, RE_NBD_END_RESET, RE_NBD_END_PROTOCOL, RE_NBD_END_CLOSED,
                   RE_NBD_END_STALLED };

@@ -76,6 +76,13 @@ static void part_done(struct request *request)
 
     if (request->error && !command->error)
         command->error = request->error;
+    if (request->kind == REQUEST_READ) {
+        uint32_t part = (uint32_t)((request->offset - command->offset) / NBD_PART_BYTES_MAX);
+        if (request->buf != command->bufs[part]) {      /* the disk hangs with the first one */
+            buf_put(command->bufs[part]);
+            command->bufs[part] = buf_ref(request->buf);
+        }
+    }
     if (request->kind == REQUEST_EXTENTS)
         command->extents_count = u32_min(request->extents_count, request->extents_max);
     command->parts_pending--;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metadata: create-md (while the resource is down) and new-current-uuid (while it runs)."""
+"""Metadata: create-md (while the resource is down or the disk detached) and new-current-uuid (while it runs)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from repl.daemon.disks import OpenedDisk, metadata_path, open_disk
 from repl.daemon.run_dir import ResourceLock
 from repl.drbd.dump import Finding, FindingKind, recognise
 from repl.drbd.layout import superblock_position
-from repl.errors import ReplError
+from repl.errors import ReplError, RequestRefused
 from repl.node.disk import create_metadata
 
 DEVICE_UUID_BITS = 64
@@ -39,6 +39,10 @@ def create_md(session: Session, names: tuple[str, ...], force: bool) -> None:
         run_dir = session.run_dir(target.resource)
         run_dir.create()
         numbers = session.volumes(target)
+        status = session.status(target)
+        if status is not None:
+            _refuse_attached(target, numbers, status)  # (an attach that comes just now finds the disk locked)
+            return [_create(session, target.resource, number, is_forced=force) for number in numbers]
         lock = ResourceLock(run_dir)
         lock.take()  # repld does not run, and does not start meanwhile
         try:
@@ -47,6 +51,17 @@ def create_md(session: Session, names: tuple[str, ...], force: bool) -> None:
             lock.release()
 
     session.each(session.targets(names, with_volume=True), work)
+
+
+def _refuse_attached(target: Target, numbers: list[int], status: dict[str, Any]) -> None:
+    for volume in status.get("volumes", []):
+        if volume["volume"] in numbers and volume["disk"] != "Diskless":
+            name = f"{target.resource}/{volume['volume']}"
+            raise RequestRefused(
+                f"{name}: its disk is attached",
+                number=124,
+                advice=f'"replctl detach {name}" or "replctl down {target.resource}" first.',
+            )
 
 
 def _create(session: Session, resource: str, number: int, *, is_forced: bool) -> dict[str, Any]:

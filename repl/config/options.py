@@ -260,14 +260,14 @@ def _net_table() -> dict[str, OptionSpec]:
 def _disk_table() -> dict[str, OptionSpec]:
     disk = _Table("disk")
     disk.number("size", 0, 2199023255552, 0, _YES, Unit.SECTORS)
-    disk.enum("on-io-error", ("pass_on", "call-local-io-error", "detach"), _LATER, default="detach")
+    disk.enum("on-io-error", ("pass_on", "call-local-io-error", "detach"), _YES, default="detach")
     disk.boolean("disk-barrier", False, _ACCEPT)
     disk.boolean("disk-flushes", True, _YES)
     disk.boolean("disk-drain", True, _YES)
     disk.boolean("md-flushes", True, _YES)
     disk.number("al-extents", 67, 65534, 1237, _YES, is_clamped=True)
     disk.boolean("al-updates", True, _LATER)
-    disk.number("disk-timeout", 0, 6000, 0, _LATER, Unit.TENTHS)
+    disk.number("disk-timeout", 0, 6000, 0, _YES, Unit.TENTHS)
     disk.enum(
         "read-balancing",
         (

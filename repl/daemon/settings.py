@@ -65,6 +65,7 @@ def _volume(view: VolumeView) -> VolumeSettings:
         disk_drain=options.disk_drain,
         md_flushes=options.md_flushes,
         on_io_error=options.on_io_error,
+        disk_timeout_ms=options.disk_timeout_ms,
         resync=with_priority(_resync(options), options.resync_priority),
         resync_priority=options.resync_priority,
         resync_after=view.resync_after,

@@ -179,7 +179,9 @@ def _left_over(me: Side, peer: Side, found: Decision, *, resolve_conflicts: bool
     if me.primary and peer.primary:
         return _refused(found, Refusal.LEFT_OVER, reason + " Both nodes are Primary.")
     mine_outdated, peer_outdated = me.disk == DiskState.OUTDATED, peer.disk == DiskState.OUTDATED
-    if me.primary != peer.primary:
+    if me.attaching != peer.attaching:
+        is_source = peer.attaching      # the disk in use has what was written last
+    elif me.primary != peer.primary:
         is_source = me.primary
     elif mine_outdated != peer_outdated:
         is_source = peer_outdated
@@ -196,7 +198,8 @@ def _checked(me: Side, peer: Side, found: Decision, policies: Policies) -> Decis
     if source.disk <= DiskState.INCONSISTENT:
         who = "This node" if source is me else "The peer"
         return _refused(found, Refusal.NO_GOOD_SOURCE, f"{who} should be resync source but has no good data.")
-    if not target.primary or target.disk < DiskState.CONSISTENT or found.demote_first or found.doubt:
+    nothing_to_lose = not target.primary or target.disk < DiskState.CONSISTENT or target.attaching
+    if nothing_to_lose or found.demote_first or found.doubt:
         return found
     if target is peer:
         return replace(found, doubt="the peer is Primary and would lose its data (rr-conflict)")

@@ -191,6 +191,7 @@ class Side:
     dirty_bits: int = 0
     crashed_primary: bool = False
     discard_my_data: bool = False
+    attaching: bool = False  # the disk is not in use yet: a Primary whose disk becomes target loses nothing
 
     @property
     def primary(self) -> bool:

@@ -52,6 +52,9 @@ class CommandType(enum.IntEnum):
     STOP = 23
     LINK_KEEP = 24
     LINK_RESEND = 25
+    VOLUME_QUIESCE = 60
+    VOLUME_GIVE_UP = 61
+    VOLUME_SIZE = 62
 
 
 class AttachFlags(enum.IntFlag):
@@ -65,6 +68,7 @@ class AttachFlags(enum.IntFlag):
     INLINE = 32
     BITMAP_EMPTY = 64
     KEEP_ALLOCATED = 128
+    PASS_ON = 256
 
 
 class NbdFlags(enum.IntFlag):
@@ -93,6 +97,7 @@ class Attach:
     al_stripes: int = 1
     al_stripe_size_4k: int = 8
     flags: AttachFlags = AttachFlags(0)
+    disk_timeout_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +181,32 @@ class VolumeDetach:
 
     type: ClassVar[CommandType] = CommandType.VOLUME_DETACH
     volume: int
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeQuiesce:
+    """Before an orderly detach: DONE when nothing of what was written is open any more and all of it is stable."""
+
+    type: ClassVar[CommandType] = CommandType.VOLUME_QUIESCE
+    volume: int
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeGiveUp:
+    """Do not wait for the disk any more if an operation is older than ``value`` ms: what is in flight fails."""
+
+    type: ClassVar[CommandType] = CommandType.VOLUME_GIVE_UP
+    volume: int
+    value: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeSize:
+    """The size of the peer's device (``value`` bytes), for a volume without a disk."""
+
+    type: ClassVar[CommandType] = CommandType.VOLUME_SIZE
+    volume: int
+    value: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,6 +402,9 @@ class Stop:
 Command = (
     VolumeAttach
     | VolumeDetach
+    | VolumeQuiesce
+    | VolumeGiveUp
+    | VolumeSize
     | VolumeState
     | VolumeResync
     | MdWrite

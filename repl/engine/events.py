@@ -64,6 +64,7 @@ class DiskOp(enum.IntEnum):
     FLUSH = 2
     ZERO = 3
     META = 4
+    TIMEOUT = 5
 
 
 class NbdEnd(enum.IntEnum):

@@ -54,6 +54,8 @@ class Commands:
             "secondary": self._secondary,
             "connect": self._connect,
             "disconnect": self._disconnect,
+            "attach": self._attach,
+            "detach": self._detach,
             "invalidate": self._invalidate,
             "invalidate-remote": self._invalidate_remote,
             "pause-sync": self._pause_sync,
@@ -114,12 +116,37 @@ class Commands:
     async def _down(self, args: dict[str, Any]) -> dict[str, Any]:
         node = self._node
         force = bool(args.get("force"))
-        if node.role == Role.PRIMARY:
-            await self._demote(force=force)
-        await node.connection.stop(force=force)
-        await node.disks.close_all()
+        watchdog = node.start(node.disks.watch_for_hangs(), "watch for disks that hang")
+        try:
+            if node.role == Role.PRIMARY:
+                await self._demote(force=force)
+            await node.connection.stop(force=force)
+            await node.disks.close_all()
+        finally:
+            watchdog.cancel("down has ended")
         node.is_up = False
         return {}
+
+    # ---- disks ----
+
+    async def _attach(self, args: dict[str, Any]) -> dict[str, Any]:
+        node, volume = self._node, self._volume(args)
+        if not node.is_up:
+            raise RequestRefused(f"{self._name} is not up.", number=127, advice=f'"replctl up {self._name}" first.')
+        if not volume.settings.has_disk:
+            raise RequestRefused(
+                f"{self._name}/{volume.number} has no disk in the configuration",
+                number=138,
+                advice="Give the volume a disk there, then take the resource down and up.",
+            )
+        await node.disks.attach(volume)
+        return {"disk": str(volume.state.disk)}
+
+    async def _detach(self, args: dict[str, Any]) -> dict[str, Any]:
+        volume = self._volume(args)
+        await self._node.disks.detach(volume, force=bool(args.get("force")))
+        await self._node.disks.released(volume)
+        return {"disk": str(volume.state.disk)}
 
     # ---- roles ----
 

@@ -498,7 +498,8 @@ class Connection:
             flags |= UuidFlag.DISCARD_MY_DATA
         if volume.claims_crash:
             flags |= UuidFlag.CRASHED_PRIMARY
-        if volume.state.disk == DiskState.INCONSISTENT:
+        found = volume.disk_state_found() if volume.is_negotiating else volume.state.disk
+        if found == DiskState.INCONSISTENT:
             flags |= UuidFlag.INCONSISTENT
         report = pk.UuidReport(volume.uuids, volume.sent_dirty_bits, UuidFlag(flags))
         self.send(Packet.UUIDS, report.encode(), volume=volume.number)

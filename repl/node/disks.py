@@ -8,18 +8,25 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from repl.drbd import superblock as sb
-from repl.drbd.states import DiskState, Role
-from repl.drbd.uuids import random_uuid
+from repl.drbd.states import ConnectionState, DiskState, Role, StateChange, StateWord
+from repl.drbd.superblock import MdFlag
+from repl.drbd.uuids import base, random_uuid
 from repl.engine import commands as ec
-from repl.engine.events import Event, Result
-from repl.errors import DiskFailed, ReplError
+from repl.engine.events import DiskOp, Event, Result
+from repl.errors import DiskFailed, PeerLost, ReplError, RequestRefused, StateRefused
 from repl.node import actions as act
 from repl.node.disk import Prepared
 from repl.node.flow import Promise
+from repl.node.refusals import refusal
 from repl.node.volume import Volume
 
 if TYPE_CHECKING:
     from repl.node.node import Node
+
+DISK_WAIT_MS = 10_000  # patience of an orderly end with a disk that does not answer
+
+_C = ConnectionState
+_D = DiskState
 
 
 class Disks:
@@ -28,6 +35,8 @@ class Disks:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._opening: dict[int, Promise[Prepared]] = {}
+        self._busy: set[int] = set()  # an attach or a detach is under way
+        self._leaving: set[int] = set()  # given up by us, and the engine cannot let it go yet
 
     # ---- the shell's answers ----
 
@@ -46,78 +55,295 @@ class Disks:
     # ---- attach ----
 
     async def attach(self, volume: Volume) -> None:
-        """Open, check, replay, load the bitmap; then the disk is in use."""
+        """Open, check, replay, load the bitmap; then the disk is in use, or the peer's verdict on it is awaited."""
+        number = volume.number
+        name = f"{self._node.settings.resource}/{number}"
+        if volume.attached:
+            raise RequestRefused(f"{name} has a disk already", number=124, advice=f'"replctl detach {name}" first.')
+        if number in self._leaving:
+            raise RequestRefused(
+                f"{name}: its last disk was given up and still does not answer",
+                number=162,
+                advice="Wait until the disk answers or fails, or take the resource down.",
+            )
+        if number in self._busy:
+            raise RequestRefused(f"{name}: an attach or detach is under way", number=162)
+        self._busy.add(number)
+        try:
+            await self._attach(volume)
+        finally:
+            self._busy.discard(number)
+
+    async def _attach(self, volume: Volume) -> None:
         node = self._node
+        await node.transition(lambda v, s: replace(s, disk=_D.ATTACHING), only=volume)
+        try:
+            prepared = await self._open(volume)
+            try:
+                await self._load(volume, prepared)
+            except ReplError:
+                node.act(act.CloseDisk(volume.number))
+                raise
+        except ReplError as error:
+            volume.disk_error = error.message
+            await node.transition(lambda v, s: replace(s, disk=_D.DISKLESS), only=volume, reason="attach failed")
+            raise
+        if volume.is_negotiating:
+            await self._negotiate(volume)
+
+    async def _open(self, volume: Volume) -> Prepared:
         promise: Promise[Prepared] = Promise()
         self._opening[volume.number] = promise
-        node.act(act.OpenDisk(volume.number))
-        prepared = await promise
-        volume.attach_disk(prepared)
-        all_bits = volume.needs_all_bits()
+        self._node.act(act.OpenDisk(volume.number))
+        return await promise
+
+    async def _load(self, volume: Volume, prepared: Prepared) -> None:
+        node, name = self._node, f"{self._node.settings.resource}/{volume.number}"
+        size = self._size(volume, prepared)
+        found = prepared.superblock
+        all_bits = found.la_size_sectors == 0 or found.all_dirty or found.la_size_sectors != size
         node.resync.options.tell_engine(volume)
-        done = await node.ask(ec.VolumeAttach(volume.number, volume.attach_command()))
+        command = volume.attach_command(prepared, size, all_bits=all_bits)
+        done = await node.ask(ec.VolumeAttach(volume.number, command))
         if done.status is not Result.OK:
-            volume.forget_disk()
-            node.act(act.CloseDisk(volume.number))
             raise DiskFailed(
-                f"{node.settings.resource}/{volume.number}: the bitmap cannot be read: {os.strerror(done.error)}.",
+                f"{name}: the bitmap cannot be read: {os.strerror(done.error)}.",
                 errno=done.error,
                 advice="Check the disk; create-md --force starts anew with a full sync.",
             )
-        if all_bits and not await node.ask_ok(ec.BitmapSetAll(volume.number)):
-            raise DiskFailed(f"{node.settings.resource}/{volume.number}: the bitmap cannot be written.")
-        found, hot = volume.disk_state_found(), prepared.replayed_extents
-        await node.transition(
-            lambda v, s: replace(s, disk=found),
-            only=volume,
-            full_sync=False,
-            reason=f"attached, {hot} hot extents replayed" if hot else "attached",
+        try:
+            if all_bits and not await node.ask_ok(ec.BitmapSetAll(volume.number)):
+                raise DiskFailed(f"{name}: the bitmap cannot be written.")
+            await self._take_over(volume, prepared, size)
+        except ReplError:
+            await node.ask(ec.VolumeDetach(volume.number))
+            raise
+
+    async def _take_over(self, volume: Volume, prepared: Prepared, size: int) -> None:
+        """The disk is the volume's from this transition on; not in the middle of a handshake."""
+        node, hot = self._node, prepared.replayed_extents
+        refused: list[ReplError] = []
+
+        def change(v: Volume, s: StateWord) -> StateWord:
+            if v.attached or node.cstate == _C.WF_REPORT_PARAMS:
+                return s
+            try:
+                if self._size(v, prepared) != size:
+                    raise RequestRefused(f"{node.settings.resource}/{v.number}: its size changed just now", number=162)
+                self._check_exposed(v, prepared)
+            except ReplError as error:
+                refused.append(error)
+                return s
+            v.attach_disk(prepared, size)
+            return replace(s, disk=_D.NEGOTIATING if node.is_connected else v.disk_state_found())
+
+        while not volume.attached:
+            await node.watch(lambda: node.cstate != _C.WF_REPORT_PARAMS)
+            await node.transition(
+                change,
+                only=volume,
+                full_sync=False,
+                reason=f"attached, {hot} hot extents replayed" if hot else "attached",
+            )
+            if refused:
+                raise refused[0]
+
+    def _size(self, volume: Volume, prepared: Prepared) -> int:
+        """The size of the device with this disk; what is there already is never made smaller."""
+        node, usable = self._node, prepared.usable_sectors
+        last = prepared.superblock.la_size_sectors
+        present = volume.size_sectors if node.is_connected or node.role == Role.PRIMARY else 0
+        if not present:
+            return min(last or usable, usable)
+        name = f"{node.settings.resource}/{volume.number}"
+        if usable < present:
+            raise RequestRefused(
+                f"{name}: the disk has room for {usable} sectors, the device has {present}",
+                number=111,
+                advice="Use a disk that is at least as large.",
+            )
+        if last > present and MdFlag.CONSISTENT in prepared.superblock.flags:
+            raise RequestRefused(
+                f"{name}: the disk holds data of {last} sectors, the device has {present} now",
+                number=170,
+                advice="create-md --force on it forgets that data; it is synced completely then.",
+            )
+        return present
+
+    def _check_exposed(self, volume: Volume, prepared: Prepared) -> None:
+        """Applications of a Primary alone go on only with the data that they have seen last."""
+        node, exposed = self._node, volume.uuids.current
+        theirs = prepared.superblock.uuids.current
+        if node.is_connected or node.role != Role.PRIMARY or not exposed or base(exposed) == base(theirs):
+            return
+        raise RequestRefused(
+            f"{node.settings.resource}/{volume.number}: this Primary presented data of generation {exposed:016X}, "
+            f"the disk holds {theirs:016X}",
+            number=150,
+            advice="Connect to the peer first, or make this node Secondary.",
+        )
+
+    async def _negotiate(self, volume: Volume) -> None:
+        """Attached while connected: both nodes compare generations as in a handshake."""
+        node = self._node
+        node.connection.send_sizes(volume)
+        node.connection.send_uuids(volume)
+        node.connection.send_state(volume)
+        await node.watch(lambda: volume.attach_refusal is not None or volume.state.disk != _D.NEGOTIATING)
+        refused, volume.attach_refusal = volume.attach_refusal, None
+        if refused is None and volume.state.disk >= _D.INCONSISTENT:
+            return
+        reason = refused.message if refused is not None else "the connection was lost before the peer has agreed"
+        volume.disk_error = reason
+        await self._let_go(volume, "attach refused")
+        node.connection.send_state(volume)
+        raise RequestRefused(
+            f"{node.settings.resource}/{volume.number}: the disk cannot be attached: {reason}",
+            number=150,
+            advice=refused.advice if refused is not None else "Connect again, or attach while disconnected.",
         )
 
     # ---- detach ----
 
-    async def detach_clean(self, volume: Volume) -> None:
-        """Orderly: bitmap, activity log, clean superblock, in this order; then let the descriptors go."""
-        node = self._node
-        if not volume.attached or volume.superblock is None:
+    async def detach(self, volume: Volume, *, force: bool) -> None:
+        """By order.  ``force``: do not wait for a disk that does not answer."""
+        node, number = self._node, volume.number
+        if not volume.attached:
             return
-        await node.ask(ec.VolumeDrain(volume.number))
-        stable = await node.ask_ok(ec.BitmapWrite(volume.number))
-        stable = stable and await node.ask_ok(ec.AlInitialize(volume.number))
-        if stable:
-            clean = sb.mark_clean(volume.superblock)
-            await node.ask_ok(ec.MdWrite(volume.number, clean.serialise()))
-        await self._let_go(volume, DiskState.DISKLESS, "detached")
+        if force:
+            await self._detach_now(volume)
+            return
+        if number in self._busy:
+            raise RequestRefused(f"{node.settings.resource}/{number}: an attach or detach is under way", number=162)
+        self._busy.add(number)
+        try:
+            await self._agree_to_detach(volume)
+            await self.detach_clean(volume)
+        finally:
+            self._busy.discard(number)
 
-    async def _let_go(self, volume: Volume, state: DiskState, reason: str) -> None:
+    async def _agree_to_detach(self, volume: Volume) -> None:
         node = self._node
-        done = node.ask(ec.VolumeDetach(volume.number))
+        good_peer = node.is_connected and volume.state.pdsk == _D.UP_TO_DATE
+        if node.role == Role.PRIMARY and not good_peer:
+            raise StateRefused(
+                f"{node.settings.resource}/{volume.number}: this Primary has no other good data",
+                number=-2,
+                advice="Connect to a peer with UpToDate data, or make this node Secondary first.",
+            )
+        if node.is_connected:
+            try:
+                code = await node.connection.request_change(StateChange.of(disk=_D.FAILED), volume=volume.number)
+            except PeerLost:
+                await node.watch(lambda: not node.is_connected)
+                await self._agree_to_detach(volume)
+                return
+            if code < 1:
+                raise refusal(node, "detach", code)
+
+    async def detach_clean(self, volume: Volume, *, wait_ms: int | None = None) -> None:
+        """Orderly: data, bitmap, activity log, clean superblock, in this order; then let the descriptors go."""
+        node = self._node
+        if not volume.attached:
+            return
+        await node.transition(lambda v, s: replace(s, disk=_D.FAILED), only=volume, reason="detach")
+        node.connection.send_state(volume)
+        stable = await node.within(node.start(self._make_clean(volume), "clean detach").done, wait_ms)
+        if not stable:
+            node.send(ec.VolumeGiveUp(volume.number))
+        await self._let_go(volume, "detached" if stable else "detached, its activity log will be replayed")
+        node.connection.send_state(volume)
+
+    async def _make_clean(self, volume: Volume) -> bool:
+        node, number = self._node, volume.number
+        stable = await node.ask_ok(ec.VolumeQuiesce(number))
+        stable = stable and await node.ask_ok(ec.BitmapWrite(number))
+        stable = stable and await node.ask_ok(ec.AlInitialize(number))
+        if not stable or volume.superblock is None:
+            return False
+        clean = sb.mark_clean(volume.superblock)
+        # Nothing is open on it: whoever attaches it next is no crashed Primary.
+        clean = replace(clean, flags=clean.flags & ~MdFlag.PRIMARY_IND)
+        return await node.ask_ok(ec.MdWrite(number, clean.serialise()))
+
+    async def _detach_now(self, volume: Volume) -> None:
+        node = self._node
+        was_leaving = volume.state.disk == _D.FAILED  # another procedure goes on with it
+        node.send(ec.VolumeGiveUp(volume.number))
+        if was_leaving:
+            await node.watch(lambda: volume.state.disk != _D.FAILED)
+            return
+        await node.transition(lambda v, s: replace(s, disk=_D.FAILED), only=volume, reason="forced detach")
+        node.connection.send_state(volume)
+        self._outlive(volume)
+        await self._let_go(volume, "detached by force")
+        node.connection.send_state(volume)
+
+    async def _let_go(self, volume: Volume, reason: str) -> None:
+        """The engine may need long for it: nobody waits, but the disk cannot be attached again before."""
+        node, number = self._node, volume.number
+        if not volume.attached:
+            return
         volume.forget_disk()
-        await node.transition(lambda v, s: replace(s, disk=state), only=volume, reason=reason)
-        await done
-        node.act(act.CloseDisk(volume.number))
+        self._leaving.add(number)
+        node.start(self._close_when_free(number, node.ask(ec.VolumeDetach(number))), "let a disk go")
+        await node.transition(lambda v, s: replace(s, disk=_D.DISKLESS), only=volume, reason=reason)
+
+    async def _close_when_free(self, number: int, let_go: Promise[Event]) -> None:
+        await let_go
+        self._leaving.discard(number)
+        self._node.act(act.CloseDisk(number))
+        self._node.notify_watchers()
+
+    async def released(self, volume: Volume) -> None:
+        """Until the descriptors of a detached disk are closed (or it turns out to hang)."""
+        promise = self._node.watch(lambda: volume.number not in self._leaving)
+        await self._node.within(promise, DISK_WAIT_MS)
+        self._node.unwatch(promise)
 
     # ---- failure ----
 
     def engine_error(self, event: Event) -> None:
-        """The engine has stopped using the disk (policy "detach")."""
+        """The engine has stopped using the disk, or the policy is pass_on."""
         volume = self._node.volumes.get(event.volume)
-        if volume is not None and volume.attached:
-            self._node.start(self._failed(volume, event), "disk failure")
+        if volume is None or not volume.attached:
+            return
+        what = "no answer to an operation" if event.disk_op is DiskOp.TIMEOUT else f"{event.disk_op.name.lower()} error"
+        volume.disk_error = f"{what} at byte {event.value}: {os.strerror(event.error)}"
+        self._node.emit("disk-error", volume.disk_error, level="error", volume=volume.number)
+        if event.status is Result.OK:
+            self._node.start(self._passed_on(volume), "disk error passed on")
+        else:
+            self._node.start(self._failed(volume), "disk failure")
 
-    async def _failed(self, volume: Volume, event: Event) -> None:
+    async def _passed_on(self, volume: Volume) -> None:
+        """Blocks are lost; while the peer has good data they are read there.  Alone this is the best copy there is."""
+        node, reason = self._node, volume.disk_error
+        if not await node.ask_ok(ec.BitmapWrite(volume.number)):
+            return
+
+        def change(v: Volume, s: StateWord) -> StateWord:
+            covered = s.conn == _C.CONNECTED and s.pdsk == _D.UP_TO_DATE and s.disk == _D.UP_TO_DATE
+            # differs: DRBD's disk is Inconsistent even if there is nothing better (decision 0028).
+            return replace(s, disk=_D.INCONSISTENT) if covered and v.attached else s
+
+        before = volume.state.disk
+        await node.transition(change, only=volume, reason=reason)
+        if volume.state.disk != before:
+            node.connection.send_state(volume)
+
+    async def _failed(self, volume: Volume) -> None:
         node = self._node
-        what = event.disk_op.name.lower()
-        volume.disk_error = f"{what} error at byte {event.value}: {os.strerror(event.error)}"
-        node.emit("disk-error", volume.disk_error, level="error", volume=volume.number)
-        await node.transition(lambda v, s: replace(s, disk=DiskState.FAILED), only=volume, reason=volume.disk_error)
+        if volume.state.disk == _D.FAILED:  # it is being detached already, which sees the error itself
+            return
+        await node.transition(lambda v, s: replace(s, disk=_D.FAILED), only=volume, reason=volume.disk_error)
         node.connection.send_state(volume)
-        if node.role == Role.PRIMARY and not node.is_connected:
-            # What applications saw is on this disk only: no generation of the peer is good enough (decision 0016).
-            volume.uuids = replace(volume.uuids, current=random_uuid(node.random) | 1)
-        await self._let_go(volume, DiskState.DISKLESS, "detached after an error")
+        if volume.settings.on_io_error == "call-local-io-error":
+            await node.handlers.run("local-io-error", volume)  # application I/O waits meanwhile
+        self._outlive(volume)
+        await self._let_go(volume, "detached after an error")
         node.connection.send_state(volume)
-        if node.role == Role.PRIMARY and volume.state.pdsk < DiskState.UP_TO_DATE:
+        if node.role == Role.PRIMARY and volume.state.pdsk < _D.UP_TO_DATE:
             node.emit(
                 "no-data",
                 "no access to good data: application I/O fails",
@@ -125,21 +351,41 @@ class Disks:
                 volume=volume.number,
             )
 
+    def _outlive(self, volume: Volume) -> None:
+        node = self._node
+        if node.role == Role.PRIMARY and not node.is_connected:
+            # What applications saw is on this disk only: no generation of the peer is good enough (decision 0016).
+            volume.uuids = replace(volume.uuids, current=random_uuid(node.random) | 1)
+
+    async def presented_size(self, volume: Volume, size_sectors: int) -> None:
+        """Without a disk the device has the size of the peer's."""
+        volume.size_sectors = size_sectors
+        await self._node.ask(ec.VolumeSize(volume.number, size_sectors * 512))
+
     async def shrink_unused(self, volume: Volume, size_sectors: int) -> None:
         """A disk without good data takes the smaller size of the peer: attach it again with that size."""
         node = self._node
+        assert volume.superblock is not None and volume.prepared is not None
         await node.ask(ec.VolumeDetach(volume.number))
         volume.size_sectors = size_sectors
-        assert volume.superblock is not None
         volume.superblock = replace(volume.superblock, la_size_sectors=size_sectors)
-        await node.ask(ec.VolumeAttach(volume.number, volume.attach_command()))
+        command = volume.attach_command(volume.prepared, size_sectors, all_bits=True)
+        await node.ask(ec.VolumeAttach(volume.number, command))
         await node.ask(ec.BitmapSetAll(volume.number))
         await node.transition(lambda v, s: s, only=volume, reason=f"size {size_sectors} sectors, as the peer's disk")
 
+    async def watch_for_hangs(self) -> None:
+        """While an order is carried out that has to end: disks that do not answer are given up."""
+        while True:
+            await self._node.pause(DISK_WAIT_MS // 5)
+            for volume in self._node.volumes.values():
+                self._node.send(ec.VolumeGiveUp(volume.number, DISK_WAIT_MS))
+
     async def close_all(self) -> None:
-        """For ``down``."""
+        """For ``down``: a disk that hangs holds nothing up."""
         for volume in self._node.volumes.values():
-            await self.detach_clean(volume)
+            await self.detach_clean(volume, wait_ms=DISK_WAIT_MS)
+            await self.released(volume)
 
     async def attach_all(self) -> None:
         """For ``up``; the first error is raised after the others were tried."""

@@ -213,7 +213,7 @@ class Handshake:
     async def _sizes(self, volume: Volume, theirs: pk.Sizes) -> None:
         volume.peer_sizes = theirs
         if not volume.attached:
-            volume.size_sectors = theirs.c_size or theirs.u_size or theirs.d_size
+            await self._node.disks.presented_size(volume, theirs.c_size or theirs.u_size or theirs.d_size)
             return
         if not theirs.d_size:
             return
@@ -255,10 +255,20 @@ async def evaluate(c: Connection, volume: Volume, theirs: StateWord) -> None:
         # Two Primaries: the generations say that it is a split brain; without disks nothing else would.
         if not volume.attached or peer_disk < _D.INCONSISTENT:
             raise _two_primaries()
-    _check_exposed(c, volume)
+    check_exposed(c, volume)
     conn, peer_role = _C.CONNECTED, theirs.role
     if volume.attached and peer_disk >= _D.INCONSISTENT:
-        conn, peer_role = await settle(c, volume, theirs, peer_disk)
+        attaching = volume.is_negotiating
+        try:
+            conn, peer_role = await settle(c, volume, theirs, peer_disk)
+        except FinalDrop as refused:  # a verdict against a disk that is just being attached concerns that disk only
+            if attaching:
+                volume.attach_refusal = refused
+                node.notify_watchers()
+                return
+            if theirs.disk != _D.NEGOTIATING or not node.is_connected:
+                raise
+            peer_disk = _D.DISKLESS
         may_both = node.settings.net.two_primaries or c.is_dry_run
         if Role.PRIMARY == peer_role == node.role and not may_both:
             raise _two_primaries()
@@ -296,10 +306,11 @@ def _two_primaries() -> FinalDrop:
 
 def _as_decided(volume: Volume, state: StateWord) -> StateWord:
     peer = volume.decided
-    return replace(state, conn=peer.conn, pdsk=peer.disk, peer_isp=peer.pauses_resync)
+    disk = volume.disk_state_found() if volume.is_negotiating else state.disk
+    return replace(state, conn=peer.conn, disk=disk, pdsk=peer.disk, peer_isp=peer.pauses_resync)
 
 
-def _check_exposed(c: Connection, volume: Volume) -> None:
+def check_exposed(c: Connection, volume: Volume) -> None:
     """Without a disk (any more): applications have seen one generation and must not be shown another one."""
     node, report = c.node, volume.peer_report
     if volume.attached or report is None:
@@ -310,7 +321,7 @@ def _check_exposed(c: Connection, volume: Volume) -> None:
             f"This Primary has no disk and can only connect to data of generation {mine:016X}; "
             f"{node.settings.peer} has {theirs:016X}.",
             reason="other-generation",
-            advice=f"Take the resource down and up again on {node.settings.node} to attach its disk.",
+            advice=f"Attach the disk of {node.settings.node} that holds this generation, or take the resource down.",
         )
     volume.uuids = replace(volume.uuids, current=theirs)
 

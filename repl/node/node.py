@@ -359,10 +359,10 @@ class Node:
             writes: list[Promise[Event]] = []
             targets = [only] if only is not None else list(self.volumes.values())
             for volume in targets:
-                if volume.attached and self._ends_replay(volume, self._sanitized(change(volume, volume.state))):
+                if volume.attached and self._ends_replay(volume, self._sanitized(volume, change(volume, volume.state))):
                     await self.ask(ec.BitmapWrite(volume.number))  # it flushes the data as well
             for volume in targets:
-                after = self._sanitized(change(volume, volume.state))
+                after = self._sanitized(volume, change(volume, volume.state))
                 if after.disk == DiskState.UP_TO_DATE and after.pdsk == DiskState.UP_TO_DATE:
                     volume.crashed_primary = volume.has_left_over = False
                 new_uuids = uuids(volume) if uuids is not None else volume.uuids
@@ -385,8 +385,8 @@ class Node:
         self.resync.pauses.look()
         self.notify_watchers()
 
-    def _sanitized(self, state: StateWord) -> StateWord:
-        return sanitize(self._with_node_states(state), negotiating_falls_to=DiskState.DISKLESS)
+    def _sanitized(self, volume: Volume, state: StateWord) -> StateWord:
+        return sanitize(self._with_node_states(state), negotiating_falls_to=volume.falls_to)
 
     @staticmethod
     def _ends_replay(volume: Volume, after: StateWord) -> bool:

@@ -17,7 +17,7 @@ from repl.engine import commands as ec
 from repl.engine.events import Event
 from repl.errors import ConfigError, ProtocolError
 from repl.node.drops import FinalDrop
-from repl.node.handshake import evaluate, real_disk
+from repl.node.handshake import check_exposed, evaluate, real_disk
 from repl.node.volume import Volume
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ class PeerPackets:
         node, mine = self._node, volume.state
         peer_disk = real_disk(theirs, volume)
         busy = mine.conn > _C.CONNECTED
-        if theirs.conn == _C.CONNECTED and mine.conn in (_C.SYNC_SOURCE, _C.PAUSED_SYNC_S):
+        syncs = mine.conn in (_C.SYNC_SOURCE, _C.PAUSED_SYNC_S)
+        if theirs.conn == _C.CONNECTED and syncs and peer_disk >= _D.INCONSISTENT:
             await node.resync.source_finished(volume, peer_disk, theirs.role)
             return
         newly_attached = theirs.disk == _D.NEGOTIATING or (mine.pdsk < _D.NEGOTIATING <= theirs.disk)
@@ -96,9 +97,10 @@ class PeerPackets:
             and theirs.role == Role.PRIMARY
         )
         starting = _C.STARTING_SYNC_S <= theirs.conn <= _C.WF_BITMAP_T and mine.conn == _C.CONNECTED
-        if not busy and volume.attached and (newly_attached or forced or starting):
+        attaching = volume.is_negotiating
+        if not busy and volume.attached and (newly_attached or forced or starting or attaching):
             if theirs.conn not in (_C.STARTING_SYNC_S, _C.STARTING_SYNC_T):
-                await self._evaluate_again(volume, theirs, told=starting)
+                await self._evaluate_again(volume, theirs, told=starting or attaching)
                 return
         if busy and theirs.conn > _C.CONNECTED and theirs.conn < _C.SYNC_SOURCE and peer_disk == _D.UP_TO_DATE:
             peer_disk = mine.pdsk  # its disk is what the resync makes of it
@@ -108,7 +110,7 @@ class PeerPackets:
         """A disk appeared at the peer, or it wants a resync: the same decision as in the handshake."""
         if not told:
             self._c.send_uuids(volume)
-        else:
+        elif not volume.is_negotiating:
             volume.sent_dirty_bits = self._node.dirty_bits(volume)
         await evaluate(self._c, volume, theirs)
 
@@ -144,6 +146,8 @@ class PeerPackets:
         )
         if new_generation:
             self._c.send_uuids(volume)
+        if theirs.disk == _D.NEGOTIATING:  # we have nothing to compare it with: it goes on by itself
+            self._c.send_state(volume)
 
     # ---- P_UUIDS ----
 
@@ -151,6 +155,8 @@ class PeerPackets:
         node = self._node
         volume.peer_report = report
         if not volume.attached:
+            if volume.state.pdsk < _D.INCONSISTENT:  # it attaches a disk
+                check_exposed(self._c, volume)
             volume.uuids = replace(volume.uuids, current=report.uuids.current)  # what applications see from now on
         skip = UuidFlag.SKIP_INITIAL_SYNC in report.flags
         if not skip or not volume.attached:
@@ -208,7 +214,7 @@ class PeerPackets:
             await node.transition(lambda v, s: s, peer_role=Role.PRIMARY, reason="promotion agreed with the peer")
             return 1
         if change.changes("pdsk"):
-            if node.role == Role.PRIMARY and state.disk != _D.UP_TO_DATE:
+            if Role.PRIMARY in (node.role, node.peer_role) and state.disk != _D.UP_TO_DATE:
                 return -2  # the peer's disk is the only good one
             return 1
         return 1

@@ -26,6 +26,7 @@ class VolumeSettings:
     disk_drain: bool = True
     md_flushes: bool = True
     on_io_error: str = "detach"
+    disk_timeout_ms: int = 0  # 0: a disk may take as long as it likes
     resync: Resync = field(default_factory=Resync)
     resync_priority: str = ""  # "" = the numbers in ``resync`` as they are configured
     resync_after: tuple[str, int] | None = None  # resource and volume that go first

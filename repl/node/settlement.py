@@ -87,7 +87,8 @@ def _sides(c: Connection, volume: Volume, theirs: StateWord, peer_disk: DiskStat
     me = Side(
         uuids=volume.uuids,
         role=c.node.role,
-        disk=volume.state.disk,
+        disk=volume.disk_state_found() if volume.is_negotiating else volume.state.disk,
+        attaching=volume.is_negotiating,
         dirty_bits=volume.sent_dirty_bits,
         crashed_primary=volume.claims_crash,
         discard_my_data=c.discard_my_data,
@@ -96,6 +97,7 @@ def _sides(c: Connection, volume: Volume, theirs: StateWord, peer_disk: DiskStat
         uuids=report.uuids,
         role=theirs.role,
         disk=peer_disk,
+        attaching=theirs.disk == _D.NEGOTIATING,
         dirty_bits=report.dirty_bits,
         crashed_primary=UuidFlag.CRASHED_PRIMARY in report.flags,
         discard_my_data=UuidFlag.DISCARD_MY_DATA in report.flags,

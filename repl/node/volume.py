@@ -12,8 +12,9 @@ from repl.drbd import superblock as sb
 from repl.drbd.packets import Sizes, UuidReport
 from repl.drbd.states import ConnectionState, DiskState, Role, StateWord
 from repl.drbd.superblock import Superblock
-from repl.drbd.uuids import Uuids
+from repl.drbd.uuids import Uuids, base
 from repl.engine.commands import Attach, AttachFlags
+from repl.errors import ReplError
 from repl.node.disk import Prepared, mark_attached
 from repl.node.flow import Promise
 from repl.node.settings import VolumeSettings
@@ -43,6 +44,8 @@ class Volume:
         self.resync_priority = settings.resync_priority
         self.uses_csums = False  # of the resync that began last, as its target
         self.disk_error = ""
+        self.exposed = 0  # current UUID of the data that the device presented before this disk was attached
+        self.attach_refusal: ReplError | None = None  # verdict of the handshake on a disk that is Negotiating
         # of the present connection
         self.peer_report: UuidReport | None = None
         self.peer_sizes: Sizes | None = None
@@ -81,17 +84,18 @@ class Volume:
         if self.peer_report is not None:
             self.peer_report = replace(self.peer_report, uuids=self.uuids)
 
-    def attach_disk(self, prepared: Prepared) -> None:
+    def attach_disk(self, prepared: Prepared, size_sectors: int) -> None:
         """Take over what was found on disk; the state follows with the transition."""
         found = prepared.superblock
         self.prepared = prepared
-        self.size_sectors = found.la_size_sectors or prepared.usable_sectors
-        self.size_sectors = min(self.size_sectors, prepared.usable_sectors)
+        self.size_sectors = size_sectors
+        self.exposed = self.uuids.current
         self.uuids = found.uuids
         self.crashed_primary = sb.crashed_primary_at_attach(found.flags, primary_now=False)
-        self.superblock = mark_attached(found, size_sectors=self.size_sectors, al_extents=self.settings.al_extents)
+        self.superblock = mark_attached(found, size_sectors=size_sectors, al_extents=self.settings.al_extents)
         self.written = found.serialise()
         self.disk_error = ""
+        self.attach_refusal = None
 
     @property
     def al_extents(self) -> int:
@@ -104,27 +108,32 @@ class Volume:
         assert self.prepared is not None
         return sb.disk_state_after_attach(self.prepared.superblock.flags)
 
-    def needs_all_bits(self) -> bool:
-        """The bitmap on disk says nothing: first attach, or everything was marked."""
-        assert self.prepared is not None
-        found = self.prepared.superblock
-        return found.la_size_sectors == 0 or found.all_dirty or found.la_size_sectors != self.size_sectors
+    @property
+    def falls_to(self) -> DiskState:
+        """What becomes of a Negotiating disk when the connection is lost."""
+        same = self.attached and self.exposed and base(self.exposed) == base(self.uuids.current)
+        return self.disk_state_found() if same else DiskState.DISKLESS
 
-    def attach_command(self) -> Attach:
-        assert self.prepared is not None and self.superblock is not None
-        prepared, layout, settings = self.prepared, self.prepared.layout, self.settings
+    @property
+    def is_negotiating(self) -> bool:
+        return self.attached and self.state.disk == DiskState.NEGOTIATING
+
+    def attach_command(self, prepared: Prepared, size_sectors: int, *, all_bits: bool) -> Attach:
+        layout, settings = prepared.layout, self.settings
         flags = AttachFlags(prepared.flags)
-        if self.needs_all_bits():
+        if all_bits:
             flags |= AttachFlags.BITMAP_ALL_SET
         if not settings.disk_flushes:
             flags |= AttachFlags.NO_DISK_FLUSHES
         if not settings.md_flushes:
             flags |= AttachFlags.NO_MD_FLUSHES
-        stripes, stripe_size = self.superblock.stripes
+        if settings.on_io_error == "pass_on":
+            flags |= AttachFlags.PASS_ON
+        stripes, stripe_size = prepared.superblock.stripes
         return Attach(
             data_fd=prepared.data_fd,
             md_fd=prepared.md_fd,
-            size_bytes=self.size_sectors * 512,
+            size_bytes=size_sectors * 512,
             superblock_offset=layout.superblock_byte,
             al_offset=layout.al_byte,
             bitmap_offset=layout.bitmap_byte,
@@ -133,18 +142,24 @@ class Volume:
             al_stripes=stripes,
             al_stripe_size_4k=stripe_size,
             flags=flags,
+            disk_timeout_ms=settings.disk_timeout_ms,
         )
 
     def superblock_for(self, state: StateWord, uuids: Uuids, *, full_sync: bool | None = None) -> Superblock | None:
-        """The superblock that this state and these UUIDs ask for; None without a disk."""
-        if self.superblock is None:
-            return None
+        """The superblock that this state and these UUIDs ask for; None without a disk that is in use."""
+        if self.superblock is None or state.disk < DiskState.INCONSISTENT:
+            return None  # an attach that comes to nothing leaves it as it was
         flags = sb.flags_from_state(self.superblock.flags, state, crashed_primary=self.crashed_primary)
         if full_sync is not None:
             flags = flags | sb.MdFlag.FULL_SYNC if full_sync else flags & ~sb.MdFlag.FULL_SYNC
         return replace(self.superblock, flags=flags, uuids=uuids)
 
     def forget_disk(self) -> None:
+        """It is detached: what the device presents from now on is the peer's data."""
+        report = self.peer_report
+        connected = self.state.conn >= ConnectionState.CONNECTED and self.state.pdsk >= DiskState.INCONSISTENT
+        if connected and report is not None and report.uuids.current:
+            self.uuids = replace(self.uuids, current=report.uuids.current)
         self.prepared = None
         self.superblock = None
         self.written = b""

@@ -247,9 +247,15 @@ def test_create_md_gives_each_disk_its_own_device_uuid(box: Box) -> None:
 
 
 def test_create_md_while_repld_runs_is_refused(box: Box, daemon: Start) -> None:
-    daemon(lambda verb, args: {})
+    volume: dict[str, Any] = {"volume": 0, "disk": "UpToDate"}
+    daemon(lambda verb, args: {"volumes": [volume]})
     exit_status, _, err = box.run("create-md", "--force", "web")
-    assert exit_status == 10 and "already running" in err
+    assert exit_status == 10 and "is attached" in err and "replctl detach web/0" in err
+
+
+def test_create_md_of_a_detached_disk_is_possible_while_repld_runs(box: Box, daemon: Start) -> None:
+    daemon(lambda verb, args: {"volumes": [{"volume": 0, "disk": "Diskless"}]})
+    assert box.run("create-md", "web")[0] == 0
 
 
 def test_get_gi_of_a_disk_without_metadata_says_what_to_do(box: Box) -> None:
@@ -269,6 +275,9 @@ def test_get_gi_of_a_disk_without_metadata_says_what_to_do(box: Box) -> None:
         (["connect", "--discard-my-data", "web"], ("connect", {"discard_my_data": True})),
         (["disconnect", "--force", "web"], ("disconnect", {"force": True})),
         (["invalidate", "web/0"], ("invalidate", {"volume": 0})),
+        (["attach", "web/0"], ("attach", {"volume": 0})),
+        (["detach", "web/0"], ("detach", {"volume": 0})),
+        (["detach", "--force", "web/0"], ("detach", {"volume": 0, "force": True})),
         (["wait-connect", "--timeout", "3", "web"], ("wait-connect", {"timeout_s": 3.0})),
         (["new-current-uuid", "--clear-bitmap", "web"], ("new-current-uuid", {"volume": 0, "clear_bitmap": True})),
     ],

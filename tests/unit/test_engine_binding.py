@@ -127,6 +127,7 @@ def test_command_of_every_class_is_encoded_field_by_field(module: Any, cls: Any)
     assert encoded.volume == getattr(command, "volume", -1)
     assert encoded.stream == getattr(command, "stream", -1)
     assert encoded.fd == getattr(command, "fd", -1)
+    assert encoded.value == getattr(command, "value", 0)
     given = {field.name: getattr(command, field.name) for field in dataclasses.fields(command)}
     assert blob == b"".join(value for value in given.values() if isinstance(value, bytes))
     for struct in ("attach", "state", "resync", "link", "nbd"):

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Disks that fail, and disks that do not answer: on-io-error, disk-timeout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from repl.drbd.states import DiskState
+from repl.errors import StateRefused
+from tests.lib.tools import require_sim
+from tests.sim.cluster import BLOCK, Cluster, Load, Setup
+from tests.sim.world import MIB
+
+_D = DiskState
+READ, WRITE, FLUSH, ZERO = range(4)
+EIO = 5
+NBD_EIO = 5
+
+
+@contextmanager
+def cluster(seed: int = 31, *, external: bool = False, **overrides: object) -> Iterator[Cluster]:
+    require_sim()
+    with Cluster(seed, Setup(external=external, overrides=overrides)) as made:
+        made.connect_fresh()
+        yield made
+
+
+def disks(pair: Cluster, index: int) -> tuple[DiskState, DiskState]:
+    return pair.state(index)[2:]
+
+
+def bad_block(pair: Cluster, index: int, block: int) -> None:
+    pair.shells[index].data.settings(bad_offset=block * BLOCK, bad_length=BLOCK)
+
+
+def heal_and_attach(pair: Cluster, index: int) -> None:
+    for disk in (pair.shells[index].data, pair.shells[index].md):
+        disk.heal()
+    pair.ask(index, "attach")
+    pair.until(lambda: pair.in_sync, 60_000, "in sync again")
+
+
+# ---- detach ----
+
+
+@pytest.mark.parametrize("kind", [READ, WRITE, FLUSH, ZERO])
+@pytest.mark.parametrize("index", [0, 1])
+def test_one_error_detaches_the_disk_and_no_client_sees_it(index: int, kind: int) -> None:
+    with cluster() as pair:
+        app = pair.serve(0)
+        app.write(*range(20))
+        pair.shells[index].data.fail_next(kind)
+        operation = {READ: "read", WRITE: "write", FLUSH: "flush", ZERO: "zero"}[kind]
+        if kind == READ and index == 1:
+            pair.ask(0, "detach")
+        assert app.do(operation, 3 * BLOCK, fua=kind == FLUSH and index == 1) in ((0, NBD_EIO) if index and kind == READ
+                                                                                 else (0,))  # fmt: skip
+        if kind == FLUSH and index == 1:
+            app.write(4)
+        if index == 0 or kind != READ:
+            pair.until(lambda: disks(pair, index)[0] == _D.DISKLESS, 20_000, "detached")
+            app.write(30, 31)
+            assert app.do("read", 30 * BLOCK) == 0
+            heal_and_attach(pair, index)
+            app.stop()
+            pair.check_idle_pair()
+
+
+@pytest.mark.parametrize("policy", ["detach", "pass_on", "call-local-io-error"])
+def test_metadata_errors_detach_whatever_the_policy_is(policy: str) -> None:
+    with cluster(external=True, on_io_error=policy) as pair:
+        app = pair.serve(0)
+        pair.shells[0].md.fail_next(WRITE)
+        app.write(1)
+        pair.until(lambda: disks(pair, 0)[0] == _D.DISKLESS, 20_000, "detached")
+        assert "meta" in pair.events(0, "disk-error")[0]
+        app.write(2)
+        heal_and_attach(pair, 0)
+        app.stop()
+        pair.check_idle_pair()
+
+
+# ---- pass_on ----
+
+
+def test_passed_on_read_error_reads_at_the_peer_and_keeps_the_rest() -> None:
+    with cluster(on_io_error="pass_on") as pair:
+        app = pair.serve(0)
+        app.write(*range(10))
+        bad_block(pair, 0, 5)
+        assert app.do("read", 5 * BLOCK) == 0
+        pair.until(lambda: disks(pair, 1)[1] == _D.INCONSISTENT, 5000, "the peer knows")
+        assert disks(pair, 0) == (_D.INCONSISTENT, _D.UP_TO_DATE)
+        assert pair.dirty_bits(0) == 1
+        before = pair.node(1).stats.volume_stats(0).disk_read_bytes
+        assert app.do("read", 4 * BLOCK) == 0
+        assert pair.node(1).stats.volume_stats(0).disk_read_bytes == before, "a clean block is read here"
+        assert app.do("read", 4 * BLOCK, 2 * BLOCK) == 0
+        assert pair.node(1).stats.volume_stats(0).disk_read_bytes > before
+        app.write(6)
+        for verb in ("disconnect", "detach"):
+            with pytest.raises(StateRefused, match="only good"):
+                pair.ask(1, verb)
+        pair.shells[0].data.heal()
+        pair.ask(0, "disconnect", force=True)
+        pair.ask(0, "connect")
+        pair.until(lambda: pair.in_sync, 20_000, "in sync again")
+        app.stop()
+        pair.check_idle_pair()
+
+
+def test_passed_on_write_error_of_the_secondary_stops_replication_until_the_next_connection() -> None:
+    with cluster(on_io_error="pass_on") as pair:
+        app = pair.serve(0)
+        app.write(*range(10))
+        pair.shells[1].data.fail_next(WRITE)
+        app.write(3)
+        pair.until(lambda: disks(pair, 0) == (_D.UP_TO_DATE, _D.INCONSISTENT), 5000, "the peer's disk is doubtful")
+        current = pair.volume(0).uuids.current
+        received = pair.node(1).stats.volume_stats(0).received_bytes
+        app.write(6, 7)
+        assert pair.node(1).stats.volume_stats(0).received_bytes == received
+        assert pair.dirty_bits(0) == 3 and pair.volume(0).uuids.current == current
+        pair.ask(1, "disconnect")
+        pair.ask(1, "connect")
+        pair.until(lambda: pair.in_sync, 20_000, "in sync again")
+        app.stop()
+        pair.check_idle_pair()
+
+
+def test_passed_on_write_error_of_the_primary_is_masked_and_resynced() -> None:
+    with cluster(on_io_error="pass_on") as pair:
+        app = pair.serve(0)
+        app.write(*range(10))
+        bad_block(pair, 0, 8)
+        app.write(8)
+        pair.until(lambda: disks(pair, 1)[1] == _D.INCONSISTENT, 5000, "the peer knows")
+        assert app.do("read", 8 * BLOCK) == 0, "not the old content of the own disk"
+        pair.shells[0].data.heal()
+        pair.ask(0, "disconnect", force=True)
+        pair.ask(0, "connect")
+        pair.until(lambda: pair.in_sync, 20_000, "in sync again")
+        app.stop()
+        pair.check_idle_pair()
+
+
+def test_passed_on_errors_without_a_peer_reach_the_client_and_cost_nothing_else() -> None:
+    with cluster(on_io_error="pass_on") as pair:
+        app = pair.serve(0)
+        app.write(*range(10))
+        pair.ask(1, "disconnect")
+        app.write(2)
+        bad_block(pair, 0, 5)
+        assert app.do("read", 5 * BLOCK) == NBD_EIO
+        assert app.do("write", 5 * BLOCK) == NBD_EIO
+        assert disks(pair, 0)[0] == _D.UP_TO_DATE, "it is the best copy there is"
+        app.write(6)
+        assert app.do("read", 2 * BLOCK) == 0
+        pair.shells[0].data.heal()
+        app.write(5)
+        pair.ask(1, "connect")
+        pair.until(lambda: pair.in_sync, 20_000, "in sync again")
+        app.stop()
+        pair.check_idle_pair()
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("policy", ["pass_on", "detach"])
+@pytest.mark.parametrize("seed", range(4))
+def test_errors_of_one_disk_under_load_are_never_seen_by_the_client(seed: int, policy: str, index: int) -> None:
+    with cluster(seed, on_io_error=policy) as pair:
+        app = pair.serve(0)
+        app.load(Load(max_bytes=16384, think_max_ms=2, queue_depth=6))
+        pair.run(100)
+        pair.shells[index].data.settings(read_error_ppm=20_000, write_error_ppm=20_000)
+        pair.run(500)
+        app.stop()
+        assert app.stats.failed == 0
+        pair.shells[index].data.heal()
+        if disks(pair, index)[0] == _D.DISKLESS:
+            pair.until(lambda: pair.connected, 60_000, "connected")
+            pair.ask(index, "attach")
+        elif disks(pair, index)[0] == _D.INCONSISTENT:
+            pair.ask(index, "disconnect", force=True)
+            pair.ask(index, "connect")
+        pair.until(lambda: pair.in_sync, 60_000, "in sync again")
+        pair.check_idle_pair()
+
+
+# ---- call-local-io-error ----
+
+
+def test_local_io_error_handler_runs_before_the_disk_is_let_go() -> None:
+    with cluster(on_io_error="call-local-io-error") as pair:
+        app = pair.serve(0)
+        ran: list[DiskState] = []
+        handlers = pair.node(0).handlers
+
+        async def run(name: str, volume: object = None, facts: object = None) -> int:
+            ran.append(disks(pair, 0)[0])
+            assert name == "local-io-error"
+            return 0
+
+        handlers.run = run  # type: ignore[method-assign,assignment]
+        pair.shells[0].data.fail_next(WRITE)
+        app.write(1)
+        pair.until(lambda: disks(pair, 0)[0] == _D.DISKLESS, 20_000, "detached")
+        assert ran == [_D.FAILED]
+        heal_and_attach(pair, 0)
+        app.stop()
+        pair.check_idle_pair()
+
+
+# ---- disks that do not answer ----
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_disk_timeout_gives_a_hung_disk_up(index: int) -> None:
+    with cluster(disk_timeout_ms=2000) as pair:
+        app = pair.serve(0)
+        app.write(*range(10))
+        pair.shells[index].data.hold()
+        operations = [app.submit("write", n * BLOCK) for n in range(20, 24)]
+        operations.append(app.submit("read", 2 * BLOCK))
+        pair.until(lambda: all(pair.op(n).state == 1 for n in operations), 10_000, "the peer answers them")
+        assert disks(pair, index)[0] == _D.DISKLESS
+        pair.until(lambda: disks(pair, 1 - index)[1] == _D.DISKLESS, 5000, "the peer knows")
+        app.load(Load(ops=200, think_max_ms=1))
+        pair.run(2000)
+        pair.shells[index].data.release()  # late: what comes back finds its buffers as they were
+        pair.until(lambda: app.is_idle, 30_000, "the load")
+        pair.until(lambda: 0 not in pair.node(index).disks._leaving, 5000, "the disk is free")
+        heal_and_attach(pair, index)
+        app.stop()
+        assert app.stats.failed == 0
+        pair.check_idle_pair()
+
+
+def test_hung_read_that_comes_back_late_does_not_spoil_the_answer_of_the_peer() -> None:
+    with cluster(disk_timeout_ms=1000) as pair:
+        app = pair.serve(0)
+        app.write(7)
+        pair.shells[0].data.hold()
+        reads = [app.submit("read", 7 * BLOCK) for _ in range(8)]
+        pair.until(lambda: all(pair.op(n).state == 1 for n in reads), 10_000, "the peer answers")
+        app.write(7)
+        again = app.submit("read", 7 * BLOCK)
+        pair.shells[0].data.release()
+        pair.until(lambda: pair.op(again).state == 1, 10_000, "the second answer")
+        heal_and_attach(pair, 0)
+        app.stop()
+        pair.check_idle_pair()
+
+
+def test_operator_gives_up_a_disk_that_hangs() -> None:
+    with cluster() as pair:
+        app = pair.serve(0)
+        app.write(1)
+        pair.shells[0].data.hold()
+        write = app.submit("write", 2 * BLOCK)
+        pair.run(3000)
+        assert pair.op(write).state == 0 and pair.connected, "pings are answered all the time"
+        orderly = pair.fire(0, "detach")
+        pair.run(500)
+        assert not orderly.is_done
+        pair.fire(0, "detach", force=True)
+        pair.until(lambda: pair.op(write).state == 1, 5000, "the peer has the data")
+        app.write(3)
+        pair.shells[0].data.release()
+        pair.until(lambda: orderly.is_done, 20_000, "the first detach")
+        heal_and_attach(pair, 0)
+        app.stop()
+        pair.check_idle_pair()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_down_does_not_wait_for_ever_for_a_disk_that_hangs(force: bool) -> None:
+    with cluster() as pair:
+        app = pair.serve(0)
+        app.write(1)
+        app.stop()
+        pair.shells[1].data.hold()
+        assert pair.ask(1, "down", ms=60_000, force=force) == {}
+
+
+def test_error_in_a_new_part_of_a_big_request_marks_only_what_failed() -> None:
+    with cluster(on_io_error="pass_on") as pair:
+        app = pair.serve(0)
+        bad_block(pair, 1, 100)
+        assert app.do("write", 96 * BLOCK, 8 * BLOCK) == 0
+        pair.until(lambda: disks(pair, 0)[1] == _D.INCONSISTENT, 5000, "told")
+        assert 1 <= pair.dirty_bits(0) <= 8 and pair.device_bytes >= MIB
