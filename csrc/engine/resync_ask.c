@@ -43,7 +43,8 @@ static struct ask plan(const struct volume *v, uint64_t bit)
     if (uses_digests(v))
         return (struct ask){.bits = run_length(v, bit, u64_min(most, RESYNC_CSUM_BYTES_MAX / BLOCK_BYTES)),
                             .by_digest = true};
-    bool thin = o->features & FEATURE_THIN_RESYNC;
+    /* A Primary's own writes wait behind its requests, so none may be cut in parts (resync_request_shrink). */
+    bool thin = (o->features & FEATURE_THIN_RESYNC) && v->state.role != ROLE_PRIMARY;
     if (thin && link_peer_is_ours(v->core)) {
         /* Holes cost nothing: where there were only holes, the controller has no say. */
         most = t->thin_bytes / BLOCK_BYTES;
@@ -236,8 +237,15 @@ struct resync_request *resync_target_find(struct volume *v, uint64_t sector, uin
         struct resync_request *rq = container_of(item, struct resync_request, lock);
         if (rq->stage != RESYNC_ASKED || rq->offset != offset)
             continue;
-        if (rq->bytes == bytes || (in_parts && rq->thin && bytes < rq->bytes && bytes % BLOCK_BYTES == 0))
+        if (rq->bytes == bytes)
             return rq;
+        if (!in_parts || !rq->thin || bytes > rq->bytes || bytes % BLOCK_BYTES)
+            continue;
+        if (v->state.role != ROLE_PRIMARY)
+            return rq;
+        v->target.again = true;     /* asked for before we were promoted: our own writes may wait behind it now */
+        resync_request_forget(rq);
+        return NULL;
     }
     return NULL;
 }
