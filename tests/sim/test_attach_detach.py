@@ -14,7 +14,9 @@ from repl.drbd.uuids import Uuids
 from repl.errors import ReplError, RequestRefused, StateRefused
 from repl.node import disk as node_disk
 from tests.lib.tools import require_sim
-from tests.sim.cluster import BLOCK, Cluster, Load, Setup
+from tests.sim.app import Load
+from tests.sim.cluster import Cluster, Setup
+from tests.sim.world import BLOCK
 
 _D = DiskState
 SEED = 23

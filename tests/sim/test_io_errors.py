@@ -11,8 +11,9 @@ import pytest
 from repl.drbd.states import DiskState
 from repl.errors import StateRefused
 from tests.lib.tools import require_sim
-from tests.sim.cluster import BLOCK, Cluster, Load, Setup
-from tests.sim.world import MIB
+from tests.sim.app import Load
+from tests.sim.cluster import Cluster, Setup
+from tests.sim.world import BLOCK, MIB
 
 _D = DiskState
 READ, WRITE, FLUSH, ZERO = range(4)
