@@ -408,7 +408,7 @@ def test_limiting_factor_is_named_on_both_nodes(make: Any) -> None:
     cluster = make(disk_bytes=16 * MIB, resync=replace(SLOW, resync_rate_kib=400))
     cluster.connect_fresh()
     fill(cluster, 2000)
-    fall_behind(cluster, 400)
+    fall_behind(cluster, 900)
     cluster.run(3000)
     limits = [cluster.ask(n, "status")["volumes"][0]["resync"]["limited_by"] for n in (0, 1)]
     assert limits == ["resync-rate", "resync-rate"]
