@@ -412,7 +412,7 @@ def test_limiting_factor_is_named_on_both_nodes(make: Any) -> None:
     cluster.run(3000)
     limits = [cluster.ask(n, "status")["volumes"][0]["resync"]["limited_by"] for n in (0, 1)]
     assert limits == ["resync-rate", "resync-rate"]
-    cluster.shells[1].data.settings(write_min_ns=400_000_000, write_max_ns=500_000_000)
+    cluster.shells[1].data.settings(write_min_ns=1_500_000_000, write_max_ns=2_000_000_000)
     cluster.ask(1, "disk-options", resync_rate_kib=1 << 20)
     for node, limit in ((1, "own-disk"), (0, "peer-disk")):
         cluster.until(
