@@ -159,6 +159,12 @@ static void volume_command(struct core *core, const struct re_command *c, const 
     case RE_CMD_VOLUME_DRAIN:
         volume_drain(v, c->cookie);
         break;
+    case RE_CMD_VERIFY_ORDER:
+        verify_order(v, &c->verify);
+        break;
+    case RE_CMD_VERIFY_STOP:
+        verify_stop(v);
+        break;
     case RE_CMD_BITMAP_SEND:
         bitmap_send_start(v, c->cookie);
         break;

@@ -36,7 +36,8 @@ static bool pools_init(struct core *core, const struct core_config *config)
     core->source_reads = calloc(core->peer_count, sizeof(*core->source_reads));
     core->resync_entries = calloc(core->resync_count, sizeof(*core->resync_entries));
     core->md_entries = calloc(MD_JOBS_MAX, sizeof(*core->md_entries));
-    if (!core->peer_entries || !core->source_reads || !core->resync_entries || !core->md_entries)
+    if (!core->peer_entries || !core->source_reads || !core->resync_entries || !core->md_entries ||
+        !verify_init(core))
         return false;
     for (uint32_t i = 0; i < core->peer_count; i++)
         list_add_tail(&core->peer_free, &core->peer_entries[i].link);
@@ -105,6 +106,7 @@ void core_destroy(struct core *core)
     free(core->peer_entries);
     free(core->source_reads);
     free(core->resync_entries);
+    verify_destroy(core);
     free(core->md_entries);
     buf_pool_destroy(&core->app_buffers);
     buf_pool_destroy(&core->peer_buffers);
@@ -373,6 +375,8 @@ static void run_volumes(struct core *core)
         if (v->state.connection == C_SYNC_TARGET || v->state.connection == C_PAUSED_SYNC_T)
             resync_target_pump(v);
         resync_source_tick(v);
+        if (v->state.connection == C_VERIFY_S || !list_empty(&v->verify.answers))
+            verify_pump(v);
         v->stats.out_of_sync_bits = v->bitmap ? v->bitmap->count : 0;
     }
 }
@@ -431,6 +435,7 @@ uint64_t core_tick(struct core *core)
             const struct volume *v = core->volumes[i];
             next = u64_min(next, u64_min(resync_target_deadline(v), resync_source_deadline(v)));
             next = u64_min(next, volume_disk_deadline(v));
+            next = u64_min(next, verify_deadline(v));
         }
     return next;
 }

@@ -13,6 +13,7 @@
 #include "base/pool.h"
 #include "engine/core.h"
 #include "engine/resync.h"
+#include "engine/verify.h"
 #include "io/stream.h"
 #include "meta/activity_log.h"
 #include "meta/bitmap.h"
@@ -216,6 +217,7 @@ struct volume {
     struct resync_target target;
     struct resync_source source;
     struct resync_look look;
+    struct verify verify;
     struct epoch_flush epoch_flush;
     bool source_finished_reported;
     struct re_volume_stats stats;
@@ -322,6 +324,10 @@ struct core {
     struct list_head peer_free;
     struct resync_request *resync_entries;
     struct list_head resync_free;
+    struct verify_question *verify_question_entries;
+    struct list_head verify_question_free;
+    struct verify_blocks *verify_answer_entries;
+    struct list_head verify_answer_free;
     struct md_job *md_entries;
     struct list_head md_free;
 
@@ -441,6 +447,41 @@ void sender_raw(struct core *core, bool meta, unsigned command, unsigned volume,
 void receiver_parse(struct core *core, struct peer_stream *peer);
 void receiver_drop_payload(struct core *core, struct peer_stream *peer);
 void epoch_acknowledged(struct core *core, struct epoch *epoch);
+
+/* verify.c, verify_source.c, verify_target.c: online verify */
+bool verify_init(struct core *core);
+void verify_destroy(struct core *core);
+void verify_order(struct volume *v, const struct re_verify *order);
+void verify_begin(struct volume *v);
+void verify_end(struct volume *v);
+void verify_stop(struct volume *v);
+void verify_pump(struct volume *v);
+uint64_t verify_deadline(const struct volume *v);
+void verify_yield(struct volume *v, const struct range *write);
+bool verify_request(struct volume *v, uint64_t sector, uint32_t bytes);
+void verify_reply(struct volume *v, uint64_t sector, uint32_t bytes, const uint8_t *digest, size_t digest_length);
+void verify_refused(struct volume *v, uint64_t sector, uint32_t bytes);
+void verify_verdict(struct volume *v, uint64_t sector, uint32_t bytes, uint64_t verdict);
+void verify_answer_start(struct volume *v);
+/* among these three */
+struct verify_blocks *verify_take(struct volume *v, bool is_answer, uint64_t offset, uint32_t bytes);
+void verify_release(struct verify_blocks *b);
+struct verify_blocks *verify_find(struct volume *v, uint64_t offset, bool is_answer);
+bool verify_is_current(const struct verify_blocks *b);
+uint32_t verify_block_bytes(const struct verify_blocks *b, uint32_t block);
+void verify_lock(struct verify_blocks *b);
+void verify_settle(struct verify_blocks *b);
+void verify_read(struct verify_blocks *b);
+void verify_ask(struct verify_blocks *b);
+void verify_compare(struct verify_blocks *b);
+void verify_answer(struct verify_blocks *b);
+void verify_refuse(struct verify_blocks *b);
+void verify_differs(struct volume *v, uint64_t offset, uint32_t bytes);
+void verify_finished(struct volume *v);
+void verify_count_from(struct volume *v, uint64_t begin, uint64_t end);
+void verify_question_pump(struct volume *v);
+void verify_answer_pump(struct volume *v);
+uint64_t verify_answer_deadline(const struct volume *v);
 
 /* integrity.c: data-integrity-alg */
 size_t integrity_put(const struct link *link, uint8_t *out, const void *data, size_t bytes);

@@ -118,6 +118,7 @@ void link_lost(struct core *core, enum re_lost reason, unsigned detail, uint64_t
         v->bitmap_receiving = false;
         resync_target_stop(v);
         resync_source_stop(v);
+        verify_end(v);
     }
     if (report)
         core_emit(core,

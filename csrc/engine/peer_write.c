@@ -336,11 +336,15 @@ void peer_write_received(struct core *core, struct peer_request *pr)
         return;
     if (v->state.peer_disk < D_INCONSISTENT && v->state.connection >= C_CONNECTED)
         volume_set_dirty(v, pr->sector * SECTOR_BYTES, pr->bytes);  /* the writer has no disk: only we have this */
+    if (v->verify.open)
+        verify_answer_start(v);     /* it was asked before this write */
     uint64_t length = pr->bytes ? pr->bytes : SECTOR_BYTES;
     if (volume_lock_range(v, &pr->lock, pr->sector * SECTOR_BYTES, length, true, write_granted))
         write_start(pr);
     else {
         resync_target_yield(v, &pr->lock.range);
+        if (v->state.connection == C_VERIFY_S)
+            verify_yield(v, &pr->lock.range);
         if (o->two_primaries)
             conflict_pass(pr);
     }

@@ -259,6 +259,34 @@ static enum handled on_deallocated(struct core *core, const struct packet_view *
     return HANDLED;
 }
 
+/* Blocks of an online verify: 4 KiB each, only the last one of the device may be shorter. */
+static bool verify_block_ok(const struct volume *v, uint64_t sector, uint32_t bytes)
+{
+    return sector % BLOCK_SECTORS == 0 && range_ok(v, sector, bytes, BLOCK_BYTES) &&
+           (bytes == BLOCK_BYTES || sector * SECTOR_BYTES + bytes == v->size_bytes);
+}
+
+static enum handled on_verify(struct core *core, const struct packet_view *p)
+{
+    size_t digest = digest_bytes((enum digest_alg)core->link.options.verify_alg);
+    bool is_reply = p->header.command == P_OV_REPLY;
+    if (!p->v)
+        return illegal(core, ILLEGAL_VOLUME);
+    if (digest == 0)
+        return illegal(core, ILLEGAL_STATE);    /* no verify-alg here */
+    if (is_reply && p->header.length != PACKET_REQUEST_BODY + digest)
+        return illegal(core, ILLEGAL_LENGTH);
+    uint64_t sector = be64_get(p->body);
+    uint32_t bytes = be32_get(p->body + 16);
+    if (!verify_block_ok(p->v, sector, bytes))
+        return illegal(core, ILLEGAL_RANGE);
+    if (is_reply)
+        verify_reply(p->v, sector, bytes, p->body + PACKET_REQUEST_BODY, digest);
+    else if (!verify_request(p->v, sector, bytes))
+        return STARVED;
+    return HANDLED;
+}
+
 static enum handled on_bitmap(struct core *core, const struct packet_view *p)
 {
     if (p->header.length > BLOCK_BYTES - p->header.header_bytes)
@@ -317,6 +345,10 @@ static enum handled on_data_packet(struct core *core, struct peer_stream *peer, 
     case P_OUT_OF_SYNC:
     case P_UNPLUG_REMOTE:
     case P_DELAY_PROBE:
+    case P_OV_REQUEST:
+    case P_OV_REPLY:
+        if (p->header.length > CONTROL_BODY_MAX)
+            return illegal(core, ILLEGAL_LENGTH);
         if (p->body_available < p->header.length)
             return NEEDS_MORE;
         if (p->header.command == P_BARRIER)
@@ -325,6 +357,8 @@ static enum handled on_data_packet(struct core *core, struct peer_stream *peer, 
             result = on_out_of_sync(core, p);
         else if (p->header.command == P_RS_DEALLOCATED)
             result = on_deallocated(core, p);
+        else if (p->header.command == P_OV_REQUEST || p->header.command == P_OV_REPLY)
+            result = on_verify(core, p);
         else if (p->header.command == P_UNPLUG_REMOTE)
             result = HANDLED;
         else if (p->header.command == P_DELAY_PROBE)
@@ -417,10 +451,17 @@ static enum handled on_ack(struct core *core, const struct packet_view *p)
             return illegal(core, ILLEGAL_RANGE);
         if (p->header.command == P_RS_IS_IN_SYNC)
             resync_target_equal(p->v, ack.sector, ack.size_bytes);
+        else if (p->v->state.connection == C_VERIFY_S)
+            verify_refused(p->v, ack.sector, ack.size_bytes);
         else if (p->header.command == P_RS_CANCEL)
             resync_target_again(p->v, ack.sector, ack.size_bytes);
         else
             resync_target_failed(p->v, ack.sector, ack.size_bytes);
+        return HANDLED;
+    case P_OV_RESULT:
+        if (!verify_block_ok(p->v, ack.sector, ack.size_bytes))
+            return illegal(core, ILLEGAL_RANGE);
+        verify_verdict(p->v, ack.sector, ack.size_bytes, ack.block_id);
         return HANDLED;
     case P_RS_WRITE_ACK:
     case P_NEG_ACK:

@@ -29,6 +29,8 @@ struct volume *volume_get(struct core *core, int number)
     list_init(&v->al_waiting);
     list_init(&v->al_planned);
     list_init(&v->md_jobs);
+    list_init(&v->verify.questions);
+    list_init(&v->verify.answers);
     list_init(&v->target.requests);
     list_init(&v->target.written);
     list_init(&v->target.flushing);
@@ -264,6 +266,10 @@ void volume_set_state(struct volume *v, const struct re_state *state)
             resync_source_start(v);
         else if (was_source && !is_source)
             resync_source_stop(v);
+        if (before == C_VERIFY_S || before == C_VERIFY_T)
+            verify_end(v);
+        if (now == C_VERIFY_S || now == C_VERIFY_T)
+            verify_begin(v);
     }
     if (now == C_SYNC_SOURCE)
         resync_source_check(v);

@@ -88,6 +88,10 @@ enum re_command_type {
     RE_CMD_VOLUME_GIVE_UP = 61,
     /* A volume without a disk: the size of the peer's device (`value` bytes). */
     RE_CMD_VOLUME_SIZE = 62,
+    /* What VerifyS is to compare (`verify`); before VOLUME_STATE makes it VerifyS. */
+    RE_CMD_VERIFY_ORDER = 70,
+    /* VerifyS asks for nothing more; VERIFY_FINISHED comes when what it has asked for is compared. */
+    RE_CMD_VERIFY_STOP,
 };
 
 enum re_attach_flags {
@@ -140,6 +144,11 @@ struct re_resync {
     uint32_t use_csums;         /* 1: ask with digests of the own blocks (if the link has a csums_alg) */
 };
 
+struct re_verify {
+    uint64_t start_sector;      /* rounded down to 4 KiB */
+    uint64_t stop_sector;       /* rounded up, at most the size; all ones = to the end */
+};
+
 struct re_link {
     int32_t data_stream;
     int32_t meta_stream;
@@ -190,6 +199,7 @@ struct re_command {
     struct re_resync resync;
     struct re_link link;
     struct re_nbd nbd;
+    struct re_verify verify;
 };
 
 /* ---- events ---- */
@@ -206,6 +216,8 @@ enum re_event_type {
                              * longer used, or (status RE_RESULT_OK) the policy is pass_on and it still is */
     RE_EV_NBD_CLOSED,       /* stream; reason = enum re_nbd_end */
     RE_EV_STOPPED,          /* answer to RE_CMD_STOP */
+    RE_EV_VERIFY_RANGE = 70,    /* volume: sectors value .. value + cookie differ */
+    RE_EV_VERIFY_FINISHED,  /* volume: nothing left to compare; value = blocks that differ */
 };
 
 enum re_result {
@@ -275,6 +287,12 @@ struct re_volume_stats {
     uint64_t resync_payload_bytes;          /* resync data that was transferred */
     uint64_t resync_disk_bytes;             /* read and written by resyncs */
     uint64_t bitmap_sent_bits, bitmap_bits; /* progress of the bitmap exchange */
+    uint64_t verify_total_bits, verify_done_bits;   /* of the running or last online verify */
+    uint64_t verify_differing_bits;
+    uint64_t verify_position;               /* sectors: all before it is compared */
+    uint64_t verify_started_ns, verify_finished_ns; /* engine clock; finished 0 while it runs */
+    uint64_t verify_rate_kib;
+    uint64_t verify_limit;                  /* enum re_resync_limit */
 };
 
 /* What a running resync waits for. */

@@ -216,7 +216,7 @@ def _net_table() -> dict[str, OptionSpec]:
     net.string("cram-hmac-alg", _YES, bytes_max=ALGORITHM_BYTES_MAX)
     net.string("shared-secret", _YES, bytes_max=SECRET_BYTES_MAX, is_secret=True)
     net.string("data-integrity-alg", _YES, bytes_max=ALGORITHM_BYTES_MAX)
-    net.string("verify-alg", _LATER, bytes_max=ALGORITHM_BYTES_MAX)
+    net.string("verify-alg", _YES, bytes_max=ALGORITHM_BYTES_MAX)
     net.string("csums-alg", _YES, bytes_max=ALGORITHM_BYTES_MAX)
     net.boolean("csums-after-crash-only", False, _YES)
     net.boolean("use-rle", True, _YES)

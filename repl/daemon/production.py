@@ -38,6 +38,7 @@ def make_node(settings: NodeSettings, engine: EngineLike) -> NodeMachine:
         random_bytes=os.urandom,
         stats=engine,
         clock_ms=lambda: time.monotonic_ns() // 1_000_000,
+        wall_s=time.time,
     )
 
 

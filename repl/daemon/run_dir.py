@@ -49,6 +49,11 @@ class RunDir:
         return self.folder / f"{self.resource}.nbd"
 
     @property
+    def memory(self) -> Path:
+        """Results that outlive the daemon."""
+        return self.folder / f"{self.resource}.state"
+
+    @property
     def log(self) -> Path:
         return self.folder / f"{self.resource}.log"
 

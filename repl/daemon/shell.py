@@ -70,6 +70,7 @@ class NodeMachine(Protocol):
     def handler_done(self, handler_id: int, status: int) -> None: ...
     def other_resync(self, resource: str, volume: int, busy: bool) -> None: ...
     def status(self) -> dict[str, Any]: ...
+    def remembered(self, key: str, values: dict[str, Any]) -> None: ...
 
 
 Answer = Callable[[dict[str, Any], Exception | None], None]
@@ -116,6 +117,7 @@ class Shell:
         self.engine_stopped = asyncio.Event()
         self.on_nbd_closed: Callable[[int], int | None] = lambda stream: None  # stream -> volume
         self._handlers = handlers
+        self.on_remember: Callable[[str, dict[str, Any]], None] = lambda key, values: None
         self._volumes = volumes
         self._on_exit = on_exit
         self._on_fatal = on_fatal
@@ -243,6 +245,8 @@ class Shell:
                     self._order.watch(resource, volume)
             case act.RunHandler():
                 self._run_handler(action)
+            case act.Remember(key=key, values=values):
+                self.on_remember(key, values)
             case act.Exit():
                 self._on_exit()
 

@@ -55,6 +55,8 @@ class CommandType(enum.IntEnum):
     VOLUME_QUIESCE = 60
     VOLUME_GIVE_UP = 61
     VOLUME_SIZE = 62
+    VERIFY_ORDER = 70
+    VERIFY_STOP = 71
 
 
 class AttachFlags(enum.IntFlag):
@@ -152,6 +154,14 @@ class Link:
     peer_is_ours: bool = False
     keep_data: bool = False
     two_primaries: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """``struct re_verify``: what is to be compared."""
+
+    start_sector: int = 0
+    stop_sector: int = (1 << 64) - 1  # to the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,6 +384,23 @@ class BitmapSend:
 
 
 @dataclass(frozen=True, slots=True)
+class VerifyOrder:
+    """What VerifyS is to compare; before the state that makes it VerifyS."""
+
+    type: ClassVar[CommandType] = CommandType.VERIFY_ORDER
+    volume: int
+    verify: Verify
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyStop:
+    """VerifyS asks for nothing more; VERIFY_FINISHED follows."""
+
+    type: ClassVar[CommandType] = CommandType.VERIFY_STOP
+    volume: int
+
+
+@dataclass(frozen=True, slots=True)
 class NbdAdd:
     """An NBD client that has finished negotiation.  ``leftover``: bytes that were read ahead."""
 
@@ -425,6 +452,8 @@ Command = (
     | Ping
     | LinkOptions
     | BitmapSend
+    | VerifyOrder
+    | VerifyStop
     | NbdAdd
     | NbdClose
     | Stop

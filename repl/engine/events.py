@@ -31,6 +31,8 @@ class EventType(enum.IntEnum):
     DISK_ERROR = 7
     NBD_CLOSED = 8
     STOPPED = 9
+    VERIFY_RANGE = 70
+    VERIFY_FINISHED = 71
 
 
 class Result(enum.IntEnum):
@@ -161,6 +163,14 @@ class VolumeStats:
     resync_disk_bytes: int = 0
     bitmap_sent_bits: int = 0
     bitmap_bits: int = 0
+    verify_total_bits: int = 0
+    verify_done_bits: int = 0
+    verify_differing_bits: int = 0
+    verify_position: int = 0
+    verify_started_ns: int = 0
+    verify_finished_ns: int = 0
+    verify_rate_kib: int = 0
+    verify_limit: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,14 @@ class WatchResync:
 
 
 @dataclass(frozen=True, slots=True)
+class Remember:
+    """Keep these plain values under ``key``; the next life gets them with ``Node.remembered``."""
+
+    key: str
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Exit:
     """The resource is down for good: stop the engine and end the process."""
 
@@ -148,5 +156,6 @@ Action = (
     | RunHandler
     | PublishResync
     | WatchResync
+    | Remember
     | Exit
 )

@@ -61,6 +61,9 @@ class Commands:
             "pause-sync": self._pause_sync,
             "resume-sync": self._resume_sync,
             "disk-options": self._disk_options,
+            "verify": self._verify,
+            "verify-abort": self._verify_abort,
+            "wait-verify": self._wait_verify,
             "wait-connect": self._wait_connect,
             "wait-sync": self._wait_sync,
             "role": self._role,
@@ -430,6 +433,33 @@ class Commands:
         else:
             await node.transition(change, uuids=uuids, reason="new generation by order")
         return {}
+
+    # ---- online verify ----
+
+    async def _verify(self, args: dict[str, Any]) -> dict[str, Any]:
+        def sector(name: str) -> int | None:
+            return None if args.get(name) is None else int(args[name])
+
+        await self._node.verify.start(
+            self._volume(args),
+            start_sector=sector("start_sector"),
+            stop_sector=sector("stop_sector"),
+            repair=bool(args.get("repair")),
+            repair_from=str(args.get("repair_from") or ""),
+        )
+        return {}
+
+    async def _verify_abort(self, args: dict[str, Any]) -> dict[str, Any]:
+        volume = self._volume(args)
+        self._node.verify.abort(volume)
+        await self._node.watch(lambda: not self._node.verify.is_busy(volume))
+        return self._node.verify.status(volume) or {}
+
+    async def _wait_verify(self, args: dict[str, Any]) -> dict[str, Any]:
+        """The report, once the verify (and its repair) has ended."""
+        node, volume = self._node, self._volume(args)
+        await node.watch(lambda: not node.verify.is_busy(volume))
+        return node.verify.status(volume) or {}
 
     # ---- waiting ----
 

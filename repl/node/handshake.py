@@ -191,6 +191,7 @@ class Handshake:
     async def _volume_packet(self, volume: Volume, event: Event) -> None:
         if event.packet in (Packet.SYNC_PARAM, Packet.SYNC_PARAM89):
             theirs = pk.SyncParam.decode(event.blob, self._c.agreed.version)
+            volume.peer_verify_alg = theirs.verify_alg
             for name, here, there in (
                 ("verify-alg", self._net.verify_alg, theirs.verify_alg),
                 ("csums-alg", self._net.csums_alg, theirs.csums_alg),

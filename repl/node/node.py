@@ -28,6 +28,7 @@ from repl.node.handlers import Handlers
 from repl.node.resync import ResyncControl
 from repl.node.settings import NodeSettings
 from repl.node.status import node_status
+from repl.node.verify import VerifyControl
 from repl.node.volume import Volume
 
 T = TypeVar("T")
@@ -52,12 +53,14 @@ class Node:
         random_bytes: Callable[[int], bytes],
         stats: StatsReader,
         clock_ms: Callable[[], int],
+        wall_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.settings = settings
         self.random = random
         self.random_bytes = random_bytes
         self.stats = stats
         self.clock_ms = clock_ms  # for what people are shown; decisions depend on timers only
+        self.wall_s = wall_s  # seconds since 1970, for the age of results
         self.role = Role.SECONDARY
         self.peer_role = Role.UNKNOWN
         self.cstate = ConnectionState.STANDALONE
@@ -70,6 +73,7 @@ class Node:
         self.scheduler = Scheduler()
         self.connection = Connection(self)
         self.resync = ResyncControl(self)
+        self.verify = VerifyControl(self)
         self.disks = Disks(self)
         self.commands = Commands(self)
         self.handlers = Handlers(self)
@@ -101,6 +105,8 @@ class Node:
             self.connection.engine_event(event)
         elif event.type in (EventType.BITMAP_RECEIVED, EventType.RESYNC_FINISHED):
             self.resync.engine_event(event)
+        elif event.type in (EventType.VERIFY_RANGE, EventType.VERIFY_FINISHED):
+            self.verify.engine_event(event)
         elif event.type is EventType.DISK_ERROR:
             self.disks.engine_error(event)
         self.scheduler.run()
@@ -151,6 +157,11 @@ class Node:
         """Answer to :class:`WatchResync`, whenever it changes."""
         self.resync.pauses.other_changed(resource, volume, busy)
         self.scheduler.run()
+
+    def remembered(self, key: str, values: dict[str, Any]) -> None:
+        """What a :class:`Remember` of an earlier life kept."""
+        if key == "verify":
+            self.verify.restore(values)
 
     def nbd_closed(self, volume: int) -> None:
         """A client that was opened with the verb "nbd-open" is gone."""
@@ -381,6 +392,7 @@ class Node:
             for volume, after in plans:
                 before, volume.state = volume.state, after
                 self._log_volume(volume, before, after, reason)
+                self.verify.state_changed(volume, before, after)
                 self.send(ec.VolumeState(volume.number, self._engine_state(after)))
         self.resync.pauses.look()
         self.notify_watchers()

@@ -18,6 +18,7 @@ from repl.engine.events import Event
 from repl.errors import ConfigError, ProtocolError
 from repl.node.drops import FinalDrop
 from repl.node.handshake import check_exposed, evaluate, real_disk
+from repl.node.verify import VERIFYING
 from repl.node.volume import Volume
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ class PeerPackets:
         elif event.packet == Packet.SIZES:
             self._sizes(volume, pk.Sizes.decode(event.blob, wsame=self._c.agreed.wsame))
         elif event.packet in (Packet.SYNC_PARAM, Packet.SYNC_PARAM89):
-            self._node.resync.options.adopt(volume, pk.SyncParam.decode(event.blob, self._c.agreed.version))
+            theirs = pk.SyncParam.decode(event.blob, self._c.agreed.version)
+            volume.peer_verify_alg = theirs.verify_alg
+            self._node.resync.options.adopt(volume, theirs)
         else:
             raise ProtocolError(f"Packet 0x{event.packet:x} is not expected now.")
 
@@ -88,6 +91,8 @@ class PeerPackets:
         if theirs.conn == _C.CONNECTED and syncs and peer_disk >= _D.INCONSISTENT:
             await node.resync.source_finished(volume, peer_disk, theirs.role)
             return
+        if theirs.conn == _C.CONNECTED and mine.conn in VERIFYING:
+            await node.verify.peer_says_connected(volume)
         newly_attached = theirs.disk == _D.NEGOTIATING or (mine.pdsk < _D.NEGOTIATING <= theirs.disk)
         forced = (
             not busy
@@ -188,11 +193,13 @@ class PeerPackets:
     # ---- P_STATE_CHG_REQ ----
 
     async def _change_request(self, volume: Volume, event: Event) -> None:
-        c = self._c
+        c, node = self._c, self._node
         asked = pk.StateChangeRequest.decode(event.blob).change
         reply_packet = Packet.CONN_ST_CHG_REPLY if event.packet == Packet.CONN_ST_CHG_REQ else Packet.STATE_CHG_REPLY
         if c.change_is_open and c.resolve_conflicts:
             code = -19
+        elif c.peer_is_ours and asked.changes("conn") and asked.get("conn") == _C.WF_BITMAP_T:
+            code = node.verify.repair.asked(volume)  # a kernel module never asks for that
         else:
             code = await self._carry_out(volume, asked.peer_view())
         c.send_meta(reply_packet, pk.StateChangeReply(code).encode(), volume=event.volume)
@@ -228,5 +235,5 @@ class PeerPackets:
         if wanted in (_C.STARTING_SYNC_S, _C.STARTING_SYNC_T):
             return node.resync.full_sync_asked(volume, as_source=wanted == _C.STARTING_SYNC_S)
         if wanted == _C.VERIFY_T:
-            return -14
+            return await node.verify.asked(volume)
         return -10

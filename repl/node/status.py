@@ -83,6 +83,7 @@ def _volume_status(node: Node, volume: Volume) -> dict[str, Any]:
             if on
         ],
         "resync_options": {**dataclasses.asdict(volume.resync), "priority": volume.resync_priority},
+        "verify": node.verify.status(volume),
         "counters": dataclasses.asdict(stats) if stats is not None else {},
     }
 

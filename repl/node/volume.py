@@ -49,6 +49,7 @@ class Volume:
         # of the present connection
         self.peer_report: UuidReport | None = None
         self.peer_sizes: Sizes | None = None
+        self.peer_verify_alg: str | None = None  # None: too old to say
         self.is_evaluated = False
         self.decided = StateWord()  # the peer's state, with the connection state that follows for us
         self.sent_dirty_bits = 0
@@ -73,6 +74,7 @@ class Volume:
         """Forget what the last connection said."""
         self.peer_report = None
         self.peer_sizes = None
+        self.peer_verify_alg = None
         self.is_evaluated = False
         self.is_discarded = False
         self.corrected = None

@@ -40,6 +40,7 @@ STRUCTS = [
     ("re_resync", commands.Resync),
     ("re_link", commands.Link),
     ("re_nbd", commands.Nbd),
+    ("re_verify", commands.Verify),
     ("re_volume_stats", events.VolumeStats),
     ("re_engine_stats", events.EngineStats),
 ]
@@ -130,7 +131,7 @@ def test_command_of_every_class_is_encoded_field_by_field(module: Any, cls: Any)
     assert encoded.value == getattr(command, "value", 0)
     given = {field.name: getattr(command, field.name) for field in dataclasses.fields(command)}
     assert blob == b"".join(value for value in given.values() if isinstance(value, bytes))
-    for struct in ("attach", "state", "resync", "link", "nbd"):
+    for struct in ("attach", "state", "resync", "link", "nbd", "verify"):
         nested = getattr(encoded, struct)
         for name in members(module.ffi, f"re_{struct}"):
             expected = getattr(given[struct], name) if struct in given else 0
