@@ -11,7 +11,8 @@
 #include "base/check.h"
 #include "engine/internal.h"
 
-enum { RATE_TICK_MS = 100, RATE_MARK_MS = 1000 };
+/* Less application I/O in 0.1 s than this is none. */
+#define APPLICATION_BYTES_MIN (64u * SECTOR_BYTES)
 
 /* ---- entries ---- */
 
@@ -343,6 +344,7 @@ void verify_begin(struct volume *v)
     y->run++;
     y->cursor = y->begin;
     y->counting = false;
+    y->has_asked = false;
     y->finished_reported = false;
     y->range_begin = y->range_end = 0;
     y->ranges = 0;
@@ -351,8 +353,7 @@ void verify_begin(struct volume *v)
     y->rate_tick_ns = v->core->now_ns;
     y->allowed_sectors = 0;
     y->arrived_sectors = 0;
-    y->mark_ns = v->core->now_ns;
-    y->mark_done_bits = 0;
+    speed_reset(&y->speed, v->core->now_ns, 0);
     v->stats.verify_started_ns = v->core->now_ns;
     v->stats.verify_finished_ns = 0;
     v->stats.verify_differing_bits = 0;
@@ -388,8 +389,8 @@ void verify_end(struct volume *v)
 static bool application_first(struct volume *v)
 {
     struct verify *y = &v->verify;
-    uint64_t seen = v->stats.writes + v->stats.reads + v->stats.peer_writes;
-    bool busy = seen != y->application_seen;
+    uint64_t seen = v->stats.read_bytes + v->stats.written_bytes + v->stats.received_bytes;
+    bool busy = !list_empty(&v->al_waiting) || seen > y->application_seen + APPLICATION_BYTES_MIN;
     y->application_seen = seen;
     return busy && v->resync_options.min_rate_kib && v->stats.verify_rate_kib > v->resync_options.min_rate_kib;
 }
@@ -401,12 +402,7 @@ static void rate_step(struct volume *v)
     if (now < y->rate_tick_ns)
         return;
     y->rate_tick_ns = now + RATE_TICK_MS * NS_PER_MS;
-    if (now - y->mark_ns >= RATE_MARK_MS * NS_PER_MS) {
-        uint64_t done = v->stats.verify_done_bits - y->mark_done_bits;
-        v->stats.verify_rate_kib = done * 4 * 1000 * NS_PER_MS / (now - y->mark_ns);
-        y->mark_ns = now;
-        y->mark_done_bits = v->stats.verify_done_bits;
-    }
+    v->stats.verify_rate_kib = speed_kib(&y->speed, now, v->stats.verify_done_bits);
     y->allowed_sectors = rate_tick(&y->rate, &v->resync_options, (int64_t)y->arrived_sectors,
                                    (int64_t)(y->in_flight_bytes / SECTOR_BYTES));
     y->arrived_sectors = 0;

@@ -72,6 +72,7 @@ struct verify {
     uint32_t stalled;               /* entries that wait for an epoch or a buffer */
     uint64_t in_flight_bytes;       /* asked for and not arrived */
     bool counting;                  /* target: the first request has told where it starts */
+    bool has_asked;                 /* source: the target learns from the first request where the run starts */
     bool finished_reported;
     uint64_t range_begin, range_end;    /* differing sectors not reported yet */
     uint32_t ranges;                /* reported */
@@ -80,7 +81,7 @@ struct verify {
     int64_t allowed_sectors;
     uint64_t arrived_sectors;
     uint64_t application_seen;
-    uint64_t mark_ns, mark_done_bits;
+    struct speed_marks speed;
 };
 
 #endif

@@ -23,6 +23,7 @@ void verify_ask(struct verify_blocks *b)
     uint8_t packets[VERIFY_BLOCKS * (PACKET_HEADER_MAX + PACKET_REQUEST_BODY)];
     size_t used = 0;
     b->stage = VERIFY_ASKED;
+    v->verify.has_asked = true;
     for (uint32_t i = 0; i < b->count; i++) {
         if (!(b->missing & (1u << i)))
             continue;
@@ -58,7 +59,7 @@ void verify_question_pump(struct volume *v)
     uint64_t most = (uint64_t)link->options.max_buffers * BLOCK_BYTES / 2;
     if (!volume_disk_usable(v))
         return;
-    while (y->cursor < y->end && y->allowed_sectors > 0) {
+    while (y->cursor < y->end && y->allowed_sectors > 0 && (y->has_asked || y->cursor == y->begin)) {
         if (y->in_flight_bytes >= most || stream_tx_pending(&link->data->stream) >= (1u << 20)) {
             v->stats.verify_limit = RE_LIMIT_PEER;
             break;

@@ -127,7 +127,7 @@ void verify_verdict(struct volume *v, uint64_t sector, uint32_t bytes, uint64_t 
             verify_release(b);
     }
     v->stats.verify_done_bits++;
-    v->stats.verify_position = sector + bytes / SECTOR_BYTES;
+    v->stats.verify_position = u64_max(v->stats.verify_position, sector + bytes / SECTOR_BYTES);
     if (v->stats.verify_done_bits >= v->stats.verify_total_bits && v->verify.counting)
         verify_finished(v);
 }

@@ -24,6 +24,7 @@ from repl.daemon.control import ControlServer, Respond
 from repl.daemon.exports import Exports
 from repl.daemon.handlers import HandlerRunner, usual_environment
 from repl.daemon.journal import Journal
+from repl.daemon.memory import Memory
 from repl.daemon.link import LinkPlaces
 from repl.daemon.notify import notify
 from repl.daemon.protocol import Request
@@ -110,6 +111,10 @@ class Service:
             on_fatal=self._fatal,
             run_dir=self._run_dir,
         )
+        memory = Memory(self._run_dir.memory)
+        for key, values in memory.load().items():
+            node.remembered(key, values)
+        shell.on_remember = memory.keep
         exports = Exports(shell, self._view.name, [volume.number for volume in self._view.volumes])
         nbd = NbdServer(exports, exports.handover, clients_max=self._view.nbd.max_clients)
         control = ControlServer(self._run_dir.control, self._handle)

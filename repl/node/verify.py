@@ -208,12 +208,16 @@ class VerifyControl:
         if found:
             await node.ask(ec.BitmapWrite(volume.number))
 
+        has_left = False
+
         def change(v: Volume, s: StateWord) -> StateWord:
-            return replace(s, conn=_C.CONNECTED) if v is volume and s.conn in VERIFYING else s
+            nonlocal has_left
+            has_left = s.conn in VERIFYING  # the peer's word and our own count may come together
+            return replace(s, conn=_C.CONNECTED) if has_left else s
 
         reason = f"online verify done, {found} blocks differ" if found else "online verify done"
         await node.transition(change, only=volume, reason=reason)
-        if volume.state.conn != _C.CONNECTED or not node.is_connected:
+        if not has_left or volume.state.conn != _C.CONNECTED or not node.is_connected:
             return
         if tell:
             node.connection.send_state(volume)
@@ -262,10 +266,8 @@ class VerifyControl:
         report = self.refresh(volume)
         if report.state != "running":
             return
-        done, end = report.position_sector, report.stop_sector or volume.size_sectors
-        if report.role == "source" and state == "complete" and done < min(end, volume.size_sectors):
-            state = "stopped"
-        elif report.role == "target" and state == "complete" and done < volume.size_sectors:
+        stats = self._node.stats.volume_stats(volume.number)
+        if state == "complete" and stats is not None and report.blocks < stats.verify_total_bits:
             state = "stopped"
         report.state = state
         report.ended_at = self._node.wall_s()

@@ -100,6 +100,7 @@ class NodeShell:
         self.state_events: list[act.StateEvent] = []
         self.scripts: dict[str, Script] = {}  # by handler name, for those that the settings have; default: status 0
         self.handler_calls: list[act.RunHandler] = []
+        self.remembered: dict[str, dict[str, Any]] = {}
         self.on_engine_state: Callable[[int, ec.State], None] | None = None  # every state that the engine is told
         self._log = log
         self._on_state = on_state
@@ -295,6 +296,8 @@ class NodeShell:
                 self.watched.add((resource, volume))
             case act.RunHandler():
                 self._run_handler(action)
+            case act.Remember(key=key, values=values):
+                self.remembered[key] = values
             case act.Exit():
                 self._is_stopping = True
                 self._engine(ec.Stop(), 0)
