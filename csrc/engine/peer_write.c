@@ -336,9 +336,9 @@ void peer_write_received(struct core *core, struct peer_request *pr)
         return;
     if (v->state.peer_disk < D_INCONSISTENT && v->state.connection >= C_CONNECTED)
         volume_set_dirty(v, pr->sector * SECTOR_BYTES, pr->bytes);  /* the writer has no disk: only we have this */
+    uint64_t length = pr->bytes ? pr->bytes : SECTOR_BYTES;
     if (v->verify.open)
         verify_answer_start(v);     /* it was asked before this write */
-    uint64_t length = pr->bytes ? pr->bytes : SECTOR_BYTES;
     if (volume_lock_range(v, &pr->lock, pr->sector * SECTOR_BYTES, length, true, write_granted))
         write_start(pr);
     else {

@@ -24,8 +24,8 @@ from repl.daemon.control import ControlServer, Respond
 from repl.daemon.exports import Exports
 from repl.daemon.handlers import HandlerRunner, usual_environment
 from repl.daemon.journal import Journal
-from repl.daemon.memory import Memory
 from repl.daemon.link import LinkPlaces
+from repl.daemon.memory import Memory
 from repl.daemon.notify import notify
 from repl.daemon.protocol import Request
 from repl.daemon.run_dir import ResourceLock, RunDir

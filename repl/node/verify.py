@@ -117,7 +117,7 @@ class VerifyControl:
         source = self.repair.check(volume, repair_from) if repair else ""
         begin = self.resume_sector(volume) if start_sector is None else start_sector
         if begin >= volume.size_sectors:
-            raise UsageError(f"{where}: sector {begin} is behind the end of the device ({volume.size_sectors} sectors).")
+            raise UsageError(f"{where}: sector {begin} is behind the end of the device, {volume.size_sectors}.")
         if stop_sector is not None and stop_sector <= begin:
             raise UsageError(f"{where}: the stop sector {stop_sector} is not behind the start sector {begin}.")
         try:

@@ -278,8 +278,8 @@ def test_option_without_effect_is_reported_once() -> None:
 
 
 def test_option_for_later_is_reported_with_its_place() -> None:
-    (warning,) = read(resource("net { verify-alg sha1; }")).warnings
-    assert str(warning) == "test.res:3: 'verify-alg sha1' (net) is not implemented yet and has no effect."
+    (warning,) = read(resource("net { socket-check-timeout 5; }")).warnings
+    assert str(warning) == "test.res:3: 'socket-check-timeout 5' (net) is not implemented yet and has no effect."
 
 
 def test_option_for_later_with_its_default_is_not_reported() -> None:
