@@ -45,7 +45,7 @@ static bool range_ok(const struct volume *v, uint64_t sector, uint64_t bytes, ui
 static void payload_finished(struct core *core, struct peer_stream *peer)
 {
     if (!integrity_check(core, peer))
-        return;     /* the link is gone, and the payload with it */
+        return;     /* the link is gone, and the payload and `peer` with it */
     void *object = peer->rx_object;
     int kind = peer->rx_kind;
     peer->rx_kind = RX_NONE;
