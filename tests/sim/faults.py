@@ -88,6 +88,15 @@ class Faults(Stage):
         self.pause(2000)
         self.usual_net()
 
+    def fault_flip(self) -> None:
+        """Single bits of payloads flip: no disk ever gets them, as long as digests go with the data."""
+        if not self.plan.setup.net.data_integrity_alg:
+            return
+        self.c.world.net(flip_payload_ppm=self.rng.choice((10_000, 100_000)))
+        self.pause(4000)
+        self.c.world.net(flip_payload_ppm=0)
+        self.pause(1000)
+
     def usual_net(self) -> None:
         setup = self.plan.setup
         self.c.world.net(latency_min_ns=20_000, latency_max_ns=setup.latency_max_us * 1000, bytes_per_second=0,

@@ -14,7 +14,7 @@ from tests.sim.world import MIB
 
 # How often, when the class is on.
 FAULTS = {
-    "cut": 4, "reset": 2, "half_open": 2, "flap": 1, "silence": 2, "one_socket": 3, "slow_link": 1, "tiny": 1,
+    "cut": 4, "reset": 2, "half_open": 2, "flap": 1, "silence": 2, "one_socket": 3, "slow_link": 1, "tiny": 1, "flip": 2,
     "secondary_crash": 2, "secondary_power": 2, "primary_crash": 2, "primary_power": 2, "both_power": 1,
     "both_crash": 1, "double_death": 3, "failover": 3, "crash_point": 4, "crash_loop": 2, "resync_cut": 4,
     "old_disk": 1, "freeze": 1, "disk_error": 3, "disk_range": 1, "disk_stuck": 1, "slow": 1,
@@ -53,6 +53,7 @@ def draw(seed: int) -> Plan:
 
 
 def _net(rng: random.Random) -> NetSettings:
+    digests = ("", "", "", "crc32c", "xxhash64", "md5", "sha1", "sha256")
     made: NetSettings = known(
         NetSettings,
         protocol=rng.choice((1, 2, 3, 3, 3)),
@@ -68,6 +69,9 @@ def _net(rng: random.Random) -> NetSettings:
         protocol_max=rng.choice((101, 101, 101, 100)),
         cram_hmac_alg=rng.choice(("", "", "sha1", "sha256")),
         shared_secret="secret",
+        data_integrity_alg=rng.choice(digests),
+        verify_alg=rng.choice(digests[2:]),
+        csums_alg=rng.choice(digests),
     )
     return made
 
@@ -75,18 +79,22 @@ def _net(rng: random.Random) -> NetSettings:
 def _setup(rng: random.Random, mib: int) -> Setup:
     large = mib > 28
     slow_rates = (500, 1000) if mib <= 4 else ()
-    resync = Resync(
+    net = _net(rng)
+    resync = known(
+        Resync,
         resync_rate_kib=rng.choice((4000, 20000, 100000, *slow_rates)),
         plan_ahead=rng.choice((0, 0, 20)),
         fill_target=rng.choice((0, 100, 2000)),
         max_rate_kib=102400,
         min_rate_kib=rng.choice((0, 250, 4000)),
+        discard_granularity=rng.choice((0, 0, 4096, 65536)),
+        use_csums=bool(net.csums_alg),
     )
     return Setup(
         disk_bytes=mib * MIB + rng.choice((64 << 10, 72 << 10, (64 << 10) + 512 * 8 * rng.randint(0, 4))),
         volumes=2 if mib <= 4 and rng.random() < 0.15 else 1,
         al_extents=rng.choice((7, 7, 8, 67)) if large else rng.choice((2, 2, 7, 67)),
-        net=_net(rng),
+        net=net,
         resync=resync,
         external=rng.random() < 0.2,
         requests=rng.choice((8, 16, 64, 256)),
