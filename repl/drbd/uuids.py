@@ -117,6 +117,24 @@ def start_source_sync_uuid(uuids: Uuids, random: RandomU64) -> Uuids:
     return replace(rotate_bitmap_into_history(uuids), bitmap=new)
 
 
+def sync_had_begun(uuids: Uuids) -> bool:
+    """A resync to the peer has begun under the current generation, and its end was not seen.
+
+    Not recognized: one without a bitmap UUID at its beginning (a full resync by order), whose UUID is random.
+    """
+    return base(uuids.history1) != 0 and base(uuids.bitmap) == base(sync_uuid_after(base(uuids.history1)))
+
+
+def new_beside_sync(uuids: Uuids, random: RandomU64, *, primary: bool) -> Uuids:
+    """A new generation while the peer may have the current one, or be on its way to it.
+
+    The bitmap UUID stays, so a resync that was interrupted goes on; a peer that has finished is recognized by the
+    history.
+    """
+    current = with_primary_bit(random_uuid(random), primary)
+    return Uuids(current, uuids.bitmap, history1=uuids.current, history2=uuids.history1)
+
+
 def target_accept_sync_uuid(uuids: Uuids, sync_uuid: int) -> Uuids:
     """Become resync target: the data is now an incomplete copy named by the sync UUID."""
     return replace(uuids, current=base(sync_uuid), bitmap=0)

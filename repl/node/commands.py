@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from repl.drbd import superblock as sb
 from repl.drbd.states import ConnectionState, DiskState, Role, StateChange, StateWord
-from repl.drbd.uuids import UUID_JUST_CREATED, UuidFlag, Uuids, base, clear_bitmap_uuid, new_current
+from repl.drbd.uuids import UUID_JUST_CREATED, UuidFlag, Uuids, base, clear_bitmap_uuid, new_beside_sync, new_current
 from repl.engine import commands as ec
 from repl.errors import PeerLost, RequestRefused, StateRefused, UsageError, WaitTimedOut
 from repl.node.flow import Mutex
@@ -211,6 +211,11 @@ class Commands:
 
         def uuids(volume: Volume) -> Uuids:
             alone = not node.is_connected or volume.state.pdsk <= _D.FAILED
+            if alone and volume.attached and volume.peer_may_be_equal and volume.number not in forced:
+                # differs: the target may have finished; writes under a generation that it has as well would be
+                # discarded silently when it is promoted too (decision 0036).
+                volume.peer_may_be_equal = False
+                return new_beside_sync(volume.uuids, node.random, primary=True)
             goes_on_alone = alone and (volume.uuids.bitmap == 0 or volume.peer_may_have_finished)
             if volume.attached and (volume.number in forced or goes_on_alone):
                 may_have_finished, volume.peer_may_have_finished = volume.peer_may_have_finished, False

@@ -12,7 +12,7 @@ from repl.drbd import superblock as sb
 from repl.drbd.packets import Sizes, UuidReport
 from repl.drbd.states import ConnectionState, DiskState, Role, StateWord
 from repl.drbd.superblock import Superblock
-from repl.drbd.uuids import Uuids, base
+from repl.drbd.uuids import Uuids, base, sync_had_begun
 from repl.engine.commands import Attach, AttachFlags
 from repl.errors import ReplError
 from repl.node.disk import Prepared, mark_attached
@@ -38,6 +38,7 @@ class Volume:
         self.has_left_over = False  # dirty bits that a DRBD peer resyncs only if this node says that it crashed
         self.is_discarded = False  # --discard-my-data is to be carried out by the resync that begins
         self.peer_may_have_finished = False  # the connection broke when nothing was left to resync
+        self.peer_may_be_equal = False  # this process has not seen what became of a resync to the peer
         self.size_sectors = 0
         self.open_count = 0
         self.resync = settings.resync  # in force now
@@ -93,6 +94,7 @@ class Volume:
         self.size_sectors = size_sectors
         self.exposed = self.uuids.current
         self.uuids = found.uuids
+        self.peer_may_be_equal = sync_had_begun(self.uuids)
         self.crashed_primary = sb.crashed_primary_at_attach(found.flags, primary_now=False)
         self.superblock = mark_attached(found, size_sectors=size_sectors, al_extents=self.settings.al_extents)
         self.written = found.serialise()

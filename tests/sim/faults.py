@@ -213,7 +213,7 @@ class Faults(Stage):
     def fault_resync_cut(self) -> None:
         """A resync of something, and then whatever can happen in the middle of it."""
         self.c.cut(silent=False)
-        self.c.wait(lambda: not self.c.connected, 20_000)
+        self.wait_calmly(lambda: not self.c.connected, 20_000)
         self.pause(1500)
         self.c.heal()
         both = (0, 1)
@@ -256,13 +256,13 @@ class Faults(Stage):
         self.pause(2000)
         self.back(node)
         for _ in range(self.rng.choice((1, 1, 2, 3))):  # generations come and go
-            if not c.wait(lambda: c.in_sync, 20_000):
+            if not self.wait_calmly(lambda: c.in_sync, 20_000):
                 break
             c.cut(silent=False)
-            c.wait(lambda: not c.connected, 20_000)
+            self.wait_calmly(lambda: not c.connected, 20_000)
             self.pause(1000)
             c.heal()
-        if c.wait(lambda: c.in_sync, 20_000) and self.oracle.primary == 1 - node and self.alive(1 - node):
+        if self.wait_calmly(lambda: c.in_sync, 20_000) and self.oracle.primary == 1 - node and self.alive(1 - node):
             self.power(node)
             self.pause(2000)
             c.log(f"node {node}: its disk is the old one again")
@@ -274,7 +274,7 @@ class Faults(Stage):
             self.stale.add(node)
             self.excused = True
             self.back(node)
-            if c.wait(lambda: c.in_sync, 60_000):
+            if self.wait_calmly(lambda: c.in_sync, 60_000):
                 self.oracle.disk_healed(node)
                 self.excused = False
         self.back_all()
@@ -289,7 +289,7 @@ class Faults(Stage):
             return
         shell.freeze(True)
         if self.rng.random() < 0.1:
-            self.c.run(self.rng.randint(1, 600) * 1000)
+            self.wait_calmly(lambda: False, self.rng.randint(1, 600) * 1000)
         else:
             self.pause(9000)
         shell.freeze(False)

@@ -31,6 +31,7 @@ class Copies:
         self.lost_power = [False, False]  # since they were holders
         self.crashed = [False, False]
         self.suspect = [False, False]  # its disk may have failed unseen
+        self.faulty = [False, False]  # it may have failed since the nodes were in sync
         self.diverged = [False, False]  # it may have writes that the base of the history lacks
         self.degraded: int | None = None  # audit mode after the only holder, not the Primary, has lost something
         self.alone = [False, False]  # it was Primary on its own since the nodes were in sync
@@ -137,7 +138,7 @@ class Copies:
 
     def disk_fault(self, index: int) -> None:
         """From now on it may lack writes, until it is seen without its disk or :meth:`disk_healed`."""
-        self.suspect[index] = True
+        self.suspect[index] = self.faulty[index] = True
         if self.holders - {index}:
             self.holders = self.holders - {index}
 
@@ -151,6 +152,8 @@ class Copies:
     def allowed(self, index: int) -> int:
         """The audit mode for this node's own copy."""
         if index not in self.holders:
+            if index == self.primary and self.lost_power[index]:
+                return TAGS  # its cache had no order
             return TAGS if self.diverged[index] or self.suspect[index] else CAUSAL
         power = self.lost_power[index]
         if index == self.primary or self.primary == -1:
@@ -173,6 +176,8 @@ class Copies:
         """The audit mode for what this node would serve."""
         if self.degraded is not None:
             return self.degraded
+        if any(self.faulty) and self._net.protocol < 3 and (self.merged or self.primary_died):
+            return TAGS  # a Primary without its disk and without its link has nothing, whoever is the source then
         if self.merged or self._c.volume_in_sync(self._number) and self.primary_died:
             return self.allowed(self.source())
         return self.allowed(index)
@@ -206,6 +211,7 @@ class Copies:
         self.degraded = None
         self.lost_power, self.crashed = [False, False], [False, False]
         self.diverged, self.alone = [False, False], [False, False]
+        self.faulty = list(self.suspect)
         self.may_lose, self._exposed = [False, False], [False, False]
         if self.primary_died:
             self.primary, self.primary_died, self.drained, self.merged = -1, False, False, False

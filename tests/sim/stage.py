@@ -5,6 +5,7 @@ with it.  The faults (tests/sim/faults.py) are made of these."""
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 from repl.drbd.states import ConnectionState, DiskState, Role
 from repl.errors import ReplError
@@ -95,6 +96,18 @@ class Stage:
         apps, self.apps = self.apps, []
         for app in apps:
             app.leave(orderly=False)
+
+    def wait_calmly(self, condition: Callable[[], bool], ms: float) -> bool:
+        """A long wait: the applications stay, and do nothing after the first second."""
+        if self.c.wait(condition, min(ms, 1000)):
+            return True
+        for app in self.apps:
+            app.end_load()
+        found = self.c.wait(condition, ms)
+        for app in self.apps:
+            if app.is_open and not app.is_closed:
+                app.load(self.plan.load)
+        return found
 
     def stop_app(self) -> None:
         """The applications end: gracefully where that is possible."""

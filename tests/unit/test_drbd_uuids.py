@@ -58,6 +58,21 @@ def test_sync_uuid_after_just_created_is_random_and_keeps_the_old_one_in_history
     assert uuids.start_source_sync_uuid(Uuids(A, 4), numbers(C)) == Uuids(A, C, 4, 0)
 
 
+@pytest.mark.parametrize("before", [Uuids(A, B), Uuids(A | 1, B | 1, C, D)])
+def test_begun_resync_is_recognized_until_its_end(before: Uuids) -> None:
+    source = uuids.start_source_sync_uuid(before, numbers())
+    assert uuids.sync_had_begun(source)
+    assert not uuids.sync_had_begun(before) and not uuids.sync_had_begun(uuids.finish_source(source))
+    beside = uuids.new_beside_sync(source, numbers(D + 2), primary=True)
+    assert not uuids.sync_had_begun(beside)
+    interrupted = uuids.target_accept_sync_uuid(Uuids(B), source.bitmap)
+    finished = uuids.finish_target(interrupted, before, primary=False)
+    assert verdict(beside, interrupted).rule == 70
+    assert verdict(beside, finished).rule == 80
+    alone = uuids.new_current(finished, numbers(E), primary=True)
+    assert verdict(beside, alone).code in (uuids.CODE_SPLIT_BRAIN, -uuids.CODE_SPLIT_BRAIN)
+
+
 def test_new_current_of_a_primary_sets_bit_0_and_keeps_the_old_mark_in_the_bitmap_slot() -> None:
     assert uuids.new_current(Uuids(A | 1), numbers(C), primary=True) == Uuids(C | 1, A | 1)
 
