@@ -14,8 +14,8 @@ from tests.sim.world import MIB
 
 # How often, when the class is on.
 FAULTS = {
-    "cut": 4, "reset": 2, "half_open": 2, "flap": 1, "silence": 2, "one_socket": 3, "slow_link": 1, "tiny": 1, "flip": 2,
-    "secondary_crash": 2, "secondary_power": 2, "primary_crash": 2, "primary_power": 2, "both_power": 1,
+    "cut": 4, "reset": 2, "half_open": 2, "flap": 1, "silence": 2, "one_socket": 3, "slow_link": 1, "tiny": 1,
+    "flip": 2, "secondary_crash": 2, "secondary_power": 2, "primary_crash": 2, "primary_power": 2, "both_power": 1,
     "both_crash": 1, "double_death": 3, "failover": 3, "crash_point": 4, "crash_loop": 2, "resync_cut": 4,
     "old_disk": 1, "freeze": 1, "disk_error": 3, "disk_range": 1, "disk_stuck": 1, "slow": 1,
     "down_up": 1, "switch": 2, "reconnect": 1, "invalidate": 1, "operators": 2, "split": 1, "upgrade": 1, "client": 1,
