@@ -280,7 +280,9 @@ async def evaluate(c: Connection, volume: Volume, theirs: StateWord) -> None:
     if c.is_dry_run:
         end_dry_run(c)
         return
-    volume.peer_may_have_finished = volume.peer_may_be_equal = False
+    volume.peer_may_have_finished = False
+    if peer_disk >= _D.INCONSISTENT:
+        volume.peer_may_be_equal = False
     all_done = all(v.is_evaluated for v in node.volumes.values())
     volume.decided = replace(theirs, conn=conn, disk=peer_disk)
     ours = {volume.number} if not (first and all_done) else set(node.volumes)  # earlier ones have waited for the last
