@@ -172,19 +172,6 @@ static void write_local(struct request *r)
     volume_disk_submit(v, &r->op, write_local_done, r);
 }
 
-/* The peer must be able to carry this kind of request in one packet. */
-bool request_peer_can_carry(const struct volume *v, const struct request *r)
-{
-    if (r->kind == REQUEST_WRITE)
-        return true;
-    if (integrity_needs_data(v->core, r))
-        return !(r->flags & REQUEST_FAST) &&    /* conflicts are answered packet by packet */
-               (!v->core->link.options.two_primaries || r->length <= PEER_REQUEST_BYTES_MAX);
-    uint32_t features = v->core->link.options.features;
-    uint64_t most = features & FEATURE_WSAME ? 128u << 20 : 4u << 20;
-    return (features & (FEATURE_WZEROES | FEATURE_TRIM)) && r->length <= most && !(r->flags & REQUEST_FAST);
-}
-
 static void write_start(struct request *r)
 {
     struct volume *v = r->volume;
@@ -205,7 +192,7 @@ static void write_start(struct request *r)
         release(r);
         return;
     }
-    if (remote && !request_peer_can_carry(v, r)) {
+    if (remote && !split_can_carry(v->core, r)) {
         complete(r, ENOTSUP);   /* the client falls back to writing zeroes */
         release(r);
         return;

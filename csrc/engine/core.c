@@ -22,6 +22,12 @@ static void submit_from_nbd(void *ctx, int number, struct request *request)
     volume_submit(v, request);
 }
 
+static uint64_t zero_bytes_max(void *ctx, int number)
+{
+    (void)number;
+    return split_zero_bytes_max(ctx);
+}
+
 static bool pools_init(struct core *core, const struct core_config *config)
 {
     uint32_t requests = config->requests ? config->requests : REQUESTS_DEFAULT;
@@ -69,6 +75,7 @@ struct core *core_create(const struct io_ops *io, void *io_ctx, const struct cor
     core->nbd_host = (struct nbd_host){.requests = &core->requests,
                                        .buffers = &core->app_buffers,
                                        .submit = submit_from_nbd,
+                                       .zero_bytes_max = zero_bytes_max,
                                        .ctx = core,
                                        .stats = &core->stats};
     struct core_config defaults = {0};

@@ -98,7 +98,7 @@ static bool needs_reading(const struct request *r)
 
 static bool can_be_sent(const struct request *r)
 {
-    return volume_replicates(r->volume) && request_peer_can_carry(r->volume, r) && !needs_reading(r);
+    return volume_replicates(r->volume) && split_can_carry(r->volume->core, r) && !needs_reading(r);
 }
 
 static void resend_end(struct core *core, bool ok)

@@ -372,6 +372,15 @@ void volume_unlock_range(struct volume *v, struct range_item *item);
 void volume_set_dirty(struct volume *v, uint64_t offset, uint64_t length);
 void volume_clear_dirty(struct volume *v, uint64_t offset, uint64_t length);
 
+/* split.c */
+bool split_is_needed(const struct core *core, const struct request *request);
+bool split_can_carry(const struct core *core, const struct request *request);
+uint64_t split_zero_bytes_max(const struct core *core);
+uint32_t split_data_bytes_max(const struct core *core);
+void split_send(struct core *core, struct request *request, uint32_t dp_flags);
+bool split_ack_matches(const struct request *request, uint64_t sector);
+void split_clear_dirty(struct request *request, uint64_t sector);
+
 /* disk_ops.c */
 void volume_disk_submit(struct volume *v, struct disk_op *op, void (*done)(struct disk_op *), void *owner);
 void volume_disk_give_up(struct volume *v, uint32_t older_than_ms);
@@ -398,7 +407,6 @@ void request_settle(struct request *request);
 void request_mark_dirty(struct request *request);
 void request_read_start(struct request *request);
 void request_net_done(struct request *request, bool ok);
-bool request_peer_can_carry(const struct volume *v, const struct request *request);
 void app_flush_check(struct core *core);
 void core_complete_requests(struct core *core);
 
@@ -489,10 +497,6 @@ size_t integrity_received_bytes(const struct core *core);
 void integrity_expect(struct peer_stream *peer, const struct packet_header *header, const uint8_t *body, size_t digest,
                       const uint8_t *payload, size_t bytes);
 bool integrity_check(struct core *core, struct peer_stream *peer);
-bool integrity_needs_data(const struct core *core, const struct request *request);
-uint32_t integrity_zero_parts(const struct request *request);
-void integrity_send_zeroes(struct core *core, struct request *request, uint32_t dp_flags);
-bool integrity_ack_matches(const struct request *request, uint64_t sector);
 
 /* peer_write.c */
 void peer_write_received(struct core *core, struct peer_request *pr);

@@ -380,7 +380,7 @@ static enum handled on_write_ack(struct core *core, const struct packet_view *p,
 {
     struct request *r = request_find(&core->requests, ack->block_id);
     bool negative = p->header.command == P_NEG_ACK;
-    if (!r || !r->epoch || r->volume != p->v || !integrity_ack_matches(r, ack->sector)) {
+    if (!r || !r->epoch || r->volume != p->v || !split_ack_matches(r, ack->sector)) {
         if (!negative)
             return illegal(core, ILLEGAL_ID);
         if (range_ok(p->v, ack->sector, ack->size_bytes, PEER_DISCARD_BYTES_MAX))
@@ -392,7 +392,7 @@ static enum handled on_write_ack(struct core *core, const struct packet_view *p,
     if (negative)
         request_mark_dirty(r);
     else if (p->header.command == P_RS_WRITE_ACK && !r->marked)
-        volume_clear_dirty(r->volume, r->offset, r->length);
+        split_clear_dirty(r, ack->sector);
     /* In protocol C a P_RECV_ACK (both flags were asked for) is not the protocol's point. */
     if (p->header.command == P_RECV_ACK && core->link.options.protocol == 3)
         return HANDLED;

@@ -141,8 +141,8 @@ void sender_write(struct core *core, struct request *r)
     transfer_log_append(&link->log, r);
     v->stats.peer_pending++;
 
-    if (integrity_needs_data(core, r)) {
-        integrity_send_zeroes(core, r, write_flags(core, r));
+    if (split_is_needed(core, r)) {
+        split_send(core, r, write_flags(core, r));
         sent(core, r);
         return;
     }

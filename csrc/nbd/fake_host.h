@@ -240,6 +240,13 @@ static inline void fake_run(struct fake_client *client)
         continue;
 }
 
+static uint64_t fake_zero_bytes_max(void *ctx, int volume)
+{
+    (void)ctx;
+    (void)volume;
+    return 128u << 20;
+}
+
 static inline void fake_host_init(struct fake_host *fake, uint32_t requests, uint64_t buffer_bytes,
                                   uint64_t disk_bytes)
 {
@@ -248,7 +255,8 @@ static inline void fake_host_init(struct fake_host *fake, uint32_t requests, uin
     CHECK(fake->disk && buf_pool_init(&fake->buffers, buffer_bytes));
     CHECK(request_table_init(&fake->requests, requests) == RE_OK);
     fake->host = (struct nbd_host){.requests = &fake->requests, .buffers = &fake->buffers,
-                                   .submit = fake_submit, .ctx = fake, .stats = &fake->stats};
+                                   .submit = fake_submit, .zero_bytes_max = fake_zero_bytes_max, .ctx = fake,
+                                   .stats = &fake->stats};
 }
 
 /* Everything must have come back. */

@@ -345,7 +345,8 @@ static bool step_zero(struct nbd_session *session)
             return wait_for(session, NBD_WAIT_RESOURCES);
         uint64_t offset = session->part_offset;
         uint64_t border = (offset + NBD_ZERO_PART_BYTES_MAX) & ~(uint64_t)(AL_EXTENT_BYTES - 1);
-        uint64_t bytes = u64_min(session->part_left, border - offset);
+        uint64_t most = session->host->zero_bytes_max(session->host->ctx, session->volume);
+        uint64_t bytes = u64_min(session->part_left, u64_min(border - offset, most));
         session->part_offset += bytes;
         session->part_left -= bytes;
         part_submit(session, command, request, kind, offset, bytes);

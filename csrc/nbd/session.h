@@ -19,6 +19,8 @@ struct nbd_host {
     struct buf_pool *buffers;           /* payload buffers */
     /* Start a request of a volume; `done` is called later, from a tick, never from inside this call. */
     void (*submit)(void *ctx, int volume, struct request *request);
+    /* The most bytes that one TRIM or WRITE_ZEROES request of a volume may cover. */
+    uint64_t (*zero_bytes_max)(void *ctx, int volume);
     void *ctx;                          /* for submit */
     struct re_engine_stats *stats;      /* nbd_requests is counted here */
 };
