@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 from tests.lib.interop import MIB, PairMaker
 
 BIG = 320 * MIB
 
 
+@pytest.mark.interop
 def test_large_trims_and_zeroes_of_the_kernel_reach_our_disk(make_pair: PairMaker) -> None:
     pair = make_pair(can_discard=True, our_bytes=BIG, kernel_bytes=BIG)
     pair.up()
@@ -26,6 +29,7 @@ def test_large_trims_and_zeroes_of_the_kernel_reach_our_disk(make_pair: PairMake
     pair.compare()
 
 
+@pytest.mark.interop
 def test_our_large_trims_zeroes_and_writes_reach_the_kernels_disk(make_pair: PairMaker) -> None:
     pair = make_pair(can_discard=True, our_bytes=BIG, kernel_bytes=BIG)
     pair.up()
