@@ -3,8 +3,8 @@
  *
  * All parts of a request carry its block id and belong to one epoch; its network part is done with the last ack.
  * What a peer takes depends on what was agreed: 128 MiB in one packet, 4 MiB without WSAME; without P_ZEROES zeroes
- * travel as data (a P_TRIM does not promise that the range reads as zeroes), without P_TRIM trims as well.  Old versions
- * know only small writes.
+ * travel as data (a P_TRIM does not promise that the range reads as zeroes), without P_TRIM trims as well.  Old
+ * versions know only small writes.
  */
 #include <string.h>
 
