@@ -74,6 +74,7 @@ static void hold(struct request *r, enum request_stage stage)
     r->stage = (uint8_t)stage;
     list_del(&r->link);
     list_add_tail(&r->volume->held, &r->link);
+    freeze_let_go(r);
 }
 
 /* on-no-data-accessible suspend-io: what no good disk has taken is started anew when there is one. */

@@ -195,10 +195,12 @@ const struct bitmap *core_volume_bitmap(const struct core *core, int volume)
 
 void core_stream_closed(struct core *core, struct peer_stream *peer, enum re_status status)
 {
-    if (peer->in_link && peer->is_meta && core->link.phase == LINK_UP && !core->link.data->stream.failed) {
-        /* The peer's last words may still stand on the data socket: read them first. */
+    const struct peer_stream *other = peer->is_meta ? core->link.data : core->link.meta;
+    if (peer->in_link && core->link.phase == LINK_UP && !other->stream.failed &&
+        (peer->is_meta || status == RE_EOF)) {
+        /* The peer's last words may still stand on the other socket: read them first. */
         peer->stream.failed = true;
-        core->link.meta_gone_ns = core->now_ns;
+        core->link.half_gone_ns = core->now_ns;
         stream_update_interest(&peer->stream);
         return;
     }

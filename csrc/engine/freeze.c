@@ -29,8 +29,27 @@ bool freeze_holds(const struct request *r)
     return r->volume->state.suspended || (r->in_transfer_log && !r->epoch);
 }
 
+/* A request that waits for the end of a suspension stands in nobody's way: not in that of a resync. */
+void freeze_let_go(struct request *r)
+{
+    struct volume *v = r->volume;
+    if (!v->state.suspended || r->stage == STAGE_NEW)
+        return;
+    r->stage = STAGE_NEW;
+    volume_al_put(v, &r->al);
+    volume_unlock_range(v, &r->lock);
+}
+
+void freeze_begin(struct volume *v)
+{
+    for (struct list_head *l = v->held.next; l != &v->held; l = l->next)
+        freeze_let_go(list_entry(l, struct request, link));
+}
+
 void freeze_park(struct request *r)
 {
+    if (!r->in_transfer_log)
+        volume_unlock_range(r->volume, &r->lock);
     list_del(&r->link);
     list_add_tail(&r->volume->parked, &r->link);
 }

@@ -253,7 +253,7 @@ struct link {
     uint64_t resolve_cookie;        /* LINK_RESOLVE waits for peer_writes == 0 */
     bool barrier_urgent;            /* somebody waits for the closed epoch's barrier ack: send its barrier now */
     uint64_t barrier_due_ns;        /* when the barrier of the closed epoch is sent without a next write */
-    uint64_t meta_gone_ns;          /* when the meta socket ended before the data socket; 0 = it has not */
+    uint64_t half_gone_ns;          /* when one socket ended and the other had not; 0 = both are there */
     bool receive_starved;           /* the data socket waits for buffers or entries */
     bool meta_waits;                /* the meta socket waits until the peer reads or the control plane catches up */
     uint64_t seq_wait_ns;           /* two Primaries: it waits since then for acks that were sent before; 0 = no */
@@ -424,6 +424,8 @@ bool link_peer_is_ours(const struct core *core);
 /* freeze.c */
 bool freeze_needs_data(const struct request *request);
 bool freeze_holds(const struct request *request);
+void freeze_let_go(struct request *request);
+void freeze_begin(struct volume *v);
 void freeze_park(struct request *request);
 void freeze_release(struct volume *v);
 bool freeze_has_kept(const struct core *core);

@@ -69,7 +69,7 @@ void link_up(struct core *core, const struct re_link *options)
     meta->is_meta = true;
     meta->paused = false;
     link->ping_outstanding = false;
-    link->meta_gone_ns = 0;
+    link->half_gone_ns = 0;
     link->pings_sent = link->pings_acked = 0;
     data->stream.rx_last_ns = meta->stream.rx_last_ns = core->now_ns;
     for (int i = 0; i < RE_VOLUMES_MAX; i++)
@@ -160,7 +160,7 @@ static void give_up_transfer_log(struct core *core)
 void link_resolve(struct core *core, uint64_t cookie, bool keep)
 {
     struct link *link = &core->link;
-    if (link->phase == LINK_UP || (link->phase == LINK_DOWN && (keep || link->resolve_cookie))) {
+    if (link->phase == LINK_UP || (link->phase == LINK_DOWN && keep)) {
         core_done(core, cookie, -1, RE_RESULT_INVALID, 0);
         return;
     }
@@ -172,7 +172,10 @@ void link_resolve(struct core *core, uint64_t cookie, bool keep)
     }
     CHECK(list_empty(&link->unsent));
     link->phase = LINK_DOWN;
-    link->resolve_cookie = cookie;
+    if (link->resolve_cookie)   /* the first one waits for the peer's writes */
+        core_done(core, cookie, -1, RE_RESULT_OK, 0);
+    else
+        link->resolve_cookie = cookie;
     for (int i = 0; i < RE_VOLUMES_MAX; i++) {
         struct volume *v = core->volumes[i];
         if (!v)
@@ -281,7 +284,7 @@ uint64_t link_timers(struct core *core)
         link_lost(core, RE_LOST_PROTOCOL, P_DATA, ILLEGAL_SEQUENCE, true);
         return UINT64_MAX;
     }
-    if (expired(core, link->meta_gone_ns, o->ping_timeout_ms * NS_PER_MS, &next)) {
+    if (expired(core, link->half_gone_ns, o->ping_timeout_ms * NS_PER_MS, &next)) {
         link_lost(core, RE_LOST_EOF, 0, 0, true);
         return UINT64_MAX;
     }

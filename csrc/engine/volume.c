@@ -273,6 +273,8 @@ void volume_set_state(struct volume *v, const struct re_state *state)
     }
     if (now == C_SYNC_SOURCE)
         resync_source_check(v);
+    if (state->suspended)
+        freeze_begin(v);
     volume_thaw(v);
 }
 

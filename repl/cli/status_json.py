@@ -22,14 +22,15 @@ _SYNC_KEYS = (
 def resource_object(status: dict[str, Any], view: NodeView | None) -> dict[str, Any]:
     """``view``: the configuration, for node ids and addresses; None if it cannot be read now."""
     is_suspended = bool(status.get("suspended"))
+    reasons = status.get("suspended_by", ())
     return {
         "name": status.get("resource"),
         "node-id": view.my_node_id if view else None,
         "role": status.get("role"),
         "suspended": is_suspended,
-        "suspended-user": False,
-        "suspended-no-data": is_suspended,
-        "suspended-fencing": False,
+        "suspended-user": "user" in reasons,
+        "suspended-no-data": "no-data" in reasons,
+        "suspended-fencing": "fencing" in reasons,
         "suspended-quorum": False,
         "force-io-failures": False,
         "write-ordering": "flush",

@@ -20,6 +20,10 @@ def render(status: dict[str, Any], *, is_verbose: bool = False, has_statistics: 
     """The block of one resource, with an empty line behind it."""
     volumes: list[dict[str, Any]] = status.get("volumes", [])
     lines = _wrapped(0, _resource_words(status, is_verbose))
+    if status.get("suspended_advice"):
+        lines += _wrapped(2, ["suspended:", *str(status["suspended_advice"]).split()])
+    for running in status.get("handlers", ()):
+        lines += _wrapped(2, [f"handler:{running['handler']}", f"running-for:{running['running_s']:.0f}s"])
     for volume in volumes:
         lines += _wrapped(2, _volume_words(volume, volumes, is_verbose=is_verbose))
         if has_statistics:
@@ -31,7 +35,7 @@ def render(status: dict[str, Any], *, is_verbose: bool = False, has_statistics: 
 def _resource_words(status: dict[str, Any], is_verbose: bool) -> list[str]:
     words = [str(status.get("resource", "?")), f"role:{status.get('role', 'Unknown')}"]
     if status.get("suspended"):
-        words.append("suspended:no-data")
+        words.append(f"suspended:{','.join(status.get('suspended_by', ())) or 'user'}")
     elif is_verbose:
         words.append("suspended:no")
     return words

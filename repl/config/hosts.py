@@ -175,7 +175,7 @@ def volume_block(draft: Draft, volumes: VolumesDraft, cursor: Cursor) -> None:
             if options is not None:
                 key = f"volume {number}:disk"
                 raise conflict("disk section", key, first=volume.where, second=inner.where)
-            options = section_options(draft, inner.end_block(), "disk")
+            options = section_options(draft, inner.end_block(), "disk", also=("fencing",))
         else:
             volume = _volume_statement(draft, volume, inner, word)
     volumes.volumes[number] = replace(volume, options=options or {})

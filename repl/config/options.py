@@ -89,7 +89,7 @@ _NUMBER = re.compile(r"([0-9]+)([kKmMgGs]?)\Z")
 
 _YES, _ACCEPT, _LATER = Support.YES, Support.ACCEPT, Support.LATER
 _SB_ANY = ("call-pri-lost-after-sb", "violently-as0p")
-_FENCING = ("dont-care", "resource-only", "resource-and-stonith")
+FENCING_POLICIES = ("dont-care", "resource-only", "resource-and-stonith")  # the strictest one last
 _QUORUM = ("off", "majority", "all")
 _STRIPING = tuple(f"{size}-striping" for size in ("32K", "64K", "128K", "256K", "512K", "1M"))
 DISCARD_NODE_PREFIX = "discard-node-"
@@ -243,7 +243,7 @@ def _net_table() -> dict[str, OptionSpec]:
     net.enum("on-congestion", ("block", "pull-ahead", "disconnect"), _LATER)
     net.number("congestion-fill", 0, 20971520, 0, _LATER, Unit.SECTORS)
     net.number("congestion-extents", 67, 65534, 1237, _LATER)
-    net.enum("fencing", _FENCING, _LATER)
+    net.enum("fencing", FENCING_POLICIES, _YES)
     net.boolean("allow-remote-read", True, _LATER)
     net.string("transport", _ACCEPT)
     net.boolean("load-balance-paths", False, _LATER)

@@ -141,11 +141,14 @@ def add_option(draft: Draft, options: dict[str, Option], option: Option) -> None
     options[option.name] = option
 
 
-def section_options(draft: Draft, statements: tuple[Statement, ...], section: str) -> dict[str, Option]:
+def section_options(
+    draft: Draft, statements: tuple[Statement, ...], section: str, *, also: tuple[str, ...] = ()
+) -> dict[str, Option]:
+    """``also``: options of other sections that may stand here."""
     options: dict[str, Option] = {}
     for statement in statements:
         option = read_option(draft, Cursor(statement), section)
-        if option.spec.section != section:
+        if option.spec.section != section and option.name not in also:
             text = f"'{option.name}' is not allowed in a {section} section at this place."
             raise error_at(option.where, text)
         add_option(draft, options, option)

@@ -41,7 +41,7 @@ from repl.config.model import (
     typed_options,
     typed_startup,
 )
-from repl.config.options import DISCARD_NODE_PREFIX
+from repl.config.options import DISCARD_NODE_PREFIX, FENCING_POLICIES
 from repl.config.reading import did_you_mean, error_at
 from repl.drbd.digests import ADVICE as DIGEST_ADVICE
 from repl.drbd.digests import DIGESTS
@@ -76,7 +76,7 @@ def resource_for_node(config: Config, name: str, node: str, *, addresses: Iterab
     _refuse_unsafe(net, resource)
     _check_algorithms(net)
     my_address, peer_address = _addresses(resource, me, peer)
-    typed = typed_net(_without_node_names(net, me))
+    typed = _with_strictest_fencing(typed_net(_without_node_names(net, me)), resource, me)
     _check_combination(typed, net, resource)
     return NodeView(
         resource=resource,
@@ -169,6 +169,13 @@ def _check_combination(net: NetOptions, options: Options, resource: Resource) ->
                 option.where,
                 f"resource {resource.name}: '{name} {option.text}' needs {need} (it has {net.protocol}).",
             )
+
+
+def _with_strictest_fencing(net: NetOptions, resource: Resource, me: Host) -> NetOptions:
+    """DRBD 8.4 has fencing per volume; one connection can only do the strictest."""
+    volumes = [*resource.volumes.values(), *me.volumes.values()]
+    chosen = [net.fencing, *(v.options["fencing"].text for v in volumes if "fencing" in v.options)]
+    return replace(net, fencing=max(chosen, key=FENCING_POLICIES.index))
 
 
 def _without_node_names(net: Options, me: Host) -> Options:

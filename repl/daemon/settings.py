@@ -34,6 +34,7 @@ def node_settings(view: NodeView) -> NodeSettings:
         volumes=tuple(_volume(volume) for volume in view.volumes),
         net=_net(view.net),
         auto_promote=view.options.auto_promote,
+        on_no_data=view.options.on_no_data_accessible,
         handlers=dict(view.handlers),
     )
 
@@ -103,6 +104,7 @@ def _net(net: NetOptions) -> NetSettings:
         verify_alg=net.verify_alg,
         csums_alg=net.csums_alg,
         csums_after_crash_only=net.csums_after_crash_only,
+        fencing=net.fencing,
         after_sb_0pri=int(_AFTER_SPLIT_BRAIN[net.after_sb_0pri]),
         after_sb_1pri=int(_AFTER_SPLIT_BRAIN[net.after_sb_1pri]),
         after_sb_2pri=int(_AFTER_SPLIT_BRAIN[net.after_sb_2pri]),

@@ -64,6 +64,9 @@ class Commands:
             "verify": self._verify,
             "verify-abort": self._verify_abort,
             "wait-verify": self._wait_verify,
+            "outdate": self._outdate,
+            "suspend-io": self._suspend_io,
+            "resume-io": self._resume_io,
             "wait-connect": self._wait_connect,
             "wait-sync": self._wait_sync,
             "role": self._role,
@@ -183,10 +186,9 @@ class Commands:
 
     async def _promote_once(self, *, force: bool) -> None:
         node = self._node
-        if node.cstate == _C.WF_REPORT_PARAMS:
-            await node.watch(lambda: node.cstate != _C.WF_REPORT_PARAMS)
-        if node.cstate in _ENDING:  # what the peer has sent is still on its way to the disk
-            await node.watch(lambda: node.cstate not in _ENDING)
+        await self._settled()
+        outdates_peer = await node.fencing.before_promotion(force=force)
+        await self._settled()
         forced = self._check_data(force=force)
         if node.is_connected:
             # As DRBD does: the word of its demotion may be on its way.
@@ -204,8 +206,8 @@ class Commands:
                     "or allow-two-primaries for a cluster filesystem.",
                 )
             for volume in node.volumes.values():
-                change = StateChange.of(role=Role.PRIMARY, disk=_D.UP_TO_DATE if volume.number in forced else None)
-                code = await node.connection.request_change(change, volume=volume.number)
+                wish = StateChange.of(role=Role.PRIMARY, disk=_D.UP_TO_DATE if volume.number in forced else None)
+                code = await node.connection.request_change(wish, volume=volume.number)
                 if code < 1:
                     raise refusal(node, "primary", code)
 
@@ -222,8 +224,15 @@ class Commands:
                 return new_current(volume.uuids, node.random, primary=True, keep_bitmap=may_have_finished)
             return volume.uuids
 
+        def change(volume: Volume, state: StateWord) -> StateWord:
+            if volume.number in forced:
+                state = replace(state, disk=_D.UP_TO_DATE)
+            if outdates_peer and not node.is_connected and state.pdsk > _D.OUTDATED:
+                state = replace(state, pdsk=_D.OUTDATED)
+            return state
+
         await node.transition(
-            lambda v, s: replace(s, disk=_D.UP_TO_DATE) if v.number in forced else s,
+            change,
             uuids=uuids,
             role=Role.PRIMARY,
             reason="forced" if forced else "",
@@ -234,6 +243,13 @@ class Commands:
                 if volume.number in forced:
                     node.connection.send_uuids(volume)
                 node.connection.send_state(volume)
+
+    async def _settled(self) -> None:
+        node = self._node
+        if node.cstate == _C.WF_REPORT_PARAMS:
+            await node.watch(lambda: node.cstate != _C.WF_REPORT_PARAMS)
+        if node.cstate in _ENDING:  # what the peer has sent is still on its way to the disk
+            await node.watch(lambda: node.cstate not in _ENDING)
 
     def _check_data(self, *, force: bool) -> set[int]:
         """Volumes that have to be declared good; refuses where there is no good data."""
@@ -282,6 +298,7 @@ class Commands:
                 number=-12,
                 advice="Unmount and disconnect the clients (nbd-client -d, qemu, …) first.",
             )
+        await node.suspension.before_demotion(force=force)
         if not count:
             for volume in node.volumes.values():
                 await node.ask(ec.VolumeDrain(volume.number))
@@ -332,6 +349,39 @@ class Commands:
                         advice="Wait for the resync, or --force: application I/O fails then.",
                     )
         await node.connection.stop(force=force)
+        return {}
+
+    # ---- suspension ----
+
+    async def _suspend_io(self, args: dict[str, Any]) -> dict[str, Any]:
+        await self._node.suspension.suspend()
+        return {}
+
+    async def _resume_io(self, args: dict[str, Any]) -> dict[str, Any]:
+        await self._node.suspension.resume()
+        return {}
+
+    async def _outdate(self, args: dict[str, Any]) -> dict[str, Any]:
+        node, volume = self._node, self._volume(args)
+        name = f"{self._name}/{volume.number}"
+        await node.watch(lambda: node.cstate != _C.WF_REPORT_PARAMS)
+        if not volume.attached:
+            raise StateRefused(f"{name} has no disk", number=-11, advice="Outdate the disk that has the old data.")
+        if node.is_connected:
+            raise StateRefused(
+                f"{name}: will not be Outdated while it is connected to {node.settings.peer}",
+                number=-6,
+                advice=f'"replctl disconnect {self._name}" first.',
+            )
+        if volume.state.disk < _D.OUTDATED:
+            raise StateRefused(f"{name}: the disk is {volume.state.disk}, which is lower than Outdated", number=-16)
+        if node.role == Role.PRIMARY:
+            raise StateRefused(
+                f"{name}: the data of a Primary is in use", number=-2, advice=f'"replctl secondary {self._name}" first.'
+            )
+        await node.transition(
+            lambda v, s: replace(s, disk=_D.OUTDATED) if v is volume else s, only=volume, reason="outdated by order"
+        )
         return {}
 
     # ---- data ----

@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from repl.drbd import packets as pk
 from repl.drbd.digests import digest_number
 from repl.drbd.farewell import Farewell
 from repl.drbd.packets import Packet
 from repl.drbd.states import ConnectionState, DiskState, Role, StateChange, StateWord
-from repl.drbd.uuids import Feature, UuidFlag, Uuids, new_current
+from repl.drbd.uuids import Feature, UuidFlag
 from repl.engine import commands as ec
 from repl.engine.events import Event, EventType, Lost
 from repl.errors import PeerLost, ProtocolError
@@ -25,10 +25,11 @@ from repl.node import actions as act
 from repl.node.drops import FinalDrop, RetryDrop
 from repl.node.flow import Cancelled, Flow, Mutex, Promise
 from repl.node.handshake import Handshake
+from repl.node.leaving import ask_to_leave, left
 from repl.node.pair import Pair, PairMaker
 from repl.node.peer_packets import PeerPackets
-from repl.node.refusals import refusal
 from repl.node.settlement import tentative_result
+from repl.node.suspend import RESOURCE_AND_STONITH, CannotResend
 from repl.node.volume import Volume
 
 if TYPE_CHECKING:
@@ -86,12 +87,22 @@ class Connection:
         self._link_up = False
         self._lost: Event | None = None
         self._flow: Flow[None] | None = None
-        self._children: list[Flow[object]] = []
+        self._children: list[Flow[Any]] = []
         self._reply: Promise[int] | None = None
+        self._veto: FinalDrop | None = None
         self._change_lock = Mutex()
         self._peer_leaves = False
+        self.serial = 0  # counts connections that came to be Connected
+        self.gives_up = False  # what was kept while I/O was suspended cannot go to this peer
+        self.peer_leaves_as: DiskState | None = None  # what its disks are while it is away
+        self.leaves_as: DiskState | None = None  # what ours are
         self._graceful = False
         self._may_cancel = False  # the flow waits for something that need not come
+
+    @property
+    def is_lost(self) -> bool:
+        """The link broke; the procedure that runs on it has not seen that yet."""
+        return self._lost is not None
 
     # ---- the shell's and the engine's side ----
 
@@ -161,13 +172,7 @@ class Connection:
         node = self.node
         self._graceful = False
         if node.is_connected and not force:
-            change = StateChange.of(conn=_C.DISCONNECTING)
-            try:
-                code = await self.request_change(change, connection_wide=True)
-            except PeerLost:
-                code = 1
-            if code < 1:
-                raise refusal(node, "disconnect", code)
+            await ask_to_leave(self)
         self.wanted = False
         if self._flow is None or self._flow.done.is_done:
             return
@@ -182,18 +187,18 @@ class Connection:
     # ---- the life of the connection ----
 
     async def _run(self) -> None:
-        node = self.node
-        try:
-            while self.wanted:
-                await self._attempt()
-        except FinalDrop as error:
-            self._say(error)
-            await self._stand_alone(error.message)
-            return
-        except Cancelled:
-            pass
-        await self._stand_alone("disconnected")
-        node.notify_watchers()
+        while self.wanted:  # again: somebody may say "connect" while it is just being ended
+            try:
+                while self.wanted:
+                    await self._attempt()
+            except FinalDrop as error:
+                self._say(error)
+                await self._stand_alone(error.message)
+                continue
+            except Cancelled:
+                pass
+            await self._stand_alone("disconnected")
+        self.node.notify_watchers()
 
     async def _stand_alone(self, reason: str) -> None:
         self.wanted = self.is_tentative = False
@@ -230,7 +235,11 @@ class Connection:
         pair = await self.pairs.make()
         node.act(act.Listen(False))
         self.pairs.close()
-        self._begin(pair)
+        self._may_cancel = False
+        async with node.suspension.lock:  # nobody goes on without the peer from here on
+            self._begin(pair)
+            await self._set_connection(_C.WF_REPORT_PARAMS)
+        self._may_cancel = True
         final: FinalDrop | Cancelled | None = None
         retry = ""
         try:
@@ -239,6 +248,9 @@ class Connection:
             final = error
             self._say_farewell(error)
             await self._linger()
+        except CannotResend as error:
+            self.gives_up = True
+            retry = error.message
         except RetryDrop as error:
             retry = error.message
             if error.reason:
@@ -256,6 +268,7 @@ class Connection:
             final = tentative_result(self)
         was_connected = node.is_connected
         await self._end(final.message if isinstance(final, FinalDrop) else "disconnected" if final else retry)
+        self.gives_up = False
         if final is not None:
             raise final
         if self.wanted and (retry or not was_connected):
@@ -268,6 +281,8 @@ class Connection:
         self.resolve_conflicts = pair.resolve_conflicts
         self._packets = deque(pair.data.early)
         self._lost = None
+        self._veto = None
+        self.peer_leaves_as = self.leaves_as = None
         self._peer_leaves = self.peer_is_tentative = False
         self.knows_peer = self.peer_is_ours = False
         self.verdicts.clear()
@@ -277,7 +292,8 @@ class Connection:
             volume.new_connection()
 
     async def _converse(self) -> None:
-        await self._set_connection(_C.WF_REPORT_PARAMS)
+        if not self.wanted:  # told to go while it waited for its turn
+            raise Cancelled("disconnect")
         await Handshake(self).run()
         packets = PeerPackets(self)
         while True:
@@ -360,16 +376,18 @@ class Connection:
         if node.role != Role.PRIMARY:
             ending.clear()
 
-        def uuids(volume: Volume) -> Uuids:
-            if volume.number in losing or volume.number in ending:
-                return new_current(volume.uuids, node.random, primary=True, keep_bitmap=volume.number in ending)
-            return volume.uuids
-
+        for number in losing | ending:
+            node.volumes[number].generation_due = True
+            node.volumes[number].generation_keeps_bitmap = number in ending
         await node.transition(
-            lambda v, s: replace(s, conn=state), uuids=uuids, cstate=state, peer_role=Role.UNKNOWN, reason=text
+            lambda v, s: left(self, replace(s, conn=state)),
+            uuids=node.suspension.due_generation,
+            cstate=state,
+            peer_role=Role.UNKNOWN,
+            reason=text,
         )
         if had_link:
-            await node.ask(ec.LinkResolve())
+            await node.suspension.link_is_gone()
         if self.wanted:
             await self._set_connection(_C.UNCONNECTED)
 
@@ -405,6 +423,8 @@ class Connection:
 
     async def next_packet(self, wait_ms: int | None = None) -> Event:
         """The next control packet of the data socket; PeerLost when the link breaks, RetryDrop after ``wait_ms``."""
+        if self._veto is not None:
+            raise self._veto
         if self._packets:
             return self._heard(self._packets.popleft())
         if self._lost is not None:
@@ -421,6 +441,13 @@ class Connection:
             farewell = Farewell.decode(event.blob)
             raise RetryDrop(farewell.text, reason=farewell.reason, advice=farewell.advice)
         return event
+
+    def end_for_good(self, error: FinalDrop) -> None:
+        """A procedure beside the main one has found that the nodes do not fit together."""
+        self._veto = error
+        if self._arrival is not None:
+            arrival, self._arrival = self._arrival, None
+            arrival.fail(error)
 
     def resume(self) -> None:
         """The packet has been dealt with: the engine may read on."""
@@ -471,9 +498,10 @@ class Connection:
             resolve_conflicts=self.resolve_conflicts,
             peer_is_ours=self.peer_is_ours,
             two_primaries=net.two_primaries,
+            keep_data=net.fencing == RESOURCE_AND_STONITH or self.node.settings.on_no_data == "suspend-io",
         )
 
-    def child(self, flow: Flow[object]) -> None:
+    def child(self, flow: Flow[Any]) -> None:
         """A procedure that ends with the link."""
         self._children = [f for f in self._children if not f.done.is_done]
         self._children.append(flow)

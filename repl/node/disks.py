@@ -135,7 +135,10 @@ class Disks:
                 refused.append(error)
                 return s
             v.attach_disk(prepared, size)
-            return replace(s, disk=_D.NEGOTIATING if node.is_connected else v.disk_state_found())
+            if node.is_connected:
+                return replace(s, disk=_D.NEGOTIATING)
+            found = v.disk_state_found()
+            return replace(s, disk=found, pdsk=_D.OUTDATED if v.peer_was_outdated else s.pdsk)
 
         while not volume.attached:
             await node.watch(lambda: node.cstate != _C.WF_REPORT_PARAMS)

@@ -257,6 +257,7 @@ async def evaluate(c: Connection, volume: Volume, theirs: StateWord) -> None:
         if not volume.attached or peer_disk < _D.INCONSISTENT:
             raise _two_primaries()
     check_exposed(c, volume)
+    node.suspension.check_peer(volume, peer_disk)
     conn, peer_role = _C.CONNECTED, theirs.role
     if volume.attached and peer_disk >= _D.INCONSISTENT:
         attaching = volume.is_negotiating
@@ -295,8 +296,13 @@ async def evaluate(c: Connection, volume: Volume, theirs: StateWord) -> None:
     )
     if not all_done:
         return
-    for each in node.volumes.values() if first else [volume]:
+    each_new = list(node.volumes.values()) if first else [volume]
+    for each in each_new:
         c.send_state(each)
+    if first:
+        c.serial += 1
+        await node.suspension.reached_peer()
+    for each in each_new:
         await node.resync.begin(each)
     if first:
         node.forget_reason()

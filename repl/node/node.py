@@ -23,11 +23,13 @@ from repl.node.commands import Commands
 from repl.node.connection import Connection
 from repl.node.disk import Prepared
 from repl.node.disks import Disks
+from repl.node.fencing import DONT_CARE, Fencing
 from repl.node.flow import Cancelled, Flow, Mutex, Promise, Scheduler
 from repl.node.handlers import Handlers
 from repl.node.resync import ResyncControl
 from repl.node.settings import NodeSettings
 from repl.node.status import node_status
+from repl.node.suspend import Suspension
 from repl.node.verify import VerifyControl
 from repl.node.volume import Volume
 
@@ -69,7 +71,8 @@ class Node:
         self.advice = ""
         self.is_up = False
         self.auto_promoted = False
-        self.volumes = {v.number: Volume(v) for v in settings.volumes}
+        has_fencing = settings.net.fencing != DONT_CARE
+        self.volumes = {v.number: Volume(v, has_fencing=has_fencing) for v in settings.volumes}
         self.scheduler = Scheduler()
         self.connection = Connection(self)
         self.resync = ResyncControl(self)
@@ -77,6 +80,8 @@ class Node:
         self.disks = Disks(self)
         self.commands = Commands(self)
         self.handlers = Handlers(self)
+        self.fencing = Fencing(self)
+        self.suspension = Suspension(self)
         self._actions: list[act.Action] = []
         self._sequence = 0
         self._cookies: dict[int, Promise[Event]] = {}
@@ -372,13 +377,19 @@ class Node:
             for volume in targets:
                 if volume.attached and self._ends_replay(volume, self._sanitized(volume, change(volume, volume.state))):
                     await self.ask(ec.BitmapWrite(volume.number))  # it flushes the data as well
-            for volume in targets:
-                after = self._sanitized(volume, change(volume, volume.state))
+            wanted = {v.number: change(v, v.state) for v in targets}  # once: it may take a disk over
+            planned = [(v, wanted.get(v.number, v.state)) for v in self.volumes.values()]
+            self.suspension.observe([(v, self._sanitized(v, state)) for v, state in planned])
+            for volume, state in planned:
+                after = self._sanitized(volume, state)
+                if volume not in targets and after == volume.state:
+                    continue
                 if after.disk == DiskState.UP_TO_DATE and after.pdsk == DiskState.UP_TO_DATE:
                     volume.crashed_primary = volume.has_left_over = False
-                new_uuids = uuids(volume) if uuids is not None else volume.uuids
+                new_uuids = uuids(volume) if uuids is not None and volume in targets else volume.uuids
                 new_uuids = set_primary(new_uuids, self.role == Role.PRIMARY) if new_uuids.current else new_uuids
-                block = volume.superblock_for(after, new_uuids, full_sync=full_sync)
+                full = full_sync if volume in targets else None
+                block = volume.superblock_for(after, new_uuids, full_sync=full)
                 volume.uuids = new_uuids
                 if block is not None:
                     volume.superblock = block
@@ -421,11 +432,13 @@ class Node:
             aftr_isp=state.aftr_isp,
             peer_isp=state.peer_isp and conn >= ConnectionState.CONNECTED,
             user_isp=state.user_isp,
+            susp=self.suspension.user,
+            susp_nod=self.suspension.no_data,
+            susp_fen=self.suspension.fencing,
             pad=0,
         )
 
-    @staticmethod
-    def _engine_state(state: StateWord) -> ec.State:
+    def _engine_state(self, state: StateWord) -> ec.State:
         return ec.State(
             role=int(state.role),
             peer_role=int(state.peer),
@@ -433,6 +446,7 @@ class Node:
             disk=int(state.disk),
             peer_disk=int(state.pdsk),
             suspended=state.suspended,
+            no_data_waits=self.suspension.waits_for_data,
         )
 
     def _log_change(self, field: str, old: object, new: object, *, reason: str, volume: int = -1) -> None:

@@ -18,6 +18,7 @@ from repl.engine.events import Event
 from repl.errors import ConfigError, ProtocolError
 from repl.node.drops import FinalDrop
 from repl.node.handshake import check_exposed, evaluate, real_disk
+from repl.node.leaving import peer_asks_to_leave
 from repl.node.verify import VERIFYING
 from repl.node.volume import Volume
 
@@ -230,8 +231,7 @@ class PeerPackets:
         node = self._node
         wanted = change.get("conn")
         if wanted == _C.TEAR_DOWN:
-            needs_peer = any(v.state.disk != _D.UP_TO_DATE for v in node.volumes.values())
-            return -2 if node.role == Role.PRIMARY and needs_peer else 1
+            return await peer_asks_to_leave(self._c, change)
         if wanted in (_C.STARTING_SYNC_S, _C.STARTING_SYNC_T):
             return node.resync.full_sync_asked(volume, as_source=wanted == _C.STARTING_SYNC_S)
         if wanted == _C.VERIFY_T:

@@ -17,13 +17,15 @@ from repl.drbd.uuids import (
     Uuids,
     finish_source,
     finish_target,
+    new_current,
     start_source_sync_uuid,
     target_accept_sync_uuid,
 )
 from repl.engine import commands as ec
 from repl.engine.events import Event, EventType
 from repl.errors import PeerLost, ProtocolError, ReplError, StateRefused
-from repl.node.flow import Promise
+from repl.node.drops import FinalDrop
+from repl.node.flow import Cancelled, Promise
 from repl.node.refusals import refusal
 from repl.node.resync_options import ResyncOptions
 from repl.node.resync_pause import PauseControl
@@ -38,6 +40,14 @@ _C = ConnectionState
 _D = DiskState
 _TARGETS = (_C.SYNC_TARGET, _C.PAUSED_SYNC_T)  # the last answers may come after a pause
 _RUNNING = (_C.SYNC_SOURCE, _C.SYNC_TARGET, _C.PAUSED_SYNC_S, _C.PAUSED_SYNC_T)
+
+
+def _veto(handler: str, status: int) -> FinalDrop:
+    return FinalDrop(
+        f"The handler {handler} does not want this resync (exit status {status}).",
+        reason="resync-vetoed",
+        advice="See its output in the log; connect again when its reason is gone.",
+    )
 
 
 class ResyncControl:
@@ -89,6 +99,8 @@ class ResyncControl:
                 return v.uuids
             return start_source_sync_uuid(v.corrected or v.uuids, node.random)
 
+        if not await self._source_may_start(volume):
+            return
         dirty = node.dirty_bits(volume)
         await node.transition(
             lambda v, s: replace(s, conn=_C.SYNC_SOURCE, pdsk=_D.INCONSISTENT) if v is volume else s,
@@ -98,6 +110,38 @@ class ResyncControl:
         volume.corrected = None
         self._child(self._save_progress(volume), "save resync progress")
         node.connection.send(Packet.SYNC_UUID, pk.SyncUuid(volume.uuids.bitmap).encode(), volume=volume.number)
+
+    async def _source_may_start(self, volume: Volume) -> bool:
+        """Handler before-resync-source: any status but 0 and 3 is a veto."""
+        node = self._node
+        status = await node.handlers.run("before-resync-source", volume)
+        if status in (None, 0, 3):
+            return True
+        if volume.uuids.bitmap == 0:
+            # differs: without a trace in the generations the next handshake would find both equal (decision 0022).
+            await node.transition(
+                lambda v, s: s,
+                uuids=lambda v: (
+                    new_current(v.uuids, node.random, primary=node.role == Role.PRIMARY) if v is volume else v.uuids
+                ),
+            )
+        node.connection.end_for_good(_veto("before-resync-source", status))
+        return False
+
+    async def _target_may_start(self, volume: Volume) -> None:
+        """Handler before-resync-target: any status but 0 is a veto; the disk stays what the exchange has made it."""
+        node = self._node
+        facts = {"REPL_DISK_STATE": str(volume.state.disk)}
+        handler = node.start(node.handlers.run("before-resync-target", volume, facts), "before-resync-target")
+        node.connection.child(handler)
+        try:
+            status = await handler.done
+        except Cancelled:
+            if node.connection.is_lost:
+                raise PeerLost("The connection to the peer was lost.") from None
+            raise
+        if status:
+            raise _veto("before-resync-target", status)
 
     async def _save_progress(self, volume: Volume) -> None:
         """A node that dies in a long resync goes on where it was: what is done is taken from the bitmap on disk."""
@@ -117,6 +161,7 @@ class ResyncControl:
                 # differs: DRBD would take the UUID over when the connection breaks (decision 0006).
                 raise ProtocolError(f"P_SYNC_UUID came in {volume.state.conn}; it is ignored.")
             await volume.waiting_for_sync_uuid
+        await self._target_may_start(volume)
         volume.expects_sync_uuid = volume.is_discarded = False
         node.connection.discard_was_carried_out()
         self.options.choose_csums(volume)
@@ -142,6 +187,7 @@ class ResyncControl:
                 reason=f"resync ended, {failed} blocks failed",
             )
             node.connection.send_state(volume)
+            node.handlers.notify("after-resync-target", volume)
             return
         report = volume.peer_report
         assert report is not None
@@ -162,6 +208,7 @@ class ResyncControl:
             return
         volume.peer_has_our_uuids()
         node.connection.send_state(volume)
+        node.handlers.notify("after-resync-target", volume)
 
     # ---- source ----
 
@@ -182,6 +229,7 @@ class ResyncControl:
         )
         if done:
             volume.peer_has_our_uuids()
+            node.fencing.resync_done()
 
     # ---- full sync by order ----
 

@@ -53,6 +53,7 @@ class NetSettings:
     verify_alg: str = ""
     csums_alg: str = ""
     csums_after_crash_only: bool = False
+    fencing: str = "dont-care"  # or resource-only, resource-and-stonith: the strictest of the volumes
     after_sb_0pri: int = 0
     after_sb_1pri: int = 0
     after_sb_2pri: int = 0
@@ -74,4 +75,5 @@ class NodeSettings:
     volumes: tuple[VolumeSettings, ...]
     net: NetSettings = field(default_factory=NetSettings)
     auto_promote: bool = True
+    on_no_data: str = "io-error"  # or suspend-io
     handlers: Mapping[str, str] = field(default_factory=dict)  # name -> shell command

@@ -45,7 +45,10 @@ def node_status(node: Node) -> dict[str, Any]:
         "reason": node.reason,
         "reason_code": node.reason_code,
         "advice": node.advice,
-        "suspended": any(v.state.suspended for v in node.volumes.values()),
+        "suspended": node.suspension.active,
+        "suspended_by": node.suspension.reasons,
+        "suspended_advice": node.suspension.advice(),
+        "fencing": node.settings.net.fencing,
         "protocol": _PROTOCOLS.get(settings.net.protocol, "?"),
         "up": node.is_up,
         "peer": {

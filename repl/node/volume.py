@@ -25,8 +25,9 @@ CONTEXT_PER_TRANSACTION = 919  # slots that one transaction describes
 class Volume:
     """Mutable; changed only by the node, inside a transition."""
 
-    def __init__(self, settings: VolumeSettings) -> None:
+    def __init__(self, settings: VolumeSettings, *, has_fencing: bool = False) -> None:
         self.settings = settings
+        self.has_fencing = has_fencing  # alone it is not sure to have the newest data
         self.number = settings.number
         self.state = StateWord()
         self.prepared: Prepared | None = None
@@ -37,6 +38,8 @@ class Volume:
         self.crashed_primary = False
         self.has_left_over = False  # dirty bits that a DRBD peer resyncs only if this node says that it crashed
         self.is_discarded = False  # --discard-my-data is to be carried out by the resync that begins
+        self.generation_due = False  # the peer was lost, and the new generation waits for the end of a suspension
+        self.generation_keeps_bitmap = False
         self.peer_may_have_finished = False  # the connection broke when nothing was left to resync
         self.peer_may_be_equal = False  # this process has not seen what became of a resync to the peer
         self.size_sectors = 0
@@ -110,7 +113,13 @@ class Volume:
 
     def disk_state_found(self) -> DiskState:
         assert self.prepared is not None
-        return sb.disk_state_after_attach(self.prepared.superblock.flags)
+        return sb.disk_state_after_attach(self.prepared.superblock.flags, fencing=self.has_fencing)
+
+    @property
+    def peer_was_outdated(self) -> bool:
+        """As far as the disk knows the peer's data is older."""
+        assert self.prepared is not None
+        return sb.MdFlag.PEER_OUTDATED in self.prepared.superblock.flags
 
     @property
     def falls_to(self) -> DiskState:

@@ -40,11 +40,21 @@ def explain(node: Node) -> list[Finding]:
     name = node.settings.resource
     if not node.is_up:
         return [Finding("down", f"{name} is not up.", f'"replctl up {name}"')]
-    found = [*_connection(node)]
+    found = [*_suspension(node), *_connection(node)]
     for volume in node.volumes.values():
         found += _disk(node, volume)
         found += _peer_disk(node, volume)
     return found or [Finding("ok", f"{name} is connected to {node.settings.peer} and both copies are UpToDate.")]
+
+
+def _suspension(node: Node) -> list[Finding]:
+    if not node.suspension.active:
+        return []
+    handlers = [f"{h['handler']} (for {h['running_s']:.0f} s)" for h in node.handlers.status()]
+    waiting = f" Running: {', '.join(handlers)}." if handlers else ""
+    reasons = ", ".join(node.suspension.reasons)
+    text = f"Application I/O is suspended ({reasons}): nothing is lost, nothing ends.{waiting}"
+    return [Finding("suspended", text, node.suspension.advice())]
 
 
 def _connection(node: Node) -> list[Finding]:

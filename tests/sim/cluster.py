@@ -55,6 +55,7 @@ class Setup:
     has_metadata: bool = True
     volumes: int = 1
     odd_sectors: int = 0  # the device is so much smaller than a whole number of 4 KiB blocks
+    on_no_data: str = "io-error"
     handlers: tuple[str, ...] = ()  # those that are configured; what they do: NodeShell.scripts
     overrides: dict[str, Any] = field(default_factory=dict)  # of VolumeSettings
 
@@ -114,6 +115,7 @@ class Cluster:
             peer_address=f"10.0.0.{2 - index}:7788",
             volumes=tuple(volumes),
             net=setup.other_net if index and setup.other_net else setup.net,
+            on_no_data=setup.on_no_data,
             handlers={name: f"simulated {name}" for name in setup.handlers},
         )
         return NodeShell(self.world, index, settings, places, log=self.log, on_state=self._state_changed,

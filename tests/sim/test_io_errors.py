@@ -201,8 +201,8 @@ def test_local_io_error_handler_runs_before_the_disk_is_let_go() -> None:
         handlers = pair.node(0).handlers
 
         async def run(name: str, volume: object = None, facts: object = None) -> int:
-            ran.append(disks(pair, 0)[0])
-            assert name == "local-io-error"
+            if name == "local-io-error":
+                ran.append(disks(pair, 0)[0])
             return 0
 
         handlers.run = run  # type: ignore[method-assign,assignment]
