@@ -182,7 +182,9 @@ class Connection:
         elif self._may_cancel:  # anything else it carries through, and then sees that nobody wants it any more
             self._may_cancel = False
             self._flow.cancel("disconnect")
-        await node.watch(lambda: node.cstate == _C.STANDALONE)
+        ended: Promise[None] = Promise()
+        self._flow.done.when_done(lambda: ended.keep(None))
+        await ended
 
     # ---- the life of the connection ----
 

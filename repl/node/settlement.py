@@ -46,6 +46,8 @@ async def settle(
         volume=volume.number,
         level="error" if decision.kind is DecisionKind.REFUSE else "info",
         rule=decision.rule,
+        code=decision.verdict.code,
+        resolve_conflicts=c.resolve_conflicts,
         self_uuids=str(me.uuids),
         peer_uuids=str(peer.uuids),
     )
