@@ -54,6 +54,9 @@ class ExportProvider(Protocol):
     def list_exports(self) -> Sequence[ListedExport]:
         """What may be listed and opened now, in the order in which clients see it."""
 
+    def unlisted_export(self, name: str) -> str | None:
+        """The full name of an export that may be opened although it is not listed."""
+
     async def open_export(self, name: str, *, for_go: bool) -> Export | Refusal:
         """Describes the listed export ``name``; with ``for_go`` also opens it (which may promote the node).
 
@@ -278,6 +281,7 @@ class _Handshake:
 
     async def _ask_provider(self, need: NeedExport) -> Export | Refusal:
         name = resolve_export_name(need.name, self._provider.list_exports())
+        name = name or self._provider.unlisted_export(need.name)
         if name is None:
             hint = "" if need.name else ": there is no default export, give a name"
             return Refusal(RefusalKind.UNKNOWN, f"no export {need.name!r}{hint}")

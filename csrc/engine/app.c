@@ -432,7 +432,7 @@ static void extents_done(struct disk_op *op)
 static void extents_new(struct request *r)
 {
     struct volume *v = r->volume;
-    if (!volume_disk_usable(v) || v->state.disk != D_UP_TO_DATE) {
+    if (!volume_disk_usable(v) || v->state.disk != D_UP_TO_DATE || (r->flags & REQUEST_UNDO)) {
         r->extents[0] = (struct disk_extent){.length = r->length, .hole = false};
         r->extents_count = 1;
         complete(r, 0);
@@ -452,7 +452,7 @@ static void extents_new(struct request *r)
 
 static void request_new(struct request *r)
 {
-    if (r->volume->state.suspended) {
+    if (r->volume->state.suspended && !(r->flags & REQUEST_UNDO)) {
         hold(r, STAGE_NEW);
         return;
     }
@@ -466,10 +466,16 @@ static void request_new(struct request *r)
             write_new(r);
         break;
     case REQUEST_READ:
-        request_read_start(r);
+        if (r->flags & REQUEST_UNDO)
+            undo_read(r);
+        else
+            request_read_start(r);
         break;
     case REQUEST_FLUSH:
-        flush_new(r);
+        if (r->flags & REQUEST_UNDO)
+            complete(r, 0);
+        else
+            flush_new(r);
         break;
     case REQUEST_EXTENTS:
         extents_new(r);

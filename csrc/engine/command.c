@@ -156,6 +156,16 @@ static void volume_command(struct core *core, const struct re_command *c, const 
     case RE_CMD_VOLUME_RESYNC:
         v->resync_options = c->resync;
         break;
+    case RE_CMD_UNDO_START:
+        undo_start(v, &c->undo, c->cookie);
+        break;
+    case RE_CMD_UNDO_STOP:
+        undo_stop(v, c->cookie);
+        break;
+    case RE_CMD_UNDO_CANCEL:
+        undo_cancel(v);
+        core_done(core, c->cookie, c->volume, RE_RESULT_OK, 0);
+        break;
     case RE_CMD_VOLUME_DRAIN:
         volume_drain(v, c->cookie);
         break;

@@ -86,7 +86,16 @@ void volume_disk_submit(struct volume *v, struct disk_op *op, void (*done)(struc
         list_add_tail(&core->done, &op->link);
         return;
     }
-    if (v->disk.flags & RE_ATTACH_INLINE)
+    if (v->undo && undo_takes(v, op))
+        return;
+    volume_disk_start(v, op);
+}
+
+void volume_disk_start(struct volume *v, struct disk_op *op)
+{
+    struct core *core = v->core;
+    bool on_disk = op->fd == v->disk.data_fd || op->fd == v->disk.md_fd;
+    if ((v->disk.flags & RE_ATTACH_INLINE) && on_disk)
         op->flags |= DISK_INLINE;
     struct volume_op *vop = op_take(core);
     vop->op = *op;
@@ -128,6 +137,7 @@ void volume_disk_give_up(struct volume *v, uint32_t older_than_ms)
         return;
     v->given_up = true;
     v->disk_failed = true;
+    undo_give_up(v);
     list_for_each(pos, &v->in_flight)
     {
         struct volume_op *vop = list_entry(pos, struct volume_op, in_flight);

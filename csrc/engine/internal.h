@@ -220,6 +220,8 @@ struct volume {
     struct verify verify;
     struct epoch_flush epoch_flush;
     bool source_finished_reported;
+    struct undo *undo;              /* undo.c; NULL: there is none */
+    struct undo *undo_hung;         /* one that is gone; a hung disk may still fill its buffer */
     struct re_volume_stats stats;
 };
 
@@ -384,9 +386,21 @@ void split_clear_dirty(struct request *request, uint64_t sector);
 /* disk_ops.c */
 void volume_disk_submit(struct volume *v, struct disk_op *op, void (*done)(struct disk_op *), void *owner);
 void volume_disk_give_up(struct volume *v, uint32_t older_than_ms);
+void volume_disk_start(struct volume *v, struct disk_op *op);
 uint64_t volume_disk_deadline(const struct volume *v);
 void volume_disk_check_timeout(struct volume *v);
 void disk_ops_destroy(struct core *core);
+
+/* undo.c: what a split brain's loser had */
+void undo_start(struct volume *v, const struct re_undo *files, uint64_t cookie);
+void undo_stop(struct volume *v, uint64_t cookie);
+void undo_cancel(struct volume *v);
+void undo_forget(struct volume *v);
+void undo_give_up(struct volume *v);
+void undo_free_hung(struct volume *v);
+bool undo_takes(struct volume *v, struct disk_op *op);
+void undo_operation_ended(struct volume *v);
+void undo_read(struct request *r);
 
 /* activity.c */
 void volume_al_begin(struct volume *v, struct al_waiter *waiter, uint64_t offset, uint64_t length);

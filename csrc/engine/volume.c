@@ -46,6 +46,7 @@ struct volume *volume_get(struct core *core, int number)
 
 static void forget_disk(struct volume *v)
 {
+    undo_forget(v);
     if (v->al)
         al_destroy(v->al);
     if (v->bitmap)
@@ -64,6 +65,7 @@ static void forget_disk(struct volume *v)
 void volume_destroy(struct volume *v)
 {
     forget_disk(v);
+    undo_free_hung(v);
     free(v);
 }
 
@@ -114,6 +116,7 @@ void volume_detach(struct volume *v, uint64_t cookie)
     }
     v->detaching = true;
     v->detach_cookie = cookie;
+    undo_cancel(v);
     volume_check_idle(v);
 }
 
@@ -210,6 +213,8 @@ void volume_check_idle(struct volume *v)
         }
         forget_disk(v);
     }
+    if (v->hung == 0)
+        undo_free_hung(v);
     if (v->detaching && !v->attached && v->hung == 0) {
         v->detaching = false;
         core_done(core, v->detach_cookie, v->number, RE_RESULT_OK, 0);
@@ -300,6 +305,8 @@ void volume_disk_finished(struct volume *v, struct disk_op *op)
         else if (op->kind == DISK_FLUSH)
             v->stats.disk_flushes++;
     }
+    if (v->undo)
+        undo_operation_ended(v);
     if (v->detaching)
         volume_check_idle(v);
 }
@@ -315,8 +322,8 @@ static bool peer_covers(const struct volume *v)
 
 void volume_disk_error(struct volume *v, const struct disk_op *op, enum re_disk_op what)
 {
-    if (v->disk_failed || !v->attached)
-        return;
+    if (v->disk_failed || !v->attached || op->error == ECANCELED)
+        return;     /* canceled: it never got to the disk */
     /* Metadata and flushes: what is on this disk is not known any more. */
     bool pass_on = (v->disk.flags & RE_ATTACH_PASS_ON) && !(op->flags & DISK_GIVEN_UP) &&
                    (what == RE_DISK_READ || what == RE_DISK_WRITE || what == RE_DISK_ZERO);

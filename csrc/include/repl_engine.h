@@ -92,6 +92,14 @@ enum re_command_type {
     RE_CMD_VERIFY_ORDER = 70,
     /* VerifyS asks for nothing more; VERIFY_FINISHED comes when what it has asked for is compared. */
     RE_CMD_VERIFY_STOP,
+
+    /* Keep what is overwritten from now on (`undo`).  DONE when the map has been read: nothing unsaved is overwritten
+     * from then on. */
+    RE_CMD_UNDO_START = 80,
+    /* Give it up; writes that wait for it go on.  After DONE its descriptors are free. */
+    RE_CMD_UNDO_STOP = 81,
+    /* After UNDO_FAILED: writes that wait for it fail, without the disk being blamed. */
+    RE_CMD_UNDO_CANCEL = 82,
 };
 
 enum re_attach_flags {
@@ -178,6 +186,7 @@ enum re_nbd_flags {
     RE_NBD_READ_ONLY = 1,
     RE_NBD_STRUCTURED = 2,      /* structured replies were negotiated */
     RE_NBD_ALLOCATION = 4,      /* base:allocation was negotiated, id in `context_id` */
+    RE_NBD_UNDO = 8,            /* reads show the disk as it was when the undo began */
 };
 
 struct re_nbd {
@@ -185,6 +194,11 @@ struct re_nbd {
     uint32_t flags;             /* enum re_nbd_flags */
     uint32_t context_id;        /* meta context id of base:allocation */
     uint32_t pad;
+};
+
+struct re_undo {
+    int32_t overlay_fd;         /* as large as the device, sparse: old content at its own offset */
+    int32_t map_fd;             /* from byte 4096 on one bit for each 4 KiB block, 1 = saved; whole pages of 4 KiB */
 };
 
 struct re_command {
@@ -200,6 +214,7 @@ struct re_command {
     struct re_link link;
     struct re_nbd nbd;
     struct re_verify verify;
+    struct re_undo undo;
 };
 
 /* ---- events ---- */
@@ -218,6 +233,7 @@ enum re_event_type {
     RE_EV_STOPPED,          /* answer to RE_CMD_STOP */
     RE_EV_VERIFY_RANGE = 70,    /* volume: sectors value .. value + cookie differ */
     RE_EV_VERIFY_FINISHED,  /* volume: nothing left to compare; value = blocks that differ */
+    RE_EV_UNDO_FAILED = 80,      /* volume; error = errno, value = operations that wait for UNDO_STOP or UNDO_CANCEL */
 };
 
 enum re_result {
@@ -293,6 +309,7 @@ struct re_volume_stats {
     uint64_t verify_started_ns, verify_finished_ns; /* engine clock; finished 0 while it runs */
     uint64_t verify_rate_kib;
     uint64_t verify_limit;                  /* enum re_resync_limit */
+    uint64_t undo_saved_bits;               /* blocks kept by the undo */
 };
 
 /* What a running resync waits for. */

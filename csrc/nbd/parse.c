@@ -100,6 +100,8 @@ static void part_submit(struct nbd_session *session, struct nbd_command *command
         flags |= REQUEST_MAY_UNMAP;
     if (kind == REQUEST_ZERO && (command->flags & NBD_CMD_FLAG_FAST_ZERO))
         flags |= REQUEST_FAST;
+    if (command->session->options.flags & RE_NBD_UNDO)
+        flags |= REQUEST_UNDO;
     request->kind = (uint8_t)kind;
     request->flags = flags;
     request->offset = offset;

@@ -23,6 +23,7 @@ enum request_flags {
     REQUEST_FUA = 1,
     REQUEST_MAY_UNMAP = 2,  /* ZERO: the space may be given back */
     REQUEST_FAST = 4,       /* ZERO: fail with ENOTSUP instead of writing zeroes */
+    REQUEST_UNDO = 8,       /* READ: the disk as it was when the undo began */
     REQUEST_PREFLUSH = 8,   /* the peer flushes first (engine/conflict.c) */
 };
 
@@ -76,6 +77,7 @@ struct request {
     uint64_t started_ns;        /* when it was started */
     uint64_t tx_mark;           /* data stream position behind its packet */
     uint64_t kept_epoch;        /* serial of its former epoch while it is kept without a link */
+    uint64_t read_at;           /* UNDO: bytes that have been read */
     uint64_t flush_epoch;       /* FLUSH: epochs up to this serial must be barrier-acked */
     bool local_pending, local_ok;   /* local part running / succeeded */
     bool net_pending, net_ok;       /* network part short of the protocol's point / succeeded */

@@ -366,6 +366,9 @@ class DiskOptions:
     resync_priority: str  # "" = the numbers above as they are
     resync_after: str  # "" = none
     io: str  # "direct", "buffered" or "" = decide by the device
+    split_brain_undo: bool
+    split_brain_undo_on_error: str
+    split_brain_undo_dir: str  # "" = the run directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -621,6 +624,9 @@ def typed_disk(options: Options) -> DiskOptions:
         resync_priority=read.text("resync-priority"),
         resync_after=read.text("resync-after"),
         io=read.text("io"),
+        split_brain_undo=read.bool("split-brain-undo"),
+        split_brain_undo_on_error=read.text("split-brain-undo-on-error"),
+        split_brain_undo_dir=read.text("split-brain-undo-dir"),
     )
 
 

@@ -296,6 +296,9 @@ def _disk_table() -> dict[str, OptionSpec]:
     disk.boolean("resync-without-replication", True, _ACCEPT, is_peer_device=True)
     disk.boolean("peer-tiebreaker", True, _LATER, is_peer_device=True)
     disk.enum("io", ("direct", "buffered"), _YES, default="")
+    disk.boolean("split-brain-undo", False, _YES)
+    disk.enum("split-brain-undo-on-error", ("stop", "drop"), _YES)
+    disk.string("split-brain-undo-dir", _YES)
     return disk.rows
 
 

@@ -31,6 +31,7 @@ from repl.daemon.protocol import Request
 from repl.daemon.run_dir import ResourceLock, RunDir
 from repl.daemon.settings import node_settings
 from repl.daemon.shell import EnginePort, NodeMachine, Shell
+from repl.daemon.undo_store import UndoStore
 from repl.engine.commands import Stop
 from repl.errors import ReplError, UsageError
 from repl.node.node import StatsReader
@@ -43,7 +44,7 @@ EXIT_FORCED = 1
 EXIT_INTERNAL = 20
 
 # Verbs of the node that only the NBD server may use: each open has to be matched by a close.
-PRIVATE_VERBS = frozenset({"nbd-open", "nbd-info"})
+PRIVATE_VERBS = frozenset({"nbd-open", "nbd-info", "undo-open", "undo-info"})
 
 _log = logging.getLogger("repl.daemon")
 
@@ -106,6 +107,7 @@ class Service:
             ),
             volumes={volume.number: volume for volume in self._view.volumes},
             journal=self._journal,
+            undos=self._undo_store(),
             handlers=self._handlers(),
             on_exit=self._is_over.set,
             on_fatal=self._fatal,
@@ -144,6 +146,10 @@ class Service:
                 await shell.wait_disks_closed(DISK_CLOSE_TIMEOUT_S)
         _log.info("%s: repld ends", self._view.name)
         return self._exit_status
+
+    def _undo_store(self) -> UndoStore:
+        folders = [v.options.split_brain_undo_dir for v in self._view.volumes if v.options.split_brain_undo_dir]
+        return UndoStore(Path(folders[0]) if folders else self._run_dir.folder, self._view.name)
 
     def _handlers(self) -> HandlerRunner:
         environment = usual_environment(self._view, config_file=self._config_file, run_dir=self._run_dir.folder)

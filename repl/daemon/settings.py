@@ -66,6 +66,8 @@ def _volume(view: VolumeView) -> VolumeSettings:
         disk_drain=options.disk_drain,
         md_flushes=options.md_flushes,
         on_io_error=options.on_io_error,
+        split_brain_undo=options.split_brain_undo,
+        split_brain_undo_on_error=options.split_brain_undo_on_error,
         disk_timeout_ms=options.disk_timeout_ms,
         resync=with_priority(_resync(options), options.resync_priority),
         resync_priority=options.resync_priority,

@@ -17,8 +17,10 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from repl.config.model import VolumeView
@@ -28,11 +30,13 @@ from repl.daemon.journal import Journal
 from repl.daemon.link import LinkPlaces, LinkSockets
 from repl.daemon.resync_order import ResyncOrder
 from repl.daemon.run_dir import RunDir
+from repl.daemon.undo_store import UndoStore
 from repl.engine import commands as ec
 from repl.engine.events import Event, EventType, NbdEnd
-from repl.errors import DiskFailed, RequestRefused
+from repl.errors import DiskFailed, ReplError, RequestRefused
 from repl.node import actions as act
 from repl.node.disk import Prepared
+from repl.node.undo import UndoFound
 
 EVENTS_PER_WAKE_MAX = 512
 ENGINE_RETRY_S = 0.005
@@ -67,6 +71,9 @@ class NodeMachine(Protocol):
     def command(self, token: object, verb: str, args: dict[str, Any]) -> None: ...
     def cancel(self, token: object) -> None: ...
     def nbd_closed(self, volume: int) -> None: ...
+    def undo_opened(self, volume: int, found: UndoFound) -> None: ...
+    def undo_failed(self, volume: int, error: Exception) -> None: ...
+    def undo_closed(self, volume: int) -> None: ...
     def handler_done(self, handler_id: int, status: int) -> None: ...
     def other_resync(self, resource: str, volume: int, busy: bool) -> None: ...
     def status(self) -> dict[str, Any]: ...
@@ -97,6 +104,7 @@ class Shell:
         places: LinkPlaces,
         volumes: Mapping[int, VolumeView],
         journal: Journal,
+        undos: UndoStore | None = None,
         handlers: HandlerRunner,
         on_exit: Callable[[], None],
         on_fatal: Callable[[BaseException], None],
@@ -114,6 +122,7 @@ class Shell:
             )
         self.engine = engine
         self.journal = journal
+        self.undos = undos
         self.engine_stopped = asyncio.Event()
         self.on_nbd_closed: Callable[[int], int | None] = lambda stream: None  # stream -> volume
         self._handlers = handlers
@@ -185,6 +194,9 @@ class Shell:
         self.command(verb, args, answer)
         return await future
 
+    def undo_closed(self, volume: int) -> None:
+        self._call(lambda: self.node.undo_closed(volume))
+
     def nbd_closed(self, volume: int) -> None:
         self._call(lambda: self.node.nbd_closed(volume))
 
@@ -233,6 +245,10 @@ class Shell:
                 self._open_disk(volume)
             case act.CloseDisk(volume=volume):
                 self._close_disk(volume)
+            case act.OpenUndo(volume=volume, facts=facts):
+                self._open_undo(volume, facts)
+            case act.CloseUndo(volume=volume, is_deleted=is_deleted):
+                self._close_undo(volume, is_deleted=is_deleted)
             case act.Reply(token=token, result=result, error=error):
                 self._reply(token, result, error)
             case act.StateEvent():
@@ -356,6 +372,12 @@ class Shell:
                 closer.join()  # its lock has to be gone
             try:
                 disk, prepared = self._disk_opener(view)
+                try:
+                    undo = self.undos.find(volume) if self.undos is not None else None
+                except BaseException:
+                    disk.close()
+                    raise
+                prepared = replace(prepared, undo=undo) if undo is not None else prepared
             except Exception as error:
                 _call_in_loop(loop, lambda error=error: failed(error))  # type: ignore[misc]
             else:
@@ -364,6 +386,25 @@ class Shell:
 
         # A thread of its own that does not hold up the end of the process, unlike one of an executor.
         threading.Thread(target=work, name=f"open-disk-{volume}", daemon=True).start()
+
+    def _open_undo(self, volume: int, facts: dict[str, Any]) -> None:
+        """Small files; made in this thread."""
+        try:
+            if self.undos is None:
+                raise DiskFailed("there is no place for it.")
+            found = self.undos.create(volume, facts, time.time())
+        except (OSError, ReplError) as error:
+            failure = error
+            self._call(lambda: self.node.undo_failed(volume, failure))
+        else:
+            self._call(lambda: self.node.undo_opened(volume, found))
+
+    def _close_undo(self, volume: int, *, is_deleted: bool) -> None:
+        if self.undos is not None:
+            try:
+                self.undos.close(volume, is_deleted=is_deleted)
+            except OSError as error:
+                _log.warning("the undo of volume %d could not be closed: %s", volume, error)
 
     def _close_disk(self, volume: int) -> None:
         disk = self._disks.pop(volume, None)

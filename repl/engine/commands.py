@@ -57,6 +57,9 @@ class CommandType(enum.IntEnum):
     VOLUME_SIZE = 62
     VERIFY_ORDER = 70
     VERIFY_STOP = 71
+    UNDO_START = 80
+    UNDO_STOP = 81
+    UNDO_CANCEL = 82
 
 
 class AttachFlags(enum.IntFlag):
@@ -79,6 +82,7 @@ class NbdFlags(enum.IntFlag):
     READ_ONLY = 1
     STRUCTURED = 2
     ALLOCATION = 4
+    UNDO = 8
 
 
 # ---- values (the nested structs) -------------------------------------------------------------------------
@@ -171,6 +175,14 @@ class Nbd:
     fd: int
     flags: NbdFlags = NbdFlags(0)
     context_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UndoFiles:
+    """``struct re_undo``: where what is overwritten is kept."""
+
+    overlay_fd: int
+    map_fd: int
 
 
 # ---- commands --------------------------------------------------------------------------------------------
@@ -420,6 +432,31 @@ class NbdClose:
 
 
 @dataclass(frozen=True, slots=True)
+class UndoStart:
+    """Keep what is overwritten from now on; after DONE nothing unsaved is overwritten any more."""
+
+    type: ClassVar[CommandType] = CommandType.UNDO_START
+    volume: int
+    undo: UndoFiles
+
+
+@dataclass(frozen=True, slots=True)
+class UndoStop:
+    """Give it up; writes that wait for it go on, and after DONE its descriptors are free."""
+
+    type: ClassVar[CommandType] = CommandType.UNDO_STOP
+    volume: int
+
+
+@dataclass(frozen=True, slots=True)
+class UndoCancel:
+    """After UNDO_FAILED: writes that wait for it fail, without the disk being blamed."""
+
+    type: ClassVar[CommandType] = CommandType.UNDO_CANCEL
+    volume: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Close everything and end the engine's thread; STOPPED follows."""
 
@@ -456,6 +493,9 @@ Command = (
     | VerifyStop
     | NbdAdd
     | NbdClose
+    | UndoStart
+    | UndoStop
+    | UndoCancel
     | Stop
 )
 

@@ -33,6 +33,7 @@ class EventType(enum.IntEnum):
     STOPPED = 9
     VERIFY_RANGE = 70
     VERIFY_FINISHED = 71
+    UNDO_FAILED = 80
 
 
 class Result(enum.IntEnum):
@@ -171,6 +172,7 @@ class VolumeStats:
     verify_finished_ns: int = 0
     verify_rate_kib: int = 0
     verify_limit: int = 0
+    undo_saved_bits: int = 0
 
 
 @dataclass(frozen=True, slots=True)

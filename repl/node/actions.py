@@ -76,6 +76,26 @@ class CloseDisk:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenUndo:
+    """Make the files of a split-brain undo; ``facts``: plain values that stay with them, "size_bytes" is the device's.
+
+    Ends in ``Node.undo_opened(volume, found)`` or ``Node.undo_failed(volume, error)``.  Files that exist already are
+    opened together with the disk.
+    """
+
+    volume: int
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CloseUndo:
+    """The engine does not use the undo's files any more: close them, and delete them if they are not needed."""
+
+    volume: int
+    is_deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """Answer to ``Node.command(token, …)``: exactly one of ``result`` and ``error``."""
 
@@ -151,6 +171,8 @@ Action = (
     | CloseFd
     | OpenDisk
     | CloseDisk
+    | OpenUndo
+    | CloseUndo
     | Reply
     | StateEvent
     | RunHandler

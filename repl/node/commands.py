@@ -76,6 +76,10 @@ class Commands:
             "new-current-uuid": self._new_current_uuid,
             "status": self._status,
             "why": self._why,
+            "undo-list": self._undo_list,
+            "undo-drop": self._undo_drop,
+            "undo-open": self._undo_open,
+            "undo-info": self._undo_info,
             "nbd-open": self._nbd_open,
             "nbd-info": self._nbd_info,
         }
@@ -567,6 +571,23 @@ class Commands:
 
     async def _why(self, args: dict[str, Any]) -> dict[str, Any]:
         return {"findings": [finding.as_map() for finding in explain(self._node)]}
+
+    async def _undo_list(self, args: dict[str, Any]) -> dict[str, Any]:
+        found = [self._node.undo.status(volume) for volume in self._node.volumes.values()]
+        return {"undos": [one for one in found if one is not None]}
+
+    async def _undo_drop(self, args: dict[str, Any]) -> dict[str, Any]:
+        await self._node.undo.drop(self._volume(args))
+        return {}
+
+    async def _undo_info(self, args: dict[str, Any]) -> dict[str, Any]:
+        volume = self._volume(args)
+        size = self._node.undo.open(volume)
+        self._node.undo.closed(volume)
+        return {"size_bytes": size}
+
+    async def _undo_open(self, args: dict[str, Any]) -> dict[str, Any]:
+        return {"size_bytes": self._node.undo.open(self._volume(args))}
 
     # ---- NBD ----
 

@@ -8,13 +8,16 @@ lengths in bytes.  Raises ``MetadataError`` and ``DiskFailed``.  Facts: docs/met
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from repl.drbd import activity_log, layout, superblock
 from repl.drbd.layout import Layout, MetadataKind
 from repl.drbd.superblock import MdFlag, Superblock
 from repl.errors import MetadataError
 from repl.limits import BLOCK_BYTES, SECTOR_BYTES
+
+if TYPE_CHECKING:
+    from repl.node.undo import UndoFound
 
 COPY_BYTES = 1 << 20
 
@@ -55,6 +58,7 @@ class Prepared:
     md_fd: int
     flags: int = 0
     replayed_extents: int = 0
+    undo: UndoFound | None = None  # the files of an undo that exists
 
 
 def find_superblock(place: DiskPlace) -> tuple[Superblock, Layout]:

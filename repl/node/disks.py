@@ -114,9 +114,11 @@ class Disks:
         try:
             if all_bits and not await node.ask_ok(ec.BitmapSetAll(volume.number)):
                 raise DiskFailed(f"{name}: the bitmap cannot be written.")
+            await node.undo.resume(volume, prepared.undo, size)
             await self._take_over(volume, prepared, size)
         except ReplError:
             await node.ask(ec.VolumeDetach(volume.number))
+            node.undo.let_go(volume)
             raise
 
     async def _take_over(self, volume: Volume, prepared: Prepared, size: int) -> None:
@@ -294,6 +296,7 @@ class Disks:
 
     async def _close_when_free(self, number: int, let_go: Promise[Event]) -> None:
         await let_go
+        self._node.undo.let_go(self._node.volumes[number])
         self._leaving.discard(number)
         self._node.act(act.CloseDisk(number))
         self._node.notify_watchers()

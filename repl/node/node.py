@@ -30,6 +30,7 @@ from repl.node.resync import ResyncControl
 from repl.node.settings import NodeSettings
 from repl.node.status import node_status
 from repl.node.suspend import Suspension
+from repl.node.undo import Undo, UndoFound
 from repl.node.verify import VerifyControl
 from repl.node.volume import Volume
 
@@ -78,6 +79,7 @@ class Node:
         self.resync = ResyncControl(self)
         self.verify = VerifyControl(self)
         self.disks = Disks(self)
+        self.undo = Undo(self)
         self.commands = Commands(self)
         self.handlers = Handlers(self)
         self.fencing = Fencing(self)
@@ -112,6 +114,8 @@ class Node:
             self.resync.engine_event(event)
         elif event.type in (EventType.VERIFY_RANGE, EventType.VERIFY_FINISHED):
             self.verify.engine_event(event)
+        elif event.type is EventType.UNDO_FAILED:
+            self.undo.engine_failed(event)
         elif event.type is EventType.DISK_ERROR:
             self.disks.engine_error(event)
         self.scheduler.run()
@@ -167,6 +171,20 @@ class Node:
         """What a :class:`Remember` of an earlier life kept."""
         if key == "verify":
             self.verify.restore(values)
+    def undo_opened(self, volume: int, found: UndoFound) -> None:
+        """Answer to :class:`OpenUndo`."""
+        self.undo.opened(volume, found)
+        self.scheduler.run()
+
+    def undo_failed(self, volume: int, error: Exception) -> None:
+        """Answer to :class:`OpenUndo`."""
+        self.undo.open_failed(volume, error)
+        self.scheduler.run()
+
+    def undo_closed(self, volume: int) -> None:
+        """A client that was opened with the verb "undo-open" is gone."""
+        if volume in self.volumes:
+            self.undo.closed(self.volumes[volume])
 
     def nbd_closed(self, volume: int) -> None:
         """A client that was opened with the verb "nbd-open" is gone."""

@@ -27,6 +27,8 @@ class VolumeSettings:
     md_flushes: bool = True
     on_io_error: str = "detach"
     disk_timeout_ms: int = 0  # 0: a disk may take as long as it likes
+    split_brain_undo: bool = False
+    split_brain_undo_on_error: str = "stop"  # or "drop"
     resync: Resync = field(default_factory=Resync)
     resync_priority: str = ""  # "" = the numbers in ``resync`` as they are configured
     resync_after: tuple[str, int] | None = None  # resource and volume that go first

@@ -116,6 +116,8 @@ async def _begin(c: Connection, volume: Volume, decision: Decision) -> Connectio
         volume.peer_report = replace(report, uuids=decision.verdict.peer_corrected)
     if decision.kind is DecisionKind.NONE:
         return _C.CONNECTED
+    if decision.split_brain and decision.kind is DecisionKind.TARGET:
+        await node.undo.begin(volume, decision.reason)
     volume.is_discarded = decision.manually and decision.kind is DecisionKind.TARGET
     if decision.full and not await node.ask_ok(ec.BitmapSetAll(volume.number)):
         raise ProtocolError("The bitmap cannot be written.")

@@ -76,6 +76,7 @@ def _volume_status(node: Node, volume: Volume) -> dict[str, Any]:
         "size_bytes": volume.size_sectors * 512,
         "out_of_sync_bytes": min(dirty * BLOCK_BYTES, volume.size_sectors * 512),
         "open": volume.open_count,
+        "undo": node.undo.status(volume),
         "exposed_uuid": f"{volume.uuids.current:016X}",
         "resync": _resync_status(node, volume),
         "resync_suspended": [

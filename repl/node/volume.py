@@ -7,6 +7,7 @@ Plain data and pure functions; the node decides when anything changes.  Sizes in
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from repl.drbd import superblock as sb
 from repl.drbd.packets import Sizes, UuidReport
@@ -18,6 +19,9 @@ from repl.errors import ReplError
 from repl.node.disk import Prepared, mark_attached
 from repl.node.flow import Promise
 from repl.node.settings import VolumeSettings
+
+if TYPE_CHECKING:
+    from repl.node.undo import UndoFound
 
 CONTEXT_PER_TRANSACTION = 919  # slots that one transaction describes
 
@@ -47,6 +51,8 @@ class Volume:
         self.resync = settings.resync  # in force now
         self.resync_priority = settings.resync_priority
         self.uses_csums = False  # of the resync that began last, as its target
+        self.undo: UndoFound | None = None  # what a split brain's loser had is kept
+        self.undo_open_count = 0
         self.disk_error = ""
         self.exposed = 0  # current UUID of the data that the device presented before this disk was attached
         self.attach_refusal: ReplError | None = None  # verdict of the handshake on a disk that is Negotiating

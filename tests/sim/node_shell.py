@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from repl.drbd.layout import Layout
@@ -29,6 +29,7 @@ from repl.node import disk as node_disk
 from repl.node.disk import DiskPlace
 from repl.node.node import Node
 from repl.node.settings import NodeSettings
+from repl.node.undo import UndoFound
 from tests.sim.world import MS, Notice, SimDisk, World
 
 PORT = 7788
@@ -102,6 +103,8 @@ class NodeShell:
         self.handler_calls: list[act.RunHandler] = []
         self.remembered: dict[str, dict[str, Any]] = {}
         self.on_engine_state: Callable[[int, ec.State], None] | None = None  # every state that the engine is told
+        self.undo_disks: dict[int, tuple[SimDisk, SimDisk]] = {}  # overlay and map
+        self.undo_facts: dict[int, dict[str, Any]] = {}  # of the undos that exist
         self._log = log
         self._on_state = on_state
         self._process = 0
@@ -277,6 +280,11 @@ class NodeShell:
                 world.timer(world.now + world.random(DISK_OPEN_MAX_NS), self._timer(TIMER_DISK, volume))
             case act.CloseDisk():
                 pass
+            case act.OpenUndo(volume=volume, facts=facts):
+                self._open_undo(volume, facts)
+            case act.CloseUndo(volume=volume, is_deleted=is_deleted):
+                if is_deleted:
+                    self.undo_facts.pop(volume, None)
             case act.Reply(token=answer, result=result, error=error):
                 assert answer in self._answers, "a second reply to one command"
                 self._answers.remove(answer)
@@ -301,6 +309,25 @@ class NodeShell:
             case act.Exit():
                 self._is_stopping = True
                 self._engine(ec.Stop(), 0)
+
+    def _open_undo(self, volume: int, facts: dict[str, Any]) -> None:
+        """Its files are two more disks; their names and facts are stable at once."""
+        if volume not in self.undo_disks:
+            size = int(facts["size_bytes"])
+            pages = -(-size // (4096 * 8 * 4096))
+            self.undo_disks[volume] = (
+                SimDisk(self.world, self.index, -(-size // 4096) * 4096, f"undo{self.index}"),
+                SimDisk(self.world, self.index, 4096 * (1 + pages), f"undo-map{self.index}"),
+            )
+        overlay, undo_map = self.undo_disks[volume]
+        for disk in (overlay, undo_map):
+            disk.load(0, bytes(disk.size_bytes))
+        self.undo_facts[volume] = {**facts, "created_s": self.world.now / 1e9}
+        self._call(lambda node: node.undo_opened(volume, self._undo_found(volume)))
+
+    def _undo_found(self, volume: int) -> UndoFound:
+        overlay, undo_map = self.undo_disks[volume]
+        return UndoFound(overlay.number, undo_map.number, self.undo_facts[volume])
 
     def _run_handler(self, action: act.RunHandler) -> None:
         self.handler_calls.append(action)
@@ -367,6 +394,8 @@ class NodeShell:
                 data_fd=place.data.number,  # type: ignore[attr-defined]
                 md_fd=place.md.number,  # type: ignore[attr-defined]
             )
+            if volume in self.undo_facts:
+                prepared = replace(prepared, undo=self._undo_found(volume))
         except (MetadataError, DiskFailed) as error:
             failure = error
             if not self.world.lib.re_sim_is_doomed(self.world.sim, self.index):

@@ -51,6 +51,9 @@ class Provider:
         self.served = 0
         self.on_open: Callable[[], Awaitable[None]] | None = None
 
+    def unlisted_export(self, name: str) -> str | None:
+        return None
+
     def list_exports(self) -> Sequence[ListedExport]:
         return [ListedExport(export.name, export.description) for export in self.exports]
 
