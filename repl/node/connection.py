@@ -335,6 +335,7 @@ class Connection:
         if not self._link_up:
             return
         self._packets.clear()
+        self._veto = None
         with contextlib.suppress(PeerLost, RetryDrop):
             await self.next_packet(self.node.settings.net.ping_timeout_ms)
 
