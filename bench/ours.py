@@ -29,7 +29,7 @@ OUTPUT_TAIL_CHARS = 2000
 RES_TEMPLATE = """\
 resource {resource} {{
     net {{ protocol {protocol}; }}
-    disk {{ resync-priority fast; }}
+    disk {{ c-plan-ahead 0; resync-rate 4000M; }}
 {hosts}}}
 """
 HOST_TEMPLATE = """\

@@ -193,6 +193,8 @@ static void write_start(struct request *r)
         release(r);
         return;
     }
+    if (remote && v->core->link.options.on_congestion)
+        congestion_check(v);
     if (remote && !split_can_carry(v->core, r)) {
         complete(r, ENOTSUP);   /* the client falls back to writing zeroes */
         release(r);

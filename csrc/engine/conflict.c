@@ -207,7 +207,7 @@ static void leave_epoch(struct core *core, struct request *r)
     struct epoch *epoch = r->epoch;
     sender_close_epoch(core, epoch);
     transfer_log_remove(&link->log, r);
-    r->volume->stats.peer_pending--;
+    request_left_log(r);
     epoch->count--;
     epoch->discarded++;
     if (epoch->barrier_sent && list_empty(&epoch->requests)) {  /* its barrier is never acknowledged */

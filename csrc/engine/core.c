@@ -386,6 +386,8 @@ static void run_volumes(struct core *core)
         resync_source_tick(v);
         if (v->state.connection == C_VERIFY_S || !list_empty(&v->verify.answers))
             verify_pump(v);
+        if (v->state.connection == C_AHEAD)
+            congestion_tick(v);
         v->stats.out_of_sync_bits = v->bitmap ? v->bitmap->count : 0;
     }
 }

@@ -91,7 +91,7 @@ static struct request *take_first(struct link *link)
     struct request *r = list_entry(list_first(&link->kept), struct request, tl);
     list_del(&r->tl);
     r->in_transfer_log = false;
-    r->volume->stats.peer_pending--;
+    request_left_log(r);
     return r;
 }
 

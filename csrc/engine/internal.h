@@ -187,6 +187,8 @@ struct volume {
     struct list_head parked;        /* finished requests whose completion waits for the end of a suspension */
     struct list_head remote_reads;  /* asked from the peer */
     struct list_head flush_waiters; /* flushes that wait for barrier acks */
+    uint64_t in_flight_bytes;       /* replicated and not barrier-acked */
+    bool congestion_reported;       /* the control plane knows: congested, or over while Ahead */
     uint32_t seq_out;               /* sequence number of the last packet that consumes one */
     uint32_t seq_in;                /* highest one that the peer's packets had */
 
@@ -424,6 +426,13 @@ void request_net_done(struct request *request, bool ok);
 void app_flush_check(struct core *core);
 void core_complete_requests(struct core *core);
 
+/* It leaves the transfer log, or what is kept of it. */
+static inline void request_left_log(struct request *r)
+{
+    r->volume->stats.peer_pending--;
+    r->volume->in_flight_bytes -= r->length;
+}
+
 /* link.c */
 enum re_status link_init(struct core *core);
 void link_up(struct core *core, const struct re_link *options);
@@ -539,6 +548,12 @@ void conflict_tick(struct core *core);
 uint64_t conflict_deadline(const struct core *core);
 void conflict_link_lost(struct core *core);
 void conflict_settle_epoch(struct core *core, const struct receive_epoch *epoch);   /* one of its discarded writes */
+
+/* congestion.c */
+void congestion_check(struct volume *v);    /* before a write is sent */
+void congestion_state_changed(struct volume *v);
+void congestion_tick(struct volume *v);
+bool congestion_marks_again(struct volume *v, uint64_t offset, uint64_t length);
 
 /* peer_read.c */
 void peer_read_received(struct core *core, struct peer_request *pr);

@@ -148,7 +148,7 @@ static void give_up_transfer_log(struct core *core)
         while (!list_empty(&epoch->requests)) {
             struct request *r = list_entry(list_first(&epoch->requests), struct request, tl);
             transfer_log_remove(&link->log, r);
-            r->volume->stats.peer_pending--;
+            request_left_log(r);
             request_mark_dirty(r);
             request_net_done(r, false);
             request_settle(r);

@@ -391,8 +391,10 @@ static enum handled on_write_ack(struct core *core, const struct packet_view *p,
         conflict_acknowledged(core, r);
     if (negative)
         request_mark_dirty(r);
-    else if (p->header.command == P_RS_WRITE_ACK && !r->marked)
-        split_clear_dirty(r, ack->sector);
+    else if (p->header.command == P_RS_WRITE_ACK && !congestion_marks_again(r->volume, r->offset, r->length)) {
+        if (!r->marked)
+            split_clear_dirty(r, ack->sector);
+    }
     /* In protocol C a P_RECV_ACK (both flags were asked for) is not the protocol's point. */
     if (p->header.command == P_RECV_ACK && core->link.options.protocol == 3)
         return HANDLED;
@@ -493,7 +495,7 @@ void epoch_acknowledged(struct core *core, struct epoch *epoch)
     while (!list_empty(&epoch->requests)) {
         struct request *r = list_entry(list_first(&epoch->requests), struct request, tl);
         transfer_log_remove(&link->log, r);
-        r->volume->stats.peer_pending--;
+        request_left_log(r);
         request_net_done(r, true);
         struct volume *v = r->volume;
         request_settle(r);

@@ -140,6 +140,7 @@ void sender_write(struct core *core, struct request *r)
     sender_barrier(core);
     transfer_log_append(&link->log, r);
     v->stats.peer_pending++;
+    v->in_flight_bytes += r->length;
 
     if (split_is_needed(core, r)) {
         split_send(core, r, write_flags(core, r));

@@ -173,13 +173,16 @@ struct re_link {
     uint32_t peer_integrity_alg;    /* the same of what the peer sends */
     uint32_t verify_alg;        /* of online verify, 0 = the peer's requests are refused */
     uint32_t csums_alg;         /* of checksum based resync, 0 = none */
+    uint32_t congestion_extents;    /* activity log extents in use */
+    uint64_t congestion_fill_bytes; /* written and not barrier-acked; 0 = does not count */
     uint8_t strict_flush;       /* a flush waits for the peer's barrier ack */
     uint8_t use_rle;            /* run-length coded bitmaps */
     uint8_t resolve_conflicts;  /* this node accepted the meta socket */
     uint8_t peer_is_ours;       /* the peer runs this software: it understands what the kernel module does not */
     uint8_t keep_data;          /* keep the data of writes until the barrier ack: LINK_RESEND never has to read it */
     uint8_t two_primaries;      /* both nodes may write */
-    uint8_t pad[2];
+    uint8_t on_congestion;      /* report when a threshold is reached */
+    uint8_t pad[1];
 };
 
 enum re_nbd_flags {
@@ -231,6 +234,8 @@ enum re_event_type {
                              * longer used, or (status RE_RESULT_OK) the policy is pass_on and it still is */
     RE_EV_NBD_CLOSED,       /* stream; reason = enum re_nbd_end */
     RE_EV_STOPPED,          /* answer to RE_CMD_STOP */
+    RE_EV_CONGESTED = 60,   /* volume: a threshold is reached; detail 1 = bytes in flight, 2 = extents; value = bytes */
+    RE_EV_CONGESTION_OVER,  /* volume: it is Ahead and nothing is in flight any more */
     RE_EV_VERIFY_RANGE = 70,    /* volume: sectors value .. value + cookie differ */
     RE_EV_VERIFY_FINISHED,  /* volume: nothing left to compare; value = blocks that differ */
     RE_EV_UNDO_FAILED = 80,      /* volume; error = errno, value = operations that wait for UNDO_STOP or UNDO_CANCEL */

@@ -354,6 +354,11 @@ uint64_t al_refs_total(const struct activity_log *al)
     return al->refs_total;
 }
 
+uint32_t al_referenced(const struct activity_log *al)
+{
+    return al_used(al) - al->lru_count;
+}
+
 uint32_t al_used(const struct activity_log *al)
 {
     return al->n_slots - al->free_count;

@@ -82,6 +82,9 @@ uint32_t al_slots(const struct activity_log *al);
 /* Sum of all references. */
 uint64_t al_refs_total(const struct activity_log *al);
 
+/* Extents that somebody refers to, and those that are planned or in flight. */
+uint32_t al_referenced(const struct activity_log *al);
+
 /* Slots that hold an extent, whether active, planned or in flight. */
 uint32_t al_used(const struct activity_log *al);
 

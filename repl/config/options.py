@@ -240,9 +240,9 @@ def _net_table() -> dict[str, OptionSpec]:
     net.enum(
         "rr-conflict", ("disconnect", "call-pri-lost", "violently", "retry-connect", "auto-discard"), _YES
     )
-    net.enum("on-congestion", ("block", "pull-ahead", "disconnect"), _LATER)
-    net.number("congestion-fill", 0, 20971520, 0, _LATER, Unit.SECTORS)
-    net.number("congestion-extents", 67, 65534, 1237, _LATER)
+    net.enum("on-congestion", ("block", "pull-ahead", "disconnect"), _YES)
+    net.number("congestion-fill", 0, 20971520, 0, _YES, Unit.SECTORS)
+    net.number("congestion-extents", 67, 65534, 1237, _YES)
     net.enum("fencing", FENCING_POLICIES, _YES)
     net.boolean("allow-remote-read", True, _LATER)
     net.string("transport", _ACCEPT)

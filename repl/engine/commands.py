@@ -152,12 +152,15 @@ class Link:
     peer_integrity_alg: int = 0
     verify_alg: int = 0
     csums_alg: int = 0
+    congestion_extents: int = 0
+    congestion_fill_bytes: int = 0
     strict_flush: bool = True
     use_rle: bool = True
     resolve_conflicts: bool = False
     peer_is_ours: bool = False
     keep_data: bool = False
     two_primaries: bool = False
+    on_congestion: bool = False
 
 
 @dataclass(frozen=True, slots=True)

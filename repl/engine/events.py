@@ -33,6 +33,8 @@ class EventType(enum.IntEnum):
     STOPPED = 9
     VERIFY_RANGE = 70
     VERIFY_FINISHED = 71
+    CONGESTED = 60
+    CONGESTION_OVER = 61
     UNDO_FAILED = 80
 
 

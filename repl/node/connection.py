@@ -365,6 +365,7 @@ class Connection:
             for v in node.volumes.values()
             if v.loses_peer_data and v.state.pdsk == DiskState.UP_TO_DATE and node.is_connected
         }
+        losing |= {v.number for v in node.volumes.values() if v.is_ahead_of_generation}
 
         # differs: a resync source with nothing left cannot know whether the target has finished. DRBD goes on under
         # a generation that the target may have as well; what it writes may be discarded silently (decision 0016).
@@ -502,6 +503,9 @@ class Connection:
             peer_is_ours=self.peer_is_ours,
             two_primaries=net.two_primaries,
             keep_data=net.fencing == RESOURCE_AND_STONITH or self.node.settings.on_no_data == "suspend-io",
+            on_congestion=net.on_congestion != "block",
+            congestion_fill_bytes=net.congestion_fill_sectors * 512,
+            congestion_extents=net.congestion_extents,
         )
 
     def child(self, flow: Flow[Any]) -> None:

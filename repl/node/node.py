@@ -20,6 +20,7 @@ from repl.engine.events import EngineStats, Event, EventType, Result, VolumeStat
 from repl.errors import InternalError, ReplError
 from repl.node import actions as act
 from repl.node.commands import Commands
+from repl.node.congestion import Congestion
 from repl.node.connection import Connection
 from repl.node.disk import Prepared
 from repl.node.disks import Disks
@@ -78,6 +79,7 @@ class Node:
         self.connection = Connection(self)
         self.resync = ResyncControl(self)
         self.verify = VerifyControl(self)
+        self.congestion = Congestion(self)
         self.disks = Disks(self)
         self.undo = Undo(self)
         self.commands = Commands(self)
@@ -116,6 +118,8 @@ class Node:
             self.verify.engine_event(event)
         elif event.type is EventType.UNDO_FAILED:
             self.undo.engine_failed(event)
+        elif event.type in (EventType.CONGESTED, EventType.CONGESTION_OVER):
+            self.congestion.engine_event(event)
         elif event.type is EventType.DISK_ERROR:
             self.disks.engine_error(event)
         self.scheduler.run()

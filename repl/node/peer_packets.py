@@ -124,6 +124,7 @@ class PeerPackets:
         """Take over role and disk of the peer; a lost copy starts a new generation."""
         node, before = self._node, volume.state
         lost_copy = before.pdsk == _D.UP_TO_DATE and peer_disk < _D.INCONSISTENT and before.disk == _D.UP_TO_DATE
+        left_behind = volume.is_ahead_of_generation and peer_disk < _D.INCONSISTENT
         # differs: DRBD does so only if the peer is promoted or loses its disk while connected (decision 0016).
         writes_here_only = (
             peer_disk < _D.INCONSISTENT
@@ -135,7 +136,7 @@ class PeerPackets:
             (lost_copy or writes_here_only)
             and volume.uuids.bitmap == 0
             and Role.PRIMARY in (node.role, theirs.role)
-        )
+        ) or left_behind
 
         def uuids(v: Volume) -> Uuids:
             if v is volume and new_generation:
@@ -143,7 +144,8 @@ class PeerPackets:
             return v.uuids
 
         if theirs.conn == _C.AHEAD:
-            raise ProtocolError("The peer went Ahead; that is not supported by this version.")
+            await node.congestion.fall_behind(volume, theirs)
+            return
         await node.transition(
             lambda v, s: replace(s, pdsk=peer_disk, peer_isp=theirs.pauses_resync) if v is volume else s,
             uuids=uuids,

@@ -99,7 +99,7 @@ class ResyncControl:
                 return v.uuids
             return start_source_sync_uuid(v.corrected or v.uuids, node.random)
 
-        if not await self._source_may_start(volume):
+        if not await self.source_may_start(volume):
             return
         dirty = node.dirty_bits(volume)
         await node.transition(
@@ -111,7 +111,7 @@ class ResyncControl:
         self._child(self._save_progress(volume), "save resync progress")
         node.connection.send(Packet.SYNC_UUID, pk.SyncUuid(volume.uuids.bitmap).encode(), volume=volume.number)
 
-    async def _source_may_start(self, volume: Volume) -> bool:
+    async def source_may_start(self, volume: Volume) -> bool:
         """Handler before-resync-source: any status but 0 and 3 is a veto."""
         node = self._node
         status = await node.handlers.run("before-resync-source", volume)
@@ -142,6 +142,9 @@ class ResyncControl:
             raise
         if status:
             raise _veto("before-resync-target", status)
+    def save_progress(self, volume: Volume) -> None:
+        """While it runs."""
+        self._child(self._save_progress(volume), "save resync progress")
 
     async def _save_progress(self, volume: Volume) -> None:
         """A node that dies in a long resync goes on where it was: what is done is taken from the bitmap on disk."""
@@ -155,7 +158,7 @@ class ResyncControl:
     async def sync_uuid(self, volume: Volume, uuid: int) -> None:
         """P_SYNC_UUID: the resync starts."""
         node = self._node
-        if volume.state.conn != _C.WF_SYNC_UUID:
+        if volume.state.conn not in (_C.WF_SYNC_UUID, _C.BEHIND):
             expected = volume.state.conn in (_C.WF_BITMAP_T, _C.STARTING_SYNC_T)
             if not expected and not volume.expects_sync_uuid:
                 # differs: DRBD would take the UUID over when the connection breaks (decision 0006).

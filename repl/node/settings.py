@@ -45,6 +45,9 @@ class NetSettings:
     connect_int_ms: int = 10000
     ko_count: int = 7
     two_primaries: bool = False
+    on_congestion: str = "block"
+    congestion_fill_sectors: int = 0
+    congestion_extents: int = 1237
     max_epoch_size: int = 2048
     max_buffers: int = 2048  # 4 KiB pages
     use_rle: bool = True

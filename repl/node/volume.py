@@ -197,6 +197,11 @@ class Volume:
         )
 
     @property
+    def is_ahead_of_generation(self) -> bool:
+        """The peer lacks writes, and no generation says so yet."""
+        return self.state.conn == ConnectionState.AHEAD and self.attached and self.uuids.bitmap == 0
+
+    @property
     def loses_peer_data(self) -> bool:
         """A Primary whose peer is lost now has to start a new generation."""
         return (

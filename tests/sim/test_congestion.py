@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Protocol A over a link that cannot keep up: block, pull-ahead, disconnect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from repl.drbd.packets import Packet
+from repl.drbd.states import ConnectionState, DiskState, Role
+from repl.engine.commands import Resync
+from tests.lib.tools import require_sim
+
+BLOCK = 4096
+KIB = 1024
+SLOW = 200_000  # bytes a second
+SLOW_RESYNC = Resync(resync_rate_kib=512, plan_ahead=0, max_rate_kib=512, min_rate_kib=0)
+C, D = ConnectionState, DiskState
+
+
+@pytest.fixture
+def clusters() -> Iterator[Any]:
+    require_sim()
+    from tests.sim.cluster import QUICK_NET, Cluster, Setup
+
+    made: list[Any] = []
+
+    def make(seed: int = 1, **settings: Any) -> Any:
+        net = {"protocol": 1, "on_congestion": "pull-ahead", "congestion_fill_sectors": 128, "ko_count": 20}
+        net |= settings.pop("net", {})
+        setup = {"buffer_bytes": 1 << 20, "requests": 1024, **settings}
+        cluster = Cluster(seed, Setup(net=replace(QUICK_NET, **net), **setup))
+        made.append(cluster)
+        return cluster
+
+    yield make
+    for cluster in made:
+        print(cluster.tail(100))
+        cluster.close()
+
+
+def slow(cluster: Any, bytes_per_second: int = SLOW) -> None:
+    """From node 0 to node 1."""
+    cluster.world.net(0, 1, bytes_per_second=bytes_per_second)
+
+
+def served(make: Any, seed: int = 1, **settings: Any) -> tuple[Any, Any]:
+    cluster = make(seed, **settings)
+    cluster.connect_fresh()
+    app = cluster.serve(0)
+    slow(cluster)
+    return cluster, app
+
+
+def sent(cluster: Any, node: int, packet: Packet) -> int:
+    return int(cluster.world.lib.re_sim_packets_sent(cluster.world.sim, node, int(packet)))
+
+
+def write(cluster: Any, app: Any, first: int, count: int) -> None:
+    """So many blocks at once."""
+    ops = [app.submit("write", block * BLOCK) for block in range(first, first + count)]
+    cluster.until(lambda: all(cluster.op(op).state for op in ops), 60_000, "the writes")
+    assert not any(cluster.op(op).error for op in ops)
+
+
+def go_ahead(cluster: Any, app: Any) -> None:
+    """Write until both nodes know."""
+    write(cluster, app, 0, 48)
+    cluster.until(lambda: cluster.state(0)[1] == C.AHEAD, 5000, "node 0 Ahead")
+    cluster.until(lambda: cluster.state(1)[1] == C.BEHIND, 5000, "node 1 Behind")
+
+
+def test_pull_ahead_marks_on_both_sides_and_catches_up_without_bitmaps(clusters: Any) -> None:
+    cluster, app = served(clusters)
+    go_ahead(cluster, app)
+    assert cluster.state(0)[2:] == (D.UP_TO_DATE, D.CONSISTENT)
+    assert cluster.state(1)[2:] == (D.OUTDATED, D.UP_TO_DATE)
+    write(cluster, app, 48, 52)
+    assert sent(cluster, 0, Packet.OUT_OF_SYNC) > 50
+    cluster.until(lambda: cluster.dirty_bits(0) == cluster.dirty_bits(1) > 50, 3000, "equal bitmaps")
+    generation = cluster.volume(0).uuids
+    begin = cluster.now_ms
+    cluster.until(lambda: cluster.state(1)[1] == C.SYNC_TARGET, 10_000, "the resync")
+    assert cluster.now_ms - begin > 500
+    assert cluster.volume(0).uuids.current == generation.current and generation.bitmap == 0
+    slow(cluster, 0)
+    cluster.check_idle_pair()
+    assert sent(cluster, 0, Packet.SYNC_UUID) == 1
+    assert not any(sent(cluster, n, p) for n in (0, 1) for p in (Packet.BITMAP, Packet.COMPRESSED_BITMAP))
+    assert cluster.volume(0).uuids.current | 1 == cluster.volume(1).uuids.current | 1
+
+
+def test_extents_in_use_are_a_threshold_too(clusters: Any) -> None:
+    cluster, app = served(clusters, disk_bytes=400 << 20, net={"congestion_fill_sectors": 0, "congestion_extents": 3})
+    ops = [app.submit("write", extent << 22) for extent in range(5)]
+    cluster.until(lambda: all(cluster.op(op).state for op in ops), 5000, "the writes")
+    cluster.until(lambda: cluster.state(0)[1] == C.AHEAD, 5000, "node 0 Ahead")
+    assert cluster.events(0, text="congestion-extents")
+    slow(cluster, 0)
+    cluster.check_idle_pair()
+
+
+def test_congestion_during_the_resync_cancels_its_requests(clusters: Any) -> None:
+    cluster, app = served(clusters, resync=SLOW_RESYNC)
+    go_ahead(cluster, app)
+    write(cluster, app, 100, 200)
+    cluster.until(lambda: cluster.state(1)[1] == C.SYNC_TARGET, 10_000, "the resync")
+    disk = cluster.shells[0].data
+    disk.settings(read_min_ns=300_000_000, read_max_ns=400_000_000)
+    cluster.run(200)
+    write(cluster, app, 0, 64)
+    cluster.until(lambda: cluster.state(0)[1] == C.AHEAD, 5000, "Ahead again")
+    cluster.until(lambda: cluster.state(1)[1] == C.BEHIND, 5000, "Behind again")
+    cluster.run(1000)
+    assert sent(cluster, 0, Packet.RS_CANCEL) > 0 and sent(cluster, 0, Packet.NEG_RS_DREPLY) == 0
+    disk.settings(read_min_ns=20_000, read_max_ns=50_000)
+    slow(cluster, 0)
+    cluster.until(lambda: cluster.in_sync, 60_000, "in sync")
+    cluster.check_idle_pair()
+    assert sent(cluster, 0, Packet.SYNC_UUID) >= 2
+
+
+@pytest.mark.parametrize("demoted", [False, True])
+def test_link_lost_while_ahead_is_a_new_generation(clusters: Any, demoted: bool) -> None:
+    cluster, app = served(clusters)
+    go_ahead(cluster, app)
+    app.stop()
+    if not demoted:
+        cluster.ask(0, "primary")
+    before = cluster.volume(0).uuids.current | 1
+    cluster.cut(silent=False)
+    cluster.until(lambda: not any(cluster.node(n).is_connected for n in (0, 1)), 20_000, "the loss of the link")
+    after = cluster.volume(0).uuids
+    assert (after.current | 1, after.bitmap | 1) != (before, 1) and after.bitmap | 1 == before
+    assert cluster.state(1)[2] == D.OUTDATED
+    slow(cluster, 0)
+    cluster.heal()
+    cluster.check_idle_pair()
+
+
+def test_on_congestion_disconnect_ends_stand_alone_with_a_reason(clusters: Any) -> None:
+    cluster, app = served(clusters, net={"on_congestion": "disconnect"})
+    write(cluster, app, 0, 48)
+    cluster.until(lambda: cluster.state(0)[1] == C.STANDALONE, 10_000, "StandAlone")
+    assert "congestion-fill" in cluster.node(0).reason
+    write(cluster, app, 48, 12)
+    slow(cluster, 0)
+    cluster.ask(0, "connect")
+    cluster.check_idle_pair()
+
+
+@pytest.mark.parametrize("policy", ["block", "pull-ahead"])
+def test_writes_are_as_fast_as_without_a_peer_until_the_buffer_is_full(clusters: Any, policy: str) -> None:
+    from tests.sim.cluster import Load
+
+    fill = {"on_congestion": policy, "congestion_fill_sectors": 2000}
+    cluster, app = served(clusters, net=fill, disk_bytes=8 << 20)
+    cluster.shells[0].data.settings(write_min_ns=1_000_000, write_max_ns=1_000_000)
+    writes = Load(queue_depth=8, read_percent=0, flush_percent=0, zero_percent=0, trim_percent=0, fua_percent=0,
+                  min_bytes=BLOCK, max_bytes=BLOCK, think_max_ms=0)  # fmt: skip
+
+    def milliseconds(count: int) -> float:
+        begin = cluster.now_ms
+        app.load(replace(writes, ops=count))
+        cluster.until(lambda: app.is_idle, 60_000, "the writes")
+        return float(cluster.now_ms - begin)
+
+    replicated = milliseconds(200)  # 800 KiB into a buffer of 1 MiB
+    beyond = milliseconds(400)
+    ahead = cluster.state(0)[1] == C.AHEAD
+    slow(cluster, 0)
+    cluster.until(lambda: cluster.in_sync, 60_000, "in sync")
+    cluster.ask(0, "disconnect")
+    alone = milliseconds(200)
+    assert replicated < 1.1 * alone
+    assert ahead is (policy == "pull-ahead")
+    assert (beyond > 1000) is (policy == "block")  # the link takes 200 KB a second
+    cluster.ask(0, "connect")
+    cluster.check_idle_pair()
+
+
+def test_random_load_over_a_link_of_changing_speed(clusters: Any, sim_seed: int) -> None:
+    from tests.sim.cluster import Load
+
+    cluster, app = served(clusters, sim_seed)
+    app.load(Load(span_length=512 * KIB, queue_depth=8, think_max_ms=4))
+    random = cluster.world.random
+    saw = set()
+    for _ in range(12):
+        slow(cluster, (0, SLOW, SLOW // 4, 4 * SLOW)[random(4)])
+        cluster.run(random(900))
+        saw.add(cluster.state(0)[1])
+        event = random(10)
+        if event == 0:
+            cluster.cut(silent=False)
+            cluster.run(random(500))
+            cluster.heal()
+        elif event == 1:
+            cluster.shells[1].crash()
+            cluster.run(random(1500))
+            cluster.restart(1)
+        if not cluster.differing() and cluster.in_sync:
+            saw.add(C.CONNECTED)
+        cluster.check_coverage("under congestion")
+    slow(cluster, 0)
+    app.stop()
+    cluster.until(lambda: cluster.in_sync, 120_000, "in sync")
+    cluster.check_idle_pair()
+
+
+def test_crash_of_the_ahead_node_is_repaired_from_its_metadata(clusters: Any, sim_seed: int) -> None:
+    cluster, app = served(clusters, sim_seed)
+    go_ahead(cluster, app)
+    write(cluster, app, 100, cluster.world.random(40))
+    cluster.run(cluster.world.random(1500))
+    cluster.shells[0].crash()
+    cluster.check_coverage("the Ahead node has crashed")
+    slow(cluster, 0)
+    cluster.until(lambda: cluster.state(1)[1] < C.CONNECTED, 20_000, "the loss on node 1")
+    assert not cluster.differing() or cluster.state(1)[2] in (D.OUTDATED, D.INCONSISTENT)
+    assert cluster.state(1)[0] == Role.SECONDARY
+    cluster.restart(0)
+    cluster.check_idle_pair()
