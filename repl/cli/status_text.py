@@ -95,9 +95,25 @@ def _peer_volume_words(
         words.append(f"done:{resync.get('done_percent', 0.0):.2f}")
         if resync.get("limited_by") not in (None, "", "paused"):
             words.append(f"limited-by:{resync['limited_by']}")
+    words += _verify_words(volume.get("verify"), is_verbose=is_verbose)
     suspended = ",".join(volume.get("resync_suspended", []))
     if suspended or is_verbose:
         words.append(f"resync-suspended:{suspended or 'no'}")
+    return words
+
+
+def _verify_words(report: dict[str, Any] | None, *, is_verbose: bool) -> list[str]:
+    """A verify that runs, or what the last one found (if it matters, or everything was asked for)."""
+    if report is None:
+        return []
+    if report["state"] == "running":
+        return [f"done:{report.get('done_percent', 0.0):.2f}", f"differing-blocks:{report['differing_blocks']}"]
+    left = report["differing_blocks"] if report["repair"] != "done" else 0
+    if not (left or is_verbose):
+        return []
+    words = [f"verified:{duration_text(report.get('age_s'))}-ago", f"differing-blocks:{report['differing_blocks']}"]
+    if report["repair"]:
+        words.append(f"repair:{report['repair'].split(':')[0].replace(' ', '-')}")
     return words
 
 

@@ -86,7 +86,7 @@ def _wait_sync(waiter: Client, looker: Client, reporter: Reporter, timeout_s: fl
 @contextmanager
 def _reporter(resource: str, is_json: bool) -> Iterator[Reporter]:
     if output.is_terminal() and not is_json:
-        with _Bars(resource) as bars:
+        with Bars(resource) as bars:
             yield bars
     else:
         yield StepReporter(resource, is_quiet=is_json)
@@ -113,7 +113,7 @@ class StepReporter:
                     output.print_line(status_text.progress_text(self._resource, volume))
 
 
-class _Bars:
+class Bars:
     def __init__(self, resource: str) -> None:
         self._resource = resource
         self._tasks: dict[int, TaskID] = {}
@@ -127,7 +127,7 @@ class _Bars:
             console=Console(),
         )
 
-    def __enter__(self) -> _Bars:
+    def __enter__(self) -> Bars:
         self._progress.start()
         return self
 
