@@ -82,6 +82,8 @@ GOALS: tuple[Goal, ...] = (
     _replicated("replicated / plain, randwrite QD1 (DRBD C: 0.52)", RANDWRITE_QD1, "iops", "ours", 0.6),
     _replicated("replicated / plain, randwrite QD32 (DRBD C: 0.60)", RANDWRITE_QD32, "iops", "ours", 0.6),
     _replicated("replicated / plain, 1 MiB seqwrite (DRBD C: 0.31)", SEQWRITE, "mb_per_s", "ours", 0.5),
+    Goal("verify", "online verify with crc32c, controller open", FULL_SYNC, "mb_per_s", "ours-crc32c", "", 1500,
+         unit="MB/s"),  # fmt: skip
     Goal("resync", "full resync, controller open", FULL_SYNC, "mb_per_s", "ours-C", "", 1000, unit="MB/s"),
 )
 

@@ -10,6 +10,7 @@ and what it printed.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -28,7 +29,7 @@ OUTPUT_TAIL_CHARS = 2000
 
 RES_TEMPLATE = """\
 resource {resource} {{
-    net {{ protocol {protocol}; }}
+    net {{ protocol {protocol}; {net} }}
     disk {{ c-plan-ahead 0; resync-rate 4000M; }}
 {hosts}}}
 """
@@ -61,6 +62,7 @@ class Ours(Contender):
 
     nodes: tuple[str, ...] = ("alice", "bob")
     protocol = "C"
+    net = ""
     files = 2
     fill_target = True
 
@@ -127,7 +129,7 @@ class Ours(Contender):
         hosts = "".join(
             HOST_TEMPLATE.format(node=node, disk=self.disk_path(node), port=free_port()) for node in ("alice", "bob")
         )
-        text = RES_TEMPLATE.format(resource=RESOURCE, protocol=self.protocol, hosts=hosts)
+        text = RES_TEMPLATE.format(resource=RESOURCE, protocol=self.protocol, net=self.net, hosts=hosts)
         self.config_path.write_text(text)
 
     def prepare(self) -> None:
@@ -225,3 +227,29 @@ class OursSync(Ours):
         if meter.grown_bytes < self.size_bytes * 0.9:
             raise BenchError(f"wait-sync returned after {meter.grown_bytes >> 20} MiB had reached bob's disk")
         return SyncSample(meter.mb_per_s(), wall_s, used_s / (self.size_bytes / 1e9))
+
+
+class OursVerify(Ours):
+    """Online verify of a pair that is the same."""
+
+    name = "ours-crc32c"
+    net = "max-buffers 16384; verify-alg crc32c;"
+
+    def measure_sync(self) -> SyncSample:
+        self.start()
+        before_s = cpu_seconds(self.pids())
+        printed = self.call("alice", "--json", "verify", "--wait", RESOURCE, timeout_s=SYNC_TIMEOUT_S)
+        (report,) = json.loads(printed)["data"]
+        used_s = cpu_seconds(self.pids()) - before_s
+        if report["state"] != "complete" or report["differing_blocks"]:
+            raise BenchError(f"verify ended with {report['state']}, {report['differing_blocks']} blocks differ")
+        return SyncSample(
+            self.size_bytes / 1e6 / report["duration_s"], report["duration_s"], used_s / (self.size_bytes / 1e9)
+        )
+
+
+class OursVerifySha1(OursVerify):
+    """The same with a digest of libcrypto."""
+
+    name = "ours-sha1"
+    net = "max-buffers 16384; verify-alg sha1;"

@@ -51,14 +51,25 @@ from bench.measure import (  # noqa: E402
     build_load_generator,
     run_cell,
 )
-from bench.ours import Ours, OursA, OursB, OursC, OursPlain, OursSync  # noqa: E402
+from bench.ours import (  # noqa: E402
+    Ours,
+    OursA,
+    OursB,
+    OursC,
+    OursPlain,
+    OursSync,
+    OursVerify,
+    OursVerifySha1,
+)
 
-SECTIONS = ("plain", "replicated", "resync")
-BASELINES = {"plain": "nbdkit", "replicated": "qemu-mirror", "resync": "qemu-mirror-nbdkit"}
+SECTIONS = ("plain", "replicated", "resync", "verify")
+BASELINES = {"plain": "nbdkit", "replicated": "qemu-mirror", "resync": "qemu-mirror-nbdkit", "verify": "ours-crc32c"}
+WHOLE_DEVICE = ("resync", "verify")
 CONTENDERS: dict[str, tuple[type[Contender], ...]] = {
     "plain": (Nbdkit, QemuNbd, NbdServer, OursPlain),
     "replicated": (QemuMirror, QemuMirrorNbdkit, QemuQuorum, OursA, OursB, OursC, OursPlain),
     "resync": (QemuMirrorSync, OursSync),
+    "verify": (OursVerify, OursVerifySha1),
 }
 QUICK_SKIPPED = {"qemu-quorum", "ours-A", "ours-B", "nbd-server"}
 MEMORY_SHARE = 0.75
@@ -190,29 +201,29 @@ def run_load_section(section: str, settings: Settings, results: Results) -> None
             print_cell(section, cell, [contender.name for contender in running], results)
 
 
-def run_resync_section(settings: Settings, results: Results) -> None:
-    """Full synchronisation of a sparse target, each contender anew in every round."""
+def run_device_section(section: str, settings: Settings, results: Results) -> None:
+    """Something that is done to the whole device once, by each contender anew in every round."""
     names: list[str] = []
     for number in range(settings.rounds):
-        for kind in chosen("resync", settings):
+        for kind in chosen(section, settings):
             with workspace(settings) as (run_base, disk_base):
                 contender = make_contender(kind, settings, run_base, disk_base)
-                assert isinstance(contender, QemuMirrorSync | OursSync)
+                assert isinstance(contender, QemuMirrorSync | OursSync | OursVerify)
                 reason = contender.missing()
                 if reason is not None:
                     if number == 0:
-                        results.problem("resync", contender.name, "missing", reason)
+                        results.problem(section, contender.name, "missing", reason)
                     continue
                 check_memory(contender.files, settings)
                 try:
-                    results.add("resync", contender.name, FULL_SYNC, contender.measure_sync())
+                    results.add(section, contender.name, FULL_SYNC, contender.measure_sync())
                     if contender.name not in names:
                         names.append(contender.name)
                 except (BenchError, OSError) as error:
-                    results.problem("resync", contender.name, "failed", str(error))
+                    results.problem(section, contender.name, "failed", str(error))
                 finally:
                     contender.stop()
-    print_resync(names, results)
+    print_device(section, names, results)
 
 
 # ---- output -----------------------------------------------------------------------------------------------
@@ -257,18 +268,18 @@ def print_cell(section: str, cell: Cell, names: Sequence[str], results: Results)
     print_table(head, rows)
 
 
-def print_resync(names: Sequence[str], results: Results) -> None:
+def print_device(section: str, names: Sequence[str], results: Results) -> None:
     def value(name: str, metric: str) -> float | None:
-        return results.median("resync", name, FULL_SYNC, metric)
+        return results.median(section, name, FULL_SYNC, metric)
 
-    base = value(BASELINES["resync"], "mb_per_s")
+    base = value(BASELINES[section], "mb_per_s")
     rows = [
         [name, number(value(name, "mb_per_s"), 0), ratio(value(name, "mb_per_s"), base),
          number(value(name, "wall_s"), 2), number(value(name, "cpu_s_per_gb"), 2)]
         for name in names
     ]  # fmt: skip
     if rows:
-        print_table(["", "MB/s", f"/{BASELINES['resync']}", "wall s", "CPU s/GB"], rows)
+        print_table(["", "MB/s", f"/{BASELINES[section]}", "wall s", "CPU s/GB"], rows)
 
 
 def print_goals(verdicts: Sequence[Verdict]) -> None:
@@ -382,8 +393,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{settings.rounds} rounds of {settings.seconds:g} s a cell")  # fmt: skip
         for section in settings.sections:
             say(f"\n{section}")
-            if section == "resync":
-                run_resync_section(settings, results)
+            if section in WHOLE_DEVICE:
+                run_device_section(section, settings, results)
             else:
                 run_load_section(section, settings, results)
     except BenchError as error:
