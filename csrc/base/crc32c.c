@@ -71,6 +71,22 @@ uint32_t crc32c_raw(uint32_t state, const void *data, size_t length)
     return crc32c_raw_portable(state, data, length);
 }
 
+/* The instruction's result takes three cycles, but one can be started in each: four sums go side by side. */
+__attribute__((target("sse4.2"))) static void four_sse42(const uint8_t *p, size_t length, uint32_t out[4])
+{
+    uint64_t a = 0xffffffffu, b = a, c = a, d = a;
+    for (const uint8_t *end = p + length; p < end; p += 8) {
+        a = __builtin_ia32_crc32di(a, le64_get(p));
+        b = __builtin_ia32_crc32di(b, le64_get(p + length));
+        c = __builtin_ia32_crc32di(c, le64_get(p + 2 * length));
+        d = __builtin_ia32_crc32di(d, le64_get(p + 3 * length));
+    }
+    out[0] = ~(uint32_t)a;
+    out[1] = ~(uint32_t)b;
+    out[2] = ~(uint32_t)c;
+    out[3] = ~(uint32_t)d;
+}
+
 #else
 
 uint32_t crc32c_raw(uint32_t state, const void *data, size_t length)
@@ -83,4 +99,16 @@ uint32_t crc32c_raw(uint32_t state, const void *data, size_t length)
 uint32_t crc32c(const void *data, size_t length)
 {
     return ~crc32c_raw(0xffffffffu, data, length);
+}
+
+void crc32c_four(const void *data, size_t length, uint32_t out[4])
+{
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("sse4.2")) {
+        four_sse42(data, length, out);
+        return;
+    }
+#endif
+    for (size_t i = 0; i < 4; i++)
+        out[i] = crc32c((const uint8_t *)data + i * length, length);
 }

@@ -18,4 +18,7 @@ uint32_t crc32c_raw_portable(uint32_t state, const void *data, size_t length);
 /* The usual CRC-32C: starts with all ones, inverted at the end. */
 uint32_t crc32c(const void *data, size_t length);
 
+/* crc32c() of four neighbouring pieces of `length` bytes (a multiple of 8) at once, which is several times as fast. */
+void crc32c_four(const void *data, size_t length, uint32_t out[4]);
+
 #endif

@@ -89,3 +89,17 @@ void digest_compute(enum digest_alg alg, const void *data, size_t bytes, uint8_t
         break;
     }
 }
+
+void digest_compute_blocks(enum digest_alg alg, const uint8_t *data, size_t count, size_t block_bytes,
+                           uint8_t out[][DIGEST_BYTES_MAX])
+{
+    size_t i = 0;
+    for (; alg == DIGEST_CRC32C && i + 4 <= count; i += 4) {
+        uint32_t sums[4];
+        crc32c_four(data + i * block_bytes, block_bytes, sums);
+        for (size_t k = 0; k < 4; k++)
+            le32_put(out[i + k], sums[k]);
+    }
+    for (; i < count; i++)
+        digest_compute(alg, data + i * block_bytes, block_bytes, out[i]);
+}

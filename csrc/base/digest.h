@@ -23,4 +23,8 @@ size_t digest_bytes(enum digest_alg alg);
 /* `out` has room for digest_bytes(alg); nothing is written when that is 0. */
 void digest_compute(enum digest_alg alg, const void *data, size_t bytes, uint8_t *out);
 
+/* Digests of `count` blocks of `block_bytes` (a multiple of 8); `out` has DIGEST_BYTES_MAX bytes for each. */
+void digest_compute_blocks(enum digest_alg alg, const uint8_t *data, size_t count, size_t block_bytes,
+                           uint8_t out[][DIGEST_BYTES_MAX]);
+
 #endif

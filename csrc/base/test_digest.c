@@ -69,8 +69,25 @@ static void test_xxhash64_takes_every_kind_of_rest(void)
     CHECK(xxhash64("The quick brown fox jumps over the lazy dog", 43) == 0x0b242d361fda71bcu);
 }
 
+static void test_digest_of_blocks_is_the_digest_of_each(void)
+{
+    static uint8_t data[7 * 512];
+    for (size_t i = 0; i < sizeof(data); i++)
+        data[i] = (uint8_t)(i * i >> 3);
+    for (int alg = DIGEST_CRC32C; alg <= DIGEST_SHA256; alg++)
+        for (size_t count = 0; count <= 7; count++) {
+            uint8_t out[7][DIGEST_BYTES_MAX], one[DIGEST_BYTES_MAX];
+            digest_compute_blocks((enum digest_alg)alg, data, count, 512, out);
+            for (size_t i = 0; i < count; i++) {
+                digest_compute((enum digest_alg)alg, data + i * 512, 512, one);
+                CHECK(memcmp(out[i], one, digest_bytes((enum digest_alg)alg)) == 0);
+            }
+        }
+}
+
 int main(void)
 {
+    test_digest_of_blocks_is_the_digest_of_each();
     test_digest_of_published_texts();
     test_digest_of_a_zero_block_is_what_the_kernel_module_sends();
     test_digest_unknown_writes_nothing();

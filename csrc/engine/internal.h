@@ -505,6 +505,7 @@ uint32_t verify_block_bytes(const struct verify_blocks *b, uint32_t block);
 void verify_lock(struct verify_blocks *b);
 void verify_settle(struct verify_blocks *b);
 void verify_read(struct verify_blocks *b);
+void verify_digests(const struct verify_blocks *b, enum digest_alg alg, uint8_t out[][DIGEST_BYTES_MAX]);
 void verify_ask(struct verify_blocks *b);
 void verify_compare(struct verify_blocks *b);
 void verify_answer(struct verify_blocks *b);

@@ -264,6 +264,14 @@ static void go_on(struct list_head *list)
     }
 }
 
+void verify_digests(const struct verify_blocks *b, enum digest_alg alg, uint8_t out[][DIGEST_BYTES_MAX])
+{
+    uint32_t whole = b->bytes / BLOCK_BYTES;
+    digest_compute_blocks(alg, b->buf->data, whole, BLOCK_BYTES, out);
+    if (whole < b->count)
+        digest_compute(alg, b->buf->data + whole * BLOCK_BYTES, verify_block_bytes(b, whole), out[whole]);
+}
+
 /* ---- differences ---- */
 
 static void report_range(struct volume *v)

@@ -138,14 +138,12 @@ static uint32_t differing(const struct verify_question *q)
     const struct verify_blocks *b = &q->b;
     enum digest_alg alg = (enum digest_alg)b->volume->core->link.options.verify_alg;
     uint32_t found = b->unreadable | b->refused;
-    for (uint32_t i = 0; i < b->count; i++) {
-        uint8_t own[DIGEST_BYTES_MAX];
-        if (found & (1u << i))
-            continue;
-        digest_compute(alg, b->buf->data + i * BLOCK_BYTES, verify_block_bytes(b, i), own);
-        if (memcmp(own, q->digests[i], digest_bytes(alg)) != 0)
+    size_t length = digest_bytes(alg);
+    uint8_t own[VERIFY_BLOCKS][DIGEST_BYTES_MAX];
+    verify_digests(b, alg, own);
+    for (uint32_t i = 0; i < b->count; i++)
+        if (memcmp(own[i], q->digests[i], length) != 0)
             found |= 1u << i;
-    }
     return found;
 }
 

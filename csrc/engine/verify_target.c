@@ -81,6 +81,8 @@ void verify_answer(struct verify_blocks *b)
     enum digest_alg alg = (enum digest_alg)link->options.verify_alg;
     size_t length = digest_bytes(alg), used = 0;
     uint8_t packets[VERIFY_BLOCKS * (PACKET_HEADER_MAX + PACKET_REQUEST_BODY + DIGEST_BYTES_MAX)];
+    uint8_t digests[VERIFY_BLOCKS][DIGEST_BYTES_MAX];
+    verify_digests(b, alg, digests);
     for (uint32_t i = 0; i < b->count; i++) {
         used += packet_header_put(packets + used, link->options.version, P_OV_REPLY, (unsigned)v->number,
                                   (uint32_t)(PACKET_REQUEST_BODY + length));
@@ -92,7 +94,7 @@ void verify_answer(struct verify_blocks *b)
         if (b->unreadable & (1u << i))
             memset(packets + used, 0, length);
         else
-            digest_compute(alg, b->buf->data + i * BLOCK_BYTES, verify_block_bytes(b, i), packets + used);
+            memcpy(packets + used, digests[i], length);
         used += length;
     }
     stream_queue_bytes(&link->data->stream, packets, used);
