@@ -49,3 +49,40 @@ def test_integrity_with_different_algorithms_ends_standalone_with_the_reason() -
         assert "crc32c here and sha1 on b" in cluster.node(0).reason
 
 
+@pytest.mark.parametrize("algorithm", ["crc32c", "xxhash64"])
+def test_integrity_keeps_damaged_payloads_from_every_disk(algorithm: str) -> None:
+    """Bits flip in payloads on the wire, of writes and of resyncs: the link is dropped, never a wrong block written."""
+    require_sim()
+    from tests.sim.cluster import Cluster, Load
+
+    damaged = 0
+    for seed in range(4):
+        with Cluster(seed, quick(algorithm)) as cluster:
+            cluster.connect_fresh()
+            app = cluster.serve(0)
+            cluster.world.net(flip_payload_ppm=20_000)
+            app.load(Load(think_max_ms=5))
+            for _ in range(30):
+                cluster.run(100)
+                damaged += cluster.node(1).stats.engine_stats().integrity_errors > 0
+            cluster.world.net(flip_payload_ppm=0)
+            app.stop()
+            cluster.until(lambda: cluster.in_sync, 60_000, "the resync")
+            assert "damaged on the way" in cluster.tail(400) or not damaged
+            cluster.check_idle_pair()
+    assert damaged > 4
+
+
+def test_verify_request_without_algorithm_drops_the_link_and_nothing_else() -> None:
+    require_sim()
+    from repl.drbd import packets as pk
+    from repl.drbd.packets import Packet
+    from tests.sim.cluster import Cluster, Setup
+
+    with Cluster(9, Setup()) as cluster:
+        cluster.connect_fresh()
+        request = pk.BlockRequest(sector=0, block_id=b"\xff" * 8, size_bytes=4096)
+        cluster.node(0).connection.send(Packet.OV_REQUEST, request.encode())
+        cluster.ask(0, "role")  # lets the packet go
+        cluster.until(lambda: "P_OV_REQUEST" in cluster.tail(), 5000, "the reason")
+        cluster.until(lambda: cluster.in_sync, 20_000, "the next connection")
