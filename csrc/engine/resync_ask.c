@@ -47,7 +47,7 @@ static struct ask plan(const struct volume *v, uint64_t bit)
     bool thin = (o->features & FEATURE_THIN_RESYNC) && v->state.role != ROLE_PRIMARY;
     if (thin && link_peer_is_ours(v->core)) {
         /* Holes cost nothing: where there were only holes, the controller has no say. */
-        most = t->thin_bytes / BLOCK_BYTES;
+        most = u64_min(t->thin_bytes / BLOCK_BYTES, version_bits_max(o->version));
         if (t->thin_bytes == RESYNC_REQUEST_BYTES_MAX && allowed < most)
             most = allowed ? allowed : 1;
         return (struct ask){.bits = run_length(v, bit, most), .thin = true};

@@ -77,6 +77,8 @@ class Connection:
         self.last_loss = ""  # how the last connection ended
         self.doubt = ""  # why the peer may not do what was decided
         self.agreed = pk.Agreed()
+        self.csums_alg = ""  # in force; the peer may change it while connected
+        self.peer_integrity = ""
         self.peer_is_ours = False
         self.knows_peer = False  # it has shown the secret, if there is one
         self.resolve_conflicts = False
@@ -476,11 +478,13 @@ class Connection:
         """Version and features are known: the engine takes both sockets."""
         self.agreed = agreed
         self._link_up = True
+        self.csums_alg = self.node.settings.net.csums_alg
         self.node.send(ec.LinkUp(self.link_options(self.node.settings.net.data_integrity_alg)))
 
     def link_options(self, peer_integrity: str) -> ec.Link:
         """What the engine has to know about the link; ``peer_integrity``: the peer's data-integrity-alg."""
         net = self.node.settings.net
+        self.peer_integrity = peer_integrity
         return ec.Link(
             data_stream=self._data_stream,
             meta_stream=self._meta_stream,
@@ -496,7 +500,7 @@ class Connection:
             integrity_alg=digest_number(net.data_integrity_alg, "data-integrity-alg"),
             peer_integrity_alg=digest_number(peer_integrity, "the peer's data-integrity-alg"),
             verify_alg=digest_number(net.verify_alg, "verify-alg"),
-            csums_alg=digest_number(net.csums_alg, "csums-alg"),
+            csums_alg=digest_number(self.csums_alg, "csums-alg"),
             strict_flush=net.strict_flush,
             use_rle=net.use_rle,
             resolve_conflicts=self.resolve_conflicts,

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from repl.drbd import packets as pk
+from repl.drbd.digests import DIGESTS
 from repl.drbd.uuids import UuidFlag
 from repl.engine import commands as ec
 from repl.engine.commands import Resync
@@ -77,8 +78,9 @@ class ResyncOptions:
     def choose_csums(self, volume: Volume) -> None:
         """A resync begins with this node as its target: with digests or without."""
         net, report = self._node.settings.net, volume.peer_report
+        csums_alg = self._node.connection.csums_alg
         crashed = volume.crashed_primary or (report is not None and UuidFlag.CRASHED_PRIMARY in report.flags)
-        volume.uses_csums = bool(net.csums_alg) and (crashed or not net.csums_after_crash_only)
+        volume.uses_csums = bool(csums_alg) and (crashed or not net.csums_after_crash_only)
         self.tell_engine(volume)
 
     def packet(self, volume: Volume) -> pk.SyncParam:
@@ -86,7 +88,7 @@ class ResyncOptions:
         return pk.SyncParam(
             resync_rate=resync.resync_rate_kib,
             verify_alg=net.verify_alg,
-            csums_alg=net.csums_alg,
+            csums_alg=self._node.connection.csums_alg,
             c_plan_ahead=resync.plan_ahead,
             c_delay_target=resync.delay_target,
             c_fill_target=resync.fill_target,
@@ -120,7 +122,11 @@ class ResyncOptions:
         node.notify_watchers()
 
     def adopt(self, volume: Volume, theirs: pk.SyncParam) -> None:
-        """The peer has changed its settings while connected."""
+        """The peer has changed its settings while connected.
+
+        differs: DRBD adopts what comes in the handshake as well, so two nodes with different settings swap them.
+        """
+        self._adopt_csums(theirs.csums_alg)
         numbers: dict[str, Any] = {"resync_rate_kib": theirs.resync_rate}
         if theirs.c_plan_ahead is not None:
             numbers |= {
@@ -136,6 +142,15 @@ class ResyncOptions:
         volume.resync, volume.resync_priority = changed, ""
         self.tell_engine(volume)
         self._node.emit("resync", f"controller, as the peer says: {describe(volume)}", volume=volume.number)
+
+    def _adopt_csums(self, name: str | None) -> None:
+        """The peer's new csums-alg; one that is not known here ends the link when it is used."""
+        connection = self._node.connection
+        if name is None or name == connection.csums_alg or (name and name not in DIGESTS):
+            return
+        connection.csums_alg = name
+        self._node.send(ec.LinkOptions(connection.link_options(connection.peer_integrity)))
+        self._node.emit("resync", f'csums-alg "{name}", as the peer says')
 
 
 def describe(volume: Volume) -> str:

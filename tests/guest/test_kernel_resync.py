@@ -177,3 +177,16 @@ def test_our_full_sync_from_the_kernel_goes_on_where_it_was_cut(make_pair: PairM
     pair.wait_in_sync()
     assert pair.kernel.resync_kib() < 31 * 1024
     pair.compare()
+
+
+def test_kernel_changes_the_digest_while_connected(make_pair: PairMaker) -> None:
+    pair = make_pair(net="csums-alg md5;")
+    pair.our_primary()
+    our_data(pair)
+    pair.kernel.adm("net-options --csums-alg=sha1")
+    pair.wait(lambda: 'csums-alg "sha1"' in pair.ours.log(), "the kernel's digest")
+    pair.kernel.adm("invalidate")
+    pair.wait_in_sync()
+    after = counters(pair)
+    assert after["resync_equal_bits"] == after["resync_total_bits"] > 1000
+    pair.compare()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from repl.drbd import packets as pk
 from repl.drbd.packets import Packet
 from repl.drbd.states import ConnectionState as C
 from repl.drbd.states import DiskState, Role
@@ -420,3 +421,103 @@ def test_limiting_factor_is_named_on_both_nodes(make: Any) -> None:
                 cluster.ask(node, "status")["volumes"][0]["resync"]["limited_by"] == limit
             ), 9000, limit,
         )  # fmt: skip
+
+
+# ---- answers other than data ----
+
+
+def answer(cluster: Any, packet: Packet, blocks: range) -> None:
+    """The source's control plane says this about single blocks that the target has asked for."""
+    connection = cluster.node(0).connection
+    for block in blocks:
+        body = pk.Ack(sector=block * 8, block_id=b"\xff" * 8, size_bytes=BLOCK, seq_num=0).encode()
+        connection.send_meta(packet, body)
+    cluster.ask(0, "role")
+
+
+def test_canceled_requests_are_asked_for_again_later(make: Any) -> None:
+    cluster = make(resync=OPEN)
+    cluster.connect_fresh()
+    cluster.ask(0, "pause-sync")
+    fall_behind(cluster)
+    cluster.shells[0].data.hold()
+    cluster.ask(0, "resume-sync")
+    cluster.until(lambda: sent(cluster, 1, Packet.RS_THIN_REQ) == DIRTY, 5000, "all requests")
+    answer(cluster, Packet.RS_CANCEL, range(0, 2 * DIRTY, 2))
+    cluster.until(lambda: sent(cluster, 1, Packet.RS_THIN_REQ) == 2 * DIRTY, 5000, "all requests once more")
+    assert cluster.state(1)[1] == C.SYNC_TARGET and cluster.dirty_bits(1) == DIRTY
+    cluster.shells[0].data.release()
+    end(cluster)
+
+
+def test_block_that_the_source_cannot_read_stays_dirty_until_the_next_resync(make: Any) -> None:
+    cluster = make(resync=OPEN)
+    cluster.connect_fresh()
+    cluster.ask(0, "pause-sync")
+    fall_behind(cluster, 1)
+    cluster.shells[0].data.hold()
+    cluster.ask(0, "resume-sync")
+    cluster.until(lambda: sent(cluster, 1, Packet.RS_THIN_REQ) == 1, 5000, "the request")
+    answer(cluster, Packet.NEG_RS_DREPLY, range(1))
+    cluster.until(lambda: cluster.state(1)[1] == C.CONNECTED, 5000, "the end of the resync")
+    assert cluster.state(1)[2] == DiskState.INCONSISTENT and cluster.dirty_bits(1) == cluster.dirty_bits(0) == 1
+    assert cluster.events(1, "change", "1 blocks failed")
+    cluster.shells[0].data.release()
+    cluster.run(100)
+    assert cluster.state(1)[2] == DiskState.INCONSISTENT  # a late answer changes nothing
+    cluster.cut(silent=False)
+    cluster.until(lambda: not cluster.connected, 20_000, "the cut")
+    cluster.heal()
+    end(cluster)
+
+
+# ---- applications first ----
+
+
+@pytest.mark.parametrize("least_kib", [0, 200])
+def test_resync_above_c_min_rate_steps_back_for_the_application(make: Any, least_kib: int) -> None:
+    from tests.sim.cluster import Load
+
+    cluster = make(disk_bytes=16 * MIB, resync=replace(SLOW, resync_rate_kib=4000, min_rate_kib=least_kib))
+    cluster.connect_fresh()
+    fill(cluster, 1600)
+    cluster.ask(0, "pause-sync")
+    fall_behind(cluster, 500)
+    app = cluster.serve(0)
+    app.load(Load(queue_depth=2, think_max_ms=4, read_percent=0, span_offset=8 * MIB, span_length=MIB))
+    cluster.run(500)
+    cluster.ask(0, "resume-sync")
+    begin = cluster.now_ms
+    limits = set()
+    while not cluster.in_sync:
+        cluster.run(500)
+        if resync := cluster.ask(1, "status")["volumes"][0]["resync"]:
+            limits.add(resync["limited_by"])
+        assert cluster.now_ms - begin < 60_000
+    took_ms = cluster.now_ms - begin
+    app.stop()
+    cluster.wait_idle()
+    cluster.check_equal()
+    if least_kib:
+        assert took_ms > 3000 and "application" in limits
+    else:
+        assert took_ms < 2500 and "application" not in limits
+
+
+# ---- several volumes ----
+
+
+def test_volume_waits_for_the_volume_of_its_own_resource_that_goes_first(make: Any) -> None:
+    cluster = make(volumes=2, resync=SLOW, overrides={"resync_after": ("r0", 0)})
+    cluster.connect_fresh()
+    for volume in (0, 1):
+        cluster.ask(1, "pause-sync", volume=volume)
+        cluster.ask(1, "invalidate", volume=volume)
+        cluster.ask(1, "resume-sync", volume=volume)
+    volumes = cluster.node(1).volumes
+    cluster.until(lambda: volumes[1].state.conn == C.PAUSED_SYNC_T, 10_000, "volume 1 waits")
+    assert volumes[0].state.conn == C.SYNC_TARGET
+    assert volumes[1].state.aftr_isp and not volumes[0].state.aftr_isp
+    cluster.until(lambda: volumes[0].is_in_sync, 120_000, "volume 0")
+    cluster.until(lambda: volumes[1].is_in_sync, 120_000, "volume 1")
+    assert not volumes[1].state.aftr_isp
