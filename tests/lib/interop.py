@@ -217,6 +217,14 @@ class Kernel:
 
     # A load: small random writes one after the other until told to stop; counts what is done.
 
+    def helper(self, script: str) -> None:
+        """What the module runs from now on in place of drbdadm (``$1``: the handler's name); "" for nothing."""
+        path = "/run/interop/helper" if script else "/bin/true"
+        if script:
+            self.guest.write_file(path, f"#!/bin/sh\n{script}\n")
+            self.guest.run(f"chmod 755 {path}")
+        self.guest.run(f"echo -n {path} >/sys/module/drbd/parameters/usermode_helper")
+
     def load_start(self) -> None:
         script = (
             f"n=0; while [ ! -e /run/interop/stop{self.minor} ]; do "
@@ -409,10 +417,13 @@ class KernelPair:
     """One resource on both."""
 
     def __init__(self, lab: KernelLab, folder: Path, *, protocol: str = "C", net: str = "", rate: str = "400M",
-                 other_net: str | None = None, disk: str = "", can_discard: bool = False, survives: bool = False,
+                 other_net: str | None = None, disk: str = "", more: str = "",
+                 can_discard: bool = False, survives: bool = False,
                  our_bytes: int = DISK_BYTES, kernel_bytes: int = DISK_BYTES,
                  relay: dict[str, Any] | None = None) -> None:  # fmt: skip
-        """``net``: more options, for both; ``other_net``: those of the kernel if they differ; ``rate``: of a resync.
+        """``net``, ``disk``: more options, ``more``: more sections, for both.
+
+        ``other_net``: those of the kernel if they differ; ``rate``: of a resync.
 
         ``can_discard``: the kernel's disk is a loop device and not a ram disk; so are disks of another size.
         ``survives``: and lies in the lab's shared folder (where it cannot discard), for a loss of power.
@@ -441,6 +452,7 @@ global {{ usage-count no; }}
 resource r0 {{
 	net {{ protocol {protocol}; connect-int 1; {options} }}
 	disk {{ c-plan-ahead 0; resync-rate {rate}; {disk} }}
+	{more}
 	on here {{ device /dev/drbd{minor} minor {minor}; disk {folder / "disk.img"}; meta-disk internal;
 		address ipv4 {here}; }}
 	on guest {{ device /dev/drbd{minor} minor {minor}; disk {kernel_disk}; meta-disk internal;
