@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +27,8 @@ READ_BYTES = 4096
 PIPE_BYTES = 65536
 STATUS_CANNOT_START = 127
 SHELL = "/bin/sh"
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# The last one is where replctl and repl-snapshot lie if they were installed into an environment of their own.
+PATH = f"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:{Path(sys.executable).parent}"
 
 _UNPRINTABLE = re.compile(r"[^ -~\u00a1-\uffff]")
 _log = logging.getLogger("repl.daemon")

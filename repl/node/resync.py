@@ -190,7 +190,7 @@ class ResyncControl:
                 reason=f"resync ended, {failed} blocks failed",
             )
             node.connection.send_state(volume)
-            node.handlers.notify("after-resync-target", volume)
+            node.handlers.notify("after-resync-target", volume, {"REPL_FAILED_BLOCKS": str(failed)})
             return
         report = volume.peer_report
         assert report is not None
