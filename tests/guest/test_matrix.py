@@ -144,6 +144,26 @@ def data_integrity(sides: Sides) -> None:
     sides.write(4096, 256)
 
 
+def verify_with_a_difference(sides: Sides) -> None:
+    """A block of the Secondary's disk changes behind everybody's back; the Primary finds it, a new connection mends it."""
+    sides.begin()
+    sides.write(0, 256, flush=True)
+    pair = sides.pair
+    if sides.is_ours:
+        pair.kernel.guest.run(f"dd if=/dev/urandom of={pair.kernel.disk} bs=4K count=1 seek=7 oflag=direct conv=notrunc")
+        pair.ours.call("verify")
+        assert pair.ours.call("wait-verify")["ranges"] == [[56, 8]]
+    else:
+        with pair.ours.disk.open("r+b") as file:
+            file.seek(7 * 4096)
+            file.write(os.urandom(4096))
+        pair.kernel.adm("verify")
+        pair.wait(lambda: "Out of sync: start=56, size=8 (sectors)" in pair.kernel.log(), "the difference is found")
+        pair.wait_in_sync()
+    pair.reconnect_quietly()
+    assert pair.kernel.resync_kib() == 4
+
+
 def split_brain(sides: Sides) -> None:
     """Both were Primary while apart; the former Secondary's changes are thrown away."""
     sides.begin()
@@ -180,6 +200,7 @@ CELLS: dict[str, tuple[Callable[[Sides], None], dict[str, object]]] = {
     "trim": (trim, {"can_discard": True}),
     "cram-hmac": (cram_hmac, {"net": 'cram-hmac-alg sha256; shared-secret "between us";'}),
     "data-integrity": (data_integrity, {"net": "data-integrity-alg crc32c;"}),
+    "verify with a difference": (verify_with_a_difference, {"net": "verify-alg crc32c;"}),
     "split brain": (split_brain, {"allowed": "error receiving|sock was|Split-Brain|incompatible"}),
 }
 # Always run in protocol C; the others only with --interop.
