@@ -145,12 +145,12 @@ def data_integrity(sides: Sides) -> None:
 
 
 def verify_with_a_difference(sides: Sides) -> None:
-    """A block of the Secondary's disk changes behind everybody's back; the Primary finds it, a new connection mends it."""
+    """A block of the Secondary's disk changes by itself; the Primary finds it, a new connection mends it."""
     sides.begin()
     sides.write(0, 256, flush=True)
     pair = sides.pair
     if sides.is_ours:
-        pair.kernel.guest.run(f"dd if=/dev/urandom of={pair.kernel.disk} bs=4K count=1 seek=7 oflag=direct conv=notrunc")
+        pair.kernel.guest.run(f"dd if=/dev/urandom of={pair.kernel.disk} bs=4K count=1 seek=7 oflag=direct")
         pair.ours.call("verify")
         assert pair.ours.call("wait-verify")["ranges"] == [[56, 8]]
     else:
