@@ -26,10 +26,10 @@ def make() -> Iterator[MakeCluster]:
     made: list[Cluster] = []
 
     def cluster(seed: int = 1, *, other: dict[str, Any] | None = None, handlers: tuple[str, ...] = (),
-                **net: Any) -> Cluster:  # fmt: skip
+                volumes: int = 1, **net: Any) -> Cluster:  # fmt: skip
         mine = replace(QUICK_NET, **net)
         theirs = replace(mine, **(other or {}))
-        made.append(Cluster(seed, Setup(net=mine, other_net=theirs, handlers=handlers)))
+        made.append(Cluster(seed, Setup(net=mine, other_net=theirs, handlers=handlers, volumes=volumes)))
         made[-1].connect_fresh()
         return made[-1]
 
@@ -297,6 +297,58 @@ def test_order_to_discard_outlives_a_link_that_breaks_before_the_resync(make: Ma
     meet(cluster, discard=0)
     check_winner(cluster, 1, kept)
     assert broken
+
+
+# ---- several volumes ----
+
+
+def split_two_volumes(make: MakeCluster) -> Cluster:
+    cluster = make(volumes=2)
+    for node in (0, 1):
+        cluster.ask(node, "disconnect", force=True)
+    for node in (0, 1):
+        for volume in (0, 1):
+            app = cluster.serve(node, volume)
+            app.write(*range(20 * node, 20 * node + 5 + volume))
+            app.leave()
+        wait_each(cluster, lambda n: cluster.node(n).role == Role.SECONDARY, "the client's end")
+        cluster.run(50)
+    return cluster
+
+
+def data_of(cluster: Cluster, node: int) -> list[bytes]:
+    return [cluster.shells[node].places[v].data.pread(0, cluster.device_bytes) for v in (0, 1)]
+
+
+def test_dry_run_tells_the_verdict_on_every_volume(make: MakeCluster) -> None:
+    cluster = split_two_volumes(make)
+    before = data_of(cluster, 0), data_of(cluster, 1)
+    cluster.ask(1, "connect")
+    cluster.ask(0, "connect", tentative=True)
+    cluster.until(lambda: cluster.node(0).reason_code == "tentative", 30_000, "the end of the question")
+    assert "volume 0: rule 90" in cluster.node(0).reason and "volume 1: rule 90" in cluster.node(0).reason
+    assert (data_of(cluster, 0), data_of(cluster, 1)) == before
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_order_to_discard_holds_for_every_volume(make: MakeCluster, breaks: bool) -> None:
+    """``breaks``: the link does when the first volume's resync has begun."""
+    cluster = split_two_volumes(make)
+    kept = data_of(cluster, 1)
+    broken: list[int] = []
+
+    def cut(index: int) -> None:
+        began = [cluster.state(0, v)[1] == ConnectionState.SYNC_TARGET for v in (0, 1)]
+        if breaks and index == 0 and any(began) and not broken:
+            broken.append(sum(began))
+            cluster.cut(silent=False)
+            cluster.later(1500, cluster.heal)
+
+    cluster.observers.append(cut)
+    meet(cluster, discard=0)
+    cluster.until(lambda: cluster.in_sync, 60_000, "both nodes in sync")
+    assert data_of(cluster, 0) == kept
+    assert bool(broken) is breaks and not cluster.node(0).connection.discard_my_data
 
 
 # ---- tentative ----
