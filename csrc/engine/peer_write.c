@@ -343,7 +343,7 @@ void peer_write_received(struct core *core, struct peer_request *pr)
         write_start(pr);
     else {
         resync_target_yield(v, &pr->lock.range);
-        if (v->state.connection == C_VERIFY_S)
+        if (v->state.connection == C_VERIFY_S || !list_empty(&v->verify.answers))
             verify_yield(v, &pr->lock.range);
         if (o->two_primaries)
             conflict_pass(pr);

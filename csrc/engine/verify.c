@@ -123,7 +123,8 @@ struct verify_blocks *verify_find(struct volume *v, uint64_t offset, bool is_ans
     return NULL;
 }
 
-/* The peer may only be able to answer after we acknowledged this write of it. */
+/* The peer may only be able to go on after we acknowledged this write of it: our digest, or its verdict, may wait for
+ * that (of two Primaries). */
 void verify_yield(struct volume *v, const struct range *write)
 {
     struct range *next;
@@ -133,7 +134,12 @@ void verify_yield(struct volume *v, const struct range *write)
         if (item->granted != lock_granted || r->ticket > write->ticket)
             continue;
         struct verify_blocks *b = container_of(item, struct verify_blocks, lock);
-        if (b->is_answer || (b->stage != VERIFY_LOCKING && b->stage != VERIFY_ASKED))
+        if (b->is_answer && b->stage == VERIFY_ANSWERED) {
+            verify_release(b);
+            continue;
+        }
+        b->gives_way = true;
+        if (b->stage != VERIFY_LOCKING && (b->is_answer || b->stage != VERIFY_ASKED))
             continue;
         volume_unlock_range(v, &b->lock);
         bool held = volume_lock_range(v, &b->lock, b->offset, b->bytes, false, lock_granted);

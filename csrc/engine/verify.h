@@ -17,6 +17,7 @@ enum {
     VERIFY_BLOCKS = 16,         /* of one lock and one disk operation: 64 KiB */
     VERIFY_RUNS_MAX = 512,      /* in progress at the source, all volumes */
     VERIFY_ANSWERS_MAX = 1024,  /* in progress at the target: the kernel module may ask for scattered blocks */
+    VERIFY_ROUNDS_MAX = 16,     /* of two Primaries, whose writes may come between every time */
     VERIFY_RANGES_MAX = 4096,   /* differing ranges reported of one verify; more are only counted */
 };
 
@@ -38,6 +39,8 @@ struct verify_blocks {
     uint64_t answered_ns;       /* target: when the digests were sent */
     bool is_answer;             /* target's */
     bool is_second;             /* the blocks differed once already */
+    uint8_t rounds;             /* source: how often they differed */
+    bool gives_way;             /* target: a write of the peer waits, the lock ends with the answer */
     bool singly;                /* the read failed: block by block */
     struct buf *buf;
     struct range_item lock;

@@ -176,11 +176,17 @@ void verify_compare(struct verify_blocks *b)
     uint32_t found = differing(q);
     buf_put(b->buf);
     b->buf = NULL;
-    if (found && !b->is_second && v->core->link.options.peer_is_ours) {
+    uint8_t rounds = v->core->link.options.two_primaries ? VERIFY_ROUNDS_MAX : 1;
+    if (found && b->rounds < rounds && v->core->link.options.peer_is_ours) {
         b->is_second = true;
+        b->rounds++;
         b->missing = found;
         b->refused = 0;
-        verify_ask(b);
+        if (rounds > 1) {   /* a write that lost against one of the peer may wait to be sent again */
+            volume_unlock_range(v, &b->lock);
+            verify_lock(b);
+        } else
+            verify_ask(b);
         return;
     }
     send_verdicts(b, found);

@@ -57,7 +57,9 @@ bool verify_request(struct volume *v, uint64_t sector, uint32_t bytes)
 
 static bool is_useful(const struct verify_blocks *b)
 {
-    return verify_is_current(b) && b->volume->state.connection == C_VERIFY_T && !b->is_second;
+    /* Of two Primaries a write of ours may have to be sent again before both copies are the same. */
+    bool holds = !b->is_second && !b->gives_way && !b->volume->core->link.options.two_primaries;
+    return holds && verify_is_current(b) && b->volume->state.connection == C_VERIFY_T;
 }
 
 /* All digests are sent. */

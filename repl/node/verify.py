@@ -226,11 +226,9 @@ class VerifyControl:
         self.repair.after_verify(volume, self.reports[volume.number])
 
     async def peer_says_connected(self, volume: Volume) -> None:
-        """P_STATE(Connected) of the peer while we verify: its end, or it gave up."""
+        """P_STATE(Connected) of the source ends it.  A target's may be older than its agreement: that came on meta."""
         if volume.state.conn == _C.VERIFY_T:
             await self._leave(volume, tell=False)
-        else:
-            self._stop(volume)
 
     def abort(self, volume: Volume) -> None:
         """End it early; what was asked for is still compared, and the position is kept."""
@@ -250,10 +248,7 @@ class VerifyControl:
                 number=-17,
                 advice=f'"replctl disconnect {node.settings.resource}" and "connect" end it.',
             )
-        self._stop(volume)
-
-    def _stop(self, volume: Volume) -> None:
-        self._node.send(ec.VerifyStop(volume.number))
+        node.send(ec.VerifyStop(volume.number))
 
     def state_changed(self, volume: Volume, before: StateWord, after: StateWord) -> None:
         """Called by every transition."""

@@ -14,6 +14,7 @@ from tests.lib.interop import MIB, KernelPair, OurLoad, PairMaker
 
 BLOCK = 4096
 VERIFY = "verify-alg {};"
+LONG = [pytest.param(name, marks=pytest.mark.interop) for name in ("sha1", "sha256", "md5")]
 
 
 def out_of_sync(text: str) -> list[tuple[int, int]]:
@@ -49,7 +50,7 @@ def kernel_verify(pair: KernelPair) -> list[tuple[int, int]]:
     return out_of_sync(pair.kernel.log())
 
 
-@pytest.mark.parametrize("algorithm", ["crc32c", "sha1", "sha256", "md5"])
+@pytest.mark.parametrize("algorithm", ["crc32c", *LONG])
 def test_our_verify_of_the_kernel_finds_what_is_planted(make_pair: PairMaker, algorithm: str) -> None:
     pair = make_pair(net=VERIFY.format(algorithm))
     pair.our_primary()
@@ -64,7 +65,7 @@ def test_our_verify_of_the_kernel_finds_what_is_planted(make_pair: PairMaker, al
     assert out_of_sync(pair.kernel.log()) == expected
 
 
-@pytest.mark.parametrize("algorithm", ["crc32c", "sha1"])
+@pytest.mark.parametrize("algorithm", ["crc32c", *LONG[:1]])
 def test_kernel_verify_of_us_finds_what_is_planted(make_pair: PairMaker, algorithm: str) -> None:
     pair = make_pair(net=VERIFY.format(algorithm))
     pair.kernel_primary()
@@ -76,6 +77,7 @@ def test_kernel_verify_of_us_finds_what_is_planted(make_pair: PairMaker, algorit
     assert [tuple(r) for r in report["ranges"]] == expected
 
 
+@pytest.mark.interop
 @pytest.mark.parametrize("protocol", ["A", "C"])
 def test_verify_both_ways_under_our_writes_gives_no_false_alarm(make_pair: PairMaker, protocol: str) -> None:
     pair = make_pair(net=VERIFY.format("crc32c"), protocol=protocol, rate="8M; c-min-rate 0")
@@ -88,6 +90,7 @@ def test_verify_both_ways_under_our_writes_gives_no_false_alarm(make_pair: PairM
     pair.wait_equal()
 
 
+@pytest.mark.interop
 def test_verify_both_ways_under_the_kernels_writes_gives_no_false_alarm(make_pair: PairMaker) -> None:
     pair = make_pair(net=VERIFY.format("crc32c"), rate="8M; c-min-rate 0")
     pair.kernel_primary()
