@@ -41,7 +41,7 @@ void volume_al_begin(struct volume *v, struct al_waiter *waiter, uint64_t offset
     waiter->last = (uint32_t)((offset + length - 1) / AL_EXTENT_BYTES);
     waiter->has_reference = false;
     list_init(&waiter->link);
-    if (!list_empty(&v->al_waiting) || !try_begin(v, waiter))
+    if (v->al_held || !list_empty(&v->al_waiting) || !try_begin(v, waiter))
         list_add_tail(&v->al_waiting, &waiter->link);
 }
 
@@ -65,6 +65,41 @@ static void grant_all(struct list_head *from)
         grant(list_entry(list_first(&batch), struct al_waiter, link));
 }
 
+static void hold_end(struct volume *v, enum re_result result)
+{
+    uint64_t cookie = v->al_hold_cookie;
+    v->al_hold_cookie = 0;
+    core_done(v->core, cookie, v->number, result, 0);
+}
+
+void volume_al_hold(struct volume *v, bool held, uint64_t cookie)
+{
+    if (v->al_hold_cookie)
+        hold_end(v, RE_RESULT_CANCELED);
+    if (!v->al && held) {
+        core_done(v->core, cookie, v->number, RE_RESULT_INVALID, 0);
+        return;
+    }
+    v->al_held = held;
+    v->al_retry = true;
+    if (!held) {
+        core_done(v->core, cookie, v->number, RE_RESULT_OK, 0);
+        return;
+    }
+    v->al_hold_cookie = cookie;
+    sender_close_epoch(v->core, NULL);
+}
+
+/* What is in it is let go only when the control plane has dealt with the loss, which may wait for us. */
+void volume_al_link_lost(struct volume *v)
+{
+    if (!v->al_hold_cookie)
+        return;
+    v->al_held = false;
+    v->al_retry = true;
+    hold_end(v, RE_RESULT_CANCELED);
+}
+
 /* The disk is gone: whoever waits goes on and finds that out. */
 void volume_al_abandon(struct volume *v)
 {
@@ -77,6 +112,9 @@ void volume_al_abandon(struct volume *v)
         buf_put(v->al_block);
     v->al_block = NULL;
     v->al_phase = AL_IDLE;
+    v->al_held = false;
+    if (v->al_hold_cookie)
+        hold_end(v, RE_RESULT_CANCELED);
     grant_all(&v->al_planned);
     grant_all(&v->al_waiting);
 }
@@ -215,7 +253,9 @@ void volume_al_tick(struct volume *v)
         volume_al_abandon(v);
         return;
     }
-    if (v->al_retry && !list_empty(&v->al_waiting)) {
+    if (v->al_hold_cookie && v->al_phase == AL_IDLE && list_empty(&v->al_planned) && al_refs_total(v->al) == 0)
+        hold_end(v, RE_RESULT_OK);
+    if (v->al_retry && !v->al_held && !list_empty(&v->al_waiting)) {
         v->al_retry = false;
         struct list_head waiting;
         list_init(&waiting);

@@ -144,6 +144,15 @@ static void volume_command(struct core *core, const struct re_command *c, const 
         volume_disk_give_up(v, (uint32_t)c->value);
         core_done(core, c->cookie, c->volume, RE_RESULT_OK, 0);
         break;
+    case RE_CMD_AL_HOLD:
+        volume_al_hold(v, c->value != 0, c->cookie);
+        break;
+    case RE_CMD_VOLUME_RESIZE:
+        volume_resize(v, &c->attach, c->cookie);
+        break;
+    case RE_CMD_MD_WIPE:
+        volume_md_wipe(v, c->attach.superblock_offset, c->value, c->cookie);
+        break;
     case RE_CMD_VOLUME_SIZE:
         if (!v->attached)
             volume_set_size(v, c->value);

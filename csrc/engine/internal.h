@@ -140,7 +140,7 @@ struct peer_request {
 
 /* ---- metadata jobs ---- */
 
-enum md_job_kind { MD_SUPERBLOCK, MD_BITMAP_WRITE, MD_AL_INITIALIZE, MD_LOAD_BITMAP };
+enum md_job_kind { MD_SUPERBLOCK, MD_BITMAP_WRITE, MD_AL_INITIALIZE, MD_LOAD_BITMAP, MD_RESIZE, MD_WIPE };
 
 struct md_job {
     struct list_head link;          /* the volume's queue, or the free list */
@@ -197,6 +197,10 @@ struct volume {
     struct list_head al_planned;    /* in the transaction in flight or the next one */
     uint8_t al_phase;               /* enum al_phase */
     bool al_retry;                  /* references were put: look at al_waiting again */
+    bool al_held;                   /* nobody is let in */
+    uint64_t al_hold_cookie;        /* told when nobody is in it any more */
+    struct re_attach resize;        /* of the resize that waits for its turn among the metadata jobs */
+    uint64_t wipe_offset, wipe_end; /* bytes on md_fd, of the wipe among them */
     uint32_t al_pages_pending;      /* bitmap pages to be written before the transaction */
     uint32_t al_evicted[64];
     uint32_t al_evicted_count;
@@ -409,10 +413,14 @@ void volume_al_begin(struct volume *v, struct al_waiter *waiter, uint64_t offset
 void volume_al_put(struct volume *v, struct al_waiter *waiter);
 void volume_al_tick(struct volume *v);
 void volume_al_abandon(struct volume *v);
+void volume_al_hold(struct volume *v, bool held, uint64_t cookie);
+void volume_al_link_lost(struct volume *v);
 
 /* metadata.c */
 enum re_status volume_md_job(struct volume *v, enum md_job_kind kind, uint64_t cookie, const uint8_t *superblock);
 void volume_md_tick(struct volume *v);
+void volume_resize(struct volume *v, const struct re_attach *to, uint64_t cookie);
+void volume_md_wipe(struct volume *v, uint64_t offset, uint64_t length, uint64_t cookie);
 
 /* app.c: application requests */
 struct request *request_of_range(struct range *range);  /* the own write whose lock this is, or NULL */

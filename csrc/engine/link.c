@@ -116,6 +116,7 @@ void link_lost(struct core *core, enum re_lost reason, unsigned detail, uint64_t
             core_done(core, v->bitmap_send_cookie, v->number, RE_RESULT_CANCELED, 0);
         }
         v->bitmap_receiving = false;
+        volume_al_link_lost(v);
         resync_target_stop(v);
         resync_source_stop(v);
         verify_end(v);

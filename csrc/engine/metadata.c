@@ -180,6 +180,38 @@ static void load_step(struct md_job *job)
     job_submit(job, DISK_READ, 0, v->disk.bitmap_offset + offset, length);
 }
 
+static void wipe_step(struct md_job *job)
+{
+    struct volume *v = job->volume;
+    if (v->wipe_offset >= v->wipe_end) {
+        job_flush(job);
+        return;
+    }
+    uint64_t length = u64_min(v->wipe_end - v->wipe_offset, PEER_DISCARD_BYTES_MAX);
+    uint64_t offset = v->wipe_offset;
+    v->wipe_offset += length;
+    job_submit(job, DISK_ZERO, DISK_MAY_UNMAP, offset, length);
+}
+
+/* Nothing of the metadata is on its way to the old place. */
+static void resize_step(struct md_job *job)
+{
+    struct volume *v = job->volume;
+    const struct re_attach *to = &v->resize;
+    uint64_t bits = (to->size_bytes + BLOCK_BYTES - 1) / BLOCK_BYTES;
+    if (bitmap_resize(v->bitmap, bits, to->flags & RE_ATTACH_BITMAP_ALL_SET) != RE_OK) {
+        job_end(job, ENOMEM_ERRNO);
+        return;
+    }
+    v->disk.superblock_offset = to->superblock_offset;
+    v->disk.al_offset = to->al_offset;
+    v->disk.bitmap_offset = to->bitmap_offset;
+    v->disk.bitmap_bytes = to->bitmap_bytes;
+    v->disk.size_bytes = to->size_bytes;
+    volume_set_size(v, to->size_bytes);
+    job_end(job, 0);
+}
+
 static void job_step(struct md_job *job)
 {
     struct volume *v = job->volume;
@@ -200,7 +232,39 @@ static void job_step(struct md_job *job)
     case MD_LOAD_BITMAP:
         load_step(job);
         break;
+    case MD_RESIZE:
+        resize_step(job);
+        break;
+    case MD_WIPE:
+        wipe_step(job);
+        break;
     }
+}
+
+void volume_md_wipe(struct volume *v, uint64_t offset, uint64_t length, uint64_t cookie)
+{
+    if (!v->attached || v->loading || v->detaching || offset < v->size_bytes) {
+        core_done(v->core, cookie, v->number, RE_RESULT_INVALID, 0);
+        return;
+    }
+    v->wipe_offset = offset;
+    v->wipe_end = offset + length;
+    if (volume_md_job(v, MD_WIPE, cookie, NULL) != RE_OK)
+        core_done(v->core, cookie, v->number, RE_RESULT_INVALID, 0);
+}
+
+void volume_resize(struct volume *v, const struct re_attach *to, uint64_t cookie)
+{
+    bool moves = v->disk.al_offset != to->al_offset || v->disk.bitmap_offset != to->bitmap_offset;
+    bool fits = to->size_bytes && to->size_bytes % SECTOR_BYTES == 0 &&
+                (to->size_bytes + BLOCK_BYTES - 1) / BLOCK_BYTES <= to->bitmap_bytes * 8;
+    if (!v->attached || v->loading || v->detaching || (moves && !v->al_held) || !fits) {
+        core_done(v->core, cookie, v->number, RE_RESULT_INVALID, 0);
+        return;
+    }
+    v->resize = *to;
+    if (volume_md_job(v, MD_RESIZE, cookie, NULL) != RE_OK)
+        core_done(v->core, cookie, v->number, RE_RESULT_INVALID, 0);
 }
 
 void volume_md_tick(struct volume *v)
@@ -212,6 +276,8 @@ void volume_md_tick(struct volume *v)
             continue;
         }
         if (job->kind == MD_BITMAP_WRITE && v->al_phase == AL_WRITING_BITMAP)
+            return;
+        if (job->kind == MD_RESIZE && v->al_phase != AL_IDLE)
             return;
         if (v->disk_failed && job->kind != MD_SUPERBLOCK) {
             job_end(job, 5 /* EIO */);

@@ -88,6 +88,16 @@ enum re_command_type {
     RE_CMD_VOLUME_GIVE_UP = 61,
     /* A volume without a disk: the size of the peer's device (`value` bytes). */
     RE_CMD_VOLUME_SIZE = 62,
+    /* `value` 1: no write enters the activity log any more; DONE when all that are in it are barrier-acked (CANCELED
+     * when the link breaks first; then it is open again).  0: open again. */
+    RE_CMD_AL_HOLD = 63,
+    /* Another size, and metadata in another place (`attach`: size, offsets and flags; ALL_SET: new bits are set).  Only
+     * memory changes; every bitmap page has to be written anew.  With metadata that moves, only while the activity log
+     * is held.  Ends with DONE. */
+    RE_CMD_VOLUME_RESIZE = 64,
+    /* Zero what was metadata: `attach.superblock_offset` says where on md_fd, `value` how many bytes.  Ends with
+     * DONE. */
+    RE_CMD_MD_WIPE = 65,
     /* What VerifyS is to compare (`verify`); before VOLUME_STATE makes it VerifyS. */
     RE_CMD_VERIFY_ORDER = 70,
     /* VerifyS asks for nothing more; VERIFY_FINISHED comes when what it has asked for is compared. */

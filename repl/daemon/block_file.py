@@ -46,8 +46,12 @@ class FdBlockFile:
         self.name = name
         self.is_direct = is_direct
         self._bounce: mmap.mmap | None = None
+        self.refresh_size()
+
+    def refresh_size(self) -> None:
+        """It may have grown."""
         try:
-            self.size_bytes = device_size_bytes(fd)
+            self.size_bytes = device_size_bytes(self.fd)
         except OSError as error:
             self._fail("its size cannot be read", error)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import threading
@@ -31,10 +32,12 @@ from repl.daemon.link import LinkPlaces, LinkSockets
 from repl.daemon.resync_order import ResyncOrder
 from repl.daemon.run_dir import RunDir
 from repl.daemon.undo_store import UndoStore
+from repl.drbd.layout import Layout
 from repl.engine import commands as ec
 from repl.engine.events import Event, EventType, NbdEnd
 from repl.errors import DiskFailed, ReplError, RequestRefused
 from repl.node import actions as act
+from repl.node import disk as node_disk
 from repl.node.disk import Prepared
 from repl.node.undo import UndoFound
 
@@ -68,6 +71,8 @@ class NodeMachine(Protocol):
     def listen_failed(self, reason: str) -> None: ...
     def disk_opened(self, volume: int, prepared: Prepared) -> None: ...
     def disk_failed(self, volume: int, error: Exception) -> None: ...
+    def disk_measured(self, volume: int, layout: Layout, usable_sectors: int) -> None: ...
+    def measure_failed(self, volume: int, error: Exception) -> None: ...
     def command(self, token: object, verb: str, args: dict[str, Any]) -> None: ...
     def cancel(self, token: object) -> None: ...
     def nbd_closed(self, volume: int) -> None: ...
@@ -241,6 +246,8 @@ class Shell:
             case act.CloseFd(fd=fd):
                 with contextlib.suppress(OSError):
                     os.close(fd)
+            case act.MeasureDisk():
+                self._measure_disk(action)
             case act.OpenDisk(volume=volume):
                 self._open_disk(volume)
             case act.CloseDisk(volume=volume):
@@ -405,6 +412,20 @@ class Shell:
                 self.undos.close(volume, is_deleted=is_deleted)
             except OSError as error:
                 _log.warning("the undo of volume %d could not be closed: %s", volume, error)
+
+    def _measure_disk(self, action: act.MeasureDisk) -> None:
+        volume, disk = action.volume, self._disks.get(action.volume)
+        try:
+            if disk is None:
+                raise DiskFailed(f"volume {volume} has no open disk.", errno=errno.ENODEV)
+            layout, usable = node_disk.measure(
+                disk.place, al_stripes=action.al_stripes, al_stripe_size_4k=action.al_stripe_size_4k
+            )
+        except ReplError as error:
+            failure = error
+            self._call(lambda: self.node.measure_failed(volume, failure))
+        else:
+            self._call(lambda: self.node.disk_measured(volume, layout, usable))
 
     def _close_disk(self, volume: int) -> None:
         disk = self._disks.pop(volume, None)

@@ -55,6 +55,9 @@ class CommandType(enum.IntEnum):
     VOLUME_QUIESCE = 60
     VOLUME_GIVE_UP = 61
     VOLUME_SIZE = 62
+    AL_HOLD = 63
+    VOLUME_RESIZE = 64
+    MD_WIPE = 65
     VERIFY_ORDER = 70
     VERIFY_STOP = 71
     UNDO_START = 80
@@ -231,6 +234,34 @@ class VolumeSize:
 
     type: ClassVar[CommandType] = CommandType.VOLUME_SIZE
     volume: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class AlHold:
+    """``value`` 1: no write enters the activity log, DONE when it is empty; 0: open again."""
+
+    type: ClassVar[CommandType] = CommandType.AL_HOLD
+    volume: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeResize:
+    """Another size and another place of the metadata, in memory only; ends with DONE."""
+
+    type: ClassVar[CommandType] = CommandType.VOLUME_RESIZE
+    volume: int
+    attach: Attach
+
+
+@dataclass(frozen=True, slots=True)
+class MdWipe:
+    """Zero ``value`` bytes of what was metadata, from ``attach.superblock_offset`` on; ends with DONE."""
+
+    type: ClassVar[CommandType] = CommandType.MD_WIPE
+    volume: int
+    attach: Attach
     value: int
 
 
@@ -472,6 +503,9 @@ Command = (
     | VolumeQuiesce
     | VolumeGiveUp
     | VolumeSize
+    | AlHold
+    | VolumeResize
+    | MdWipe
     | VolumeState
     | VolumeResync
     | MdWrite

@@ -69,6 +69,18 @@ class OpenDisk:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasureDisk:
+    """Look at the size of the volume's open disk again; the two numbers are the layout of its activity log.
+
+    Ends in ``Node.disk_measured(volume, layout, usable_sectors)`` or ``Node.measure_failed(volume, error)``.
+    """
+
+    volume: int
+    al_stripes: int
+    al_stripe_size_4k: int
+
+
+@dataclass(frozen=True, slots=True)
 class CloseDisk:
     """The engine has let the volume's descriptors go: close and unlock them."""
 
@@ -170,6 +182,7 @@ Action = (
     | Dial
     | CloseFd
     | OpenDisk
+    | MeasureDisk
     | CloseDisk
     | OpenUndo
     | CloseUndo

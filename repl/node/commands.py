@@ -18,6 +18,7 @@ from repl.engine import commands as ec
 from repl.errors import PeerLost, RequestRefused, StateRefused, UsageError, WaitTimedOut
 from repl.node.flow import Mutex
 from repl.node.refusals import refusal
+from repl.node.resize import Order
 from repl.node.volume import Volume
 from repl.node.why import explain
 
@@ -56,6 +57,7 @@ class Commands:
             "disconnect": self._disconnect,
             "attach": self._attach,
             "detach": self._detach,
+            "resize": self._resize,
             "invalidate": self._invalidate,
             "invalidate-remote": self._invalidate_remote,
             "pause-sync": self._pause_sync,
@@ -157,6 +159,17 @@ class Commands:
         await self._node.disks.detach(volume, force=bool(args.get("force")))
         await self._node.disks.released(volume)
         return {"disk": str(volume.state.disk)}
+
+    async def _resize(self, args: dict[str, Any]) -> dict[str, Any]:
+        volume = self._volume(args)
+        order = Order(
+            size_sectors=int(args.get("size_sectors", 0)),
+            assume_clean=bool(args.get("assume_clean")),
+            peer_has_space=bool(args.get("assume_peer_has_space")),
+            may_shrink=bool(args.get("force")),
+        )
+        has_changed = await self._node.resize.ordered(volume, order)
+        return {"size_bytes": volume.size_sectors * 512, "has_changed": has_changed}
 
     # ---- roles ----
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from repl.drbd import packets as pk
 from repl.drbd.digests import digest_number
 from repl.drbd.farewell import Farewell
-from repl.drbd.packets import Packet
+from repl.drbd.packets import Packet, SizeFlag
 from repl.drbd.states import ConnectionState, DiskState, Role, StateChange, StateWord
 from repl.drbd.uuids import Feature, UuidFlag
 from repl.engine import commands as ec
@@ -543,12 +543,14 @@ class Connection:
         report = pk.UuidReport(volume.uuids, volume.sent_dirty_bits, UuidFlag(flags))
         self.send(Packet.UUIDS, report.encode(), volume=volume.number)
 
-    def send_sizes(self, volume: Volume) -> None:
+    def send_sizes(self, volume: Volume, *, asks: bool = False, flags: SizeFlag = SizeFlag.NONE) -> None:
+        """``asks``: the peer has to look at its disk and answer."""
         cap = self.agreed.request_bytes_max
         sizes = pk.Sizes(
             d_size=volume.backing_sectors,
-            u_size=volume.settings.size_sectors,
-            c_size=volume.size_sectors,
+            u_size=volume.user_sectors,
+            c_size=0 if asks else volume.size_sectors,
+            dds_flags=flags,
             max_bio_size=cap,
             limits=pk.QueueLimits() if self.agreed.wsame else None,
         )

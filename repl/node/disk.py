@@ -15,6 +15,7 @@ from repl.drbd.layout import Layout, MetadataKind
 from repl.drbd.superblock import MdFlag, Superblock
 from repl.errors import MetadataError
 from repl.limits import BLOCK_BYTES, SECTOR_BYTES
+from repl.node import moved
 
 if TYPE_CHECKING:
     from repl.node.undo import UndoFound
@@ -31,6 +32,7 @@ class BlockFile(Protocol):
     def pread(self, offset: int, length: int) -> bytes: ...
     def pwrite(self, offset: int, data: bytes) -> None: ...
     def flush(self) -> None: ...
+    def refresh_size(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,21 @@ def usable_sectors(place: DiskPlace, place_layout: Layout) -> int:
     return place_layout.usable_sectors(backing)
 
 
+def measure(place: DiskPlace, *, al_stripes: int, al_stripe_size_4k: int) -> tuple[Layout, int]:
+    """Where the metadata belongs on the disk as large as it is now, and the sectors that can be replicated."""
+    place.data.refresh_size()
+    if place.md is not place.data:
+        place.md.refresh_size()
+    found = layout.calculate(
+        place.kind,
+        place.md.size_bytes,
+        index=place.index,
+        al_stripes=al_stripes,
+        al_stripe_size_4k=al_stripe_size_4k,
+    )
+    return found, usable_sectors(place, found)
+
+
 def create_metadata(
     place: DiskPlace, *, device_uuid: int = 0, al_stripes: int = 1, al_stripe_size_4k: int = 8
 ) -> Superblock:
@@ -132,8 +149,17 @@ def replay(place: DiskPlace, found: Superblock, where: Layout) -> tuple[Superblo
 
 def prepare(place: DiskPlace, *, size_limit_sectors: int = 0, data_fd: int, md_fd: int, flags: int = 0) -> Prepared:
     """Everything that has to happen before the engine may use the disk."""
-    found, where = find_superblock(place)
-    clean, extents = replay(place, found, where)
+    try:
+        found, where = find_superblock(place)
+    except MetadataError:
+        old = moved.search(place) if place.kind is MetadataKind.INTERNAL else None
+        if old is None:
+            raise
+        clean, extents = replay(place, *old)
+        clean, where = moved.move(place, clean, old[1])
+        found = clean
+    else:
+        clean, extents = replay(place, found, where)
     usable = usable_sectors(place, where)
     if size_limit_sectors:
         if size_limit_sectors > usable:

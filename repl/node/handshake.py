@@ -40,6 +40,7 @@ class Handshake:
         self._c = connection
         self._node = connection.node
         self._net = connection.node.settings.net
+        self._late: set[int] = set()  # volumes whose generation is sent when the peer's size is known
 
     async def run(self) -> None:
         await self._features()
@@ -140,8 +141,20 @@ class Handshake:
             param = self._node.resync.options.packet(volume)
             c.send(pk.SyncParam.packet_for(version), param.encode(version), volume=volume.number)
             c.send_sizes(volume)
-            c.send_uuids(volume)
-            c.send_state(volume, replace(volume.state, peer=Role.UNKNOWN, conn=_C.WF_CONNECTION, pdsk=_D.UNKNOWN))
+            if volume.has_unused_room:  # what grows now is marked before the peer is told how much is
+                self._late.add(volume.number)
+            else:
+                self._send_generation(volume)
+
+    def _send_generation(self, volume: Volume) -> None:
+        self._c.send_uuids(volume)
+        state = replace(volume.state, peer=Role.UNKNOWN, conn=_C.WF_CONNECTION, pdsk=_D.UNKNOWN)
+        self._c.send_state(volume, state)
+
+    def _send_late(self, volume: Volume) -> None:
+        if volume.number in self._late:
+            self._late.discard(volume.number)
+            self._send_generation(volume)
 
     async def _receive_parameters(self) -> None:
         c = self._c
@@ -217,9 +230,13 @@ class Handshake:
             await self._node.disks.presented_size(volume, theirs.c_size or theirs.u_size or theirs.d_size)
             return
         if not theirs.d_size:
+            self._send_late(volume)
             return
         size = min(volume.size_sectors, theirs.d_size)
         if size >= volume.size_sectors:
+            if not self._c.is_dry_run:
+                await self._node.resize.at_connect(volume, theirs)
+            self._send_late(volume)
             return
         if volume.state.disk >= _D.OUTDATED or volume.open_count:
             raise FinalDrop(
@@ -232,6 +249,7 @@ class Handshake:
             return
         await self._node.disks.shrink_unused(volume, size)
         self._c.send_sizes(volume)
+        self._send_late(volume)
 
 
 def _name(value: object) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
+from repl.drbd.layout import Layout
 from repl.drbd.states import ConnectionState, DiskState, Role, StateWord, sanitize
 from repl.drbd.superblock import MdFlag
 from repl.drbd.uuids import Uuids, set_primary
@@ -27,6 +28,7 @@ from repl.node.disks import Disks
 from repl.node.fencing import DONT_CARE, Fencing
 from repl.node.flow import Cancelled, Flow, Mutex, Promise, Scheduler
 from repl.node.handlers import Handlers
+from repl.node.resize import Measured, Resize
 from repl.node.resync import ResyncControl
 from repl.node.settings import NodeSettings
 from repl.node.status import node_status
@@ -82,6 +84,7 @@ class Node:
         self.congestion = Congestion(self)
         self.disks = Disks(self)
         self.undo = Undo(self)
+        self.resize = Resize(self)
         self.commands = Commands(self)
         self.handlers = Handlers(self)
         self.fencing = Fencing(self)
@@ -189,6 +192,16 @@ class Node:
         """A client that was opened with the verb "undo-open" is gone."""
         if volume in self.volumes:
             self.undo.closed(self.volumes[volume])
+
+    def disk_measured(self, volume: int, layout: Layout, usable_sectors: int) -> None:
+        """Answer to :class:`MeasureDisk`."""
+        self.resize.measured(volume, Measured(layout, usable_sectors))
+        self.scheduler.run()
+
+    def measure_failed(self, volume: int, error: Exception) -> None:
+        """Answer to :class:`MeasureDisk`."""
+        self.resize.measure_failed(volume, error)
+        self.scheduler.run()
 
     def nbd_closed(self, volume: int) -> None:
         """A client that was opened with the verb "nbd-open" is gone."""
@@ -354,6 +367,10 @@ class Node:
         return self.is_connected and all(v.state.conn >= ConnectionState.CONNECTED for v in self.volumes.values())
 
     # ---- transitions ----
+
+    def exclusively(self) -> Mutex:
+        """``async with``: no transition takes place meanwhile."""
+        return self._lock
 
     async def metadata_is_stable(self) -> None:
         """Every transition that was under way has its metadata on the disk."""

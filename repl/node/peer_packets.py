@@ -54,7 +54,7 @@ class PeerPackets:
         elif event.packet == Packet.STATE_CHG_REQ:
             await self._change_request(volume, event)
         elif event.packet == Packet.SIZES:
-            self._sizes(volume, pk.Sizes.decode(event.blob, wsame=self._c.agreed.wsame))
+            await self._node.resize.peer_sizes(volume, pk.Sizes.decode(event.blob, wsame=self._c.agreed.wsame))
         elif event.packet in (Packet.SYNC_PARAM, Packet.SYNC_PARAM89):
             theirs = pk.SyncParam.decode(event.blob, self._c.agreed.version)
             volume.peer_verify_alg = theirs.verify_alg
@@ -182,16 +182,6 @@ class PeerPackets:
             reason="initial sync skipped by order",
         )
         self._c.send_state(volume)  # an older P_STATE of ours may have reached the peer after its own change
-
-    def _sizes(self, volume: Volume, theirs: pk.Sizes) -> None:
-        volume.peer_sizes = theirs
-        if theirs.c_size and volume.attached and theirs.c_size != volume.size_sectors and theirs.d_size:
-            raise FinalDrop(
-                f"{self._node.settings.peer} changed the size of volume {volume.number} to {theirs.c_size} sectors; "
-                "online resize is not supported by this version.",
-                reason="peer-resized",
-                advice="Undo the resize on the peer.",
-            )
 
     # ---- P_STATE_CHG_REQ ----
 

@@ -234,6 +234,20 @@ class ResyncControl:
             volume.peer_has_our_uuids()
             node.fencing.resync_done()
 
+    # ---- without bitmaps ----
+
+    async def begin_without_bitmaps(self, volume: Volume, *, as_source: bool) -> None:
+        """Both nodes have marked the same blocks and know who has the good ones."""
+        volume.waiting_for_sync_uuid = Promise()
+        if as_source:
+            await self._become_source(volume)
+            return
+        volume.expects_sync_uuid = True
+        await self._node.transition(
+            lambda v, s: replace(s, conn=_C.WF_SYNC_UUID) if v is volume else s, reason="the device has grown"
+        )
+        volume.waiting_for_sync_uuid.keep(None)
+
     # ---- full sync by order ----
 
     def full_sync_asked(self, volume: Volume, *, as_source: bool) -> int:

@@ -53,6 +53,8 @@ class Volume:
         self.uses_csums = False  # of the resync that began last, as its target
         self.undo: UndoFound | None = None  # what a split brain's loser had is kept
         self.undo_open_count = 0
+        self.user_sectors = settings.size_sectors  # size that an operator has asked for, 0 = none
+        self.new_part_is_clean = False  # of a resize under way
         self.disk_error = ""
         self.exposed = 0  # current UUID of the data that the device presented before this disk was attached
         self.attach_refusal: ReplError | None = None  # verdict of the handshake on a disk that is Negotiating
@@ -79,6 +81,11 @@ class Volume:
     def backing_sectors(self) -> int:
         """Usable sectors of the own disk, 0 without one."""
         return self.prepared.usable_sectors if self.prepared and self.attached else 0
+
+    @property
+    def has_unused_room(self) -> bool:
+        """The disk could hold more than the device has."""
+        return self.backing_sectors > self.size_sectors
 
     def new_connection(self) -> None:
         """Forget what the last connection said."""

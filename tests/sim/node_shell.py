@@ -278,6 +278,11 @@ class NodeShell:
             case act.OpenDisk(volume=volume):
                 self._opening.add(volume)
                 world.timer(world.now + world.random(DISK_OPEN_MAX_NS), self._timer(TIMER_DISK, volume))
+            case act.MeasureDisk():
+                layout, usable = node_disk.measure(
+                    self.place, al_stripes=action.al_stripes, al_stripe_size_4k=action.al_stripe_size_4k
+                )
+                self._call(lambda node: node.disk_measured(action.volume, layout, usable))
             case act.CloseDisk():
                 pass
             case act.OpenUndo(volume=volume, facts=facts):

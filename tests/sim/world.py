@@ -210,6 +210,9 @@ class SimDisk:
         if result < 0:
             raise DiskFailed(f"{self.name}: {os.strerror(-result)}", errno=-result)
 
+    def refresh_size(self) -> None:
+        """The tests say how large it is."""
+
     def content(self, offset: int, length: int, *, layer: int = 0) -> bytes:
         start = self._world.lib.re_sim_disk_content(self._world.sim, self.number, layer)
         return bytes(self._world.ffi.buffer(start + offset, length))

@@ -290,6 +290,13 @@ def test_replctl_verb_reaches_the_daemon(
     assert running.calls == [call]
 
 
+def test_resize_says_how_large_it_is(box: Box, daemon: Start) -> None:
+    running = daemon(lambda verb, args: {"size_bytes": 1 << 20, "has_changed": True})
+    assert box.run("resize", "--size", "1M", "--assume-clean", "web/0") == (0, "web/0: resized to 1048576 bytes\n", "")
+    assert running.calls == [("resize", {"volume": 0, "assume_clean": True, "size_sectors": 2048})]
+    assert box.run("resize", "--size", "much", "web/0")[0] == 1
+
+
 @pytest.mark.parametrize(
     ("error", "found"),
     [
