@@ -127,6 +127,9 @@ def replay(place: DiskPlace, found: Superblock, where: Layout) -> tuple[Superblo
     Returns the superblock as it is on disk then and the number of extents that were marked.
     """
     if found.clean:
+        if found.all_dirty:  # metadata that was being moved: what stands there may never have been a log
+            _initialize_log(place.md, where)
+            place.md.flush()
         return found, 0
     primary = MdFlag.PRIMARY_IND in found.flags
     log = place.md.pread(where.al_byte, where.al_bytes)

@@ -73,7 +73,8 @@ def move(place: DiskPlace, clean: Superblock, old: Layout) -> tuple[Superblock, 
         bm_offset_sectors=new.bm_offset_sectors,
     )
     if new.bitmap_byte < old.superblock_byte + BLOCK_BYTES:
-        md.pwrite(new.superblock_byte, replace(final, flags=final.flags | MdFlag.FULL_SYNC).serialise())
+        everything = replace(final, flags=final.flags | MdFlag.FULL_SYNC)
+        md.pwrite(new.superblock_byte, everything.serialise())
         md.flush()
     for at in range(0, new.bitmap_bytes, CHUNK_BYTES):
         length = min(CHUNK_BYTES, new.bitmap_bytes - at)

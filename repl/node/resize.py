@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from repl.drbd import superblock as sb
 from repl.drbd.layout import Layout
 from repl.drbd.packets import SizeFlag, Sizes
 from repl.drbd.states import ConnectionState, DiskState, Role
@@ -281,7 +282,8 @@ class Resize:
             al_offset_sectors=layout.al_offset_sectors,
             bm_offset_sectors=layout.bm_offset_sectors,
         )
-        first = replace(final, flags=final.flags | MdFlag.FULL_SYNC | MdFlag.AL_DISABLED)
+        # Clean: there is no activity log in the new place yet, and everything is different anyhow.
+        first = sb.mark_clean(replace(final, flags=final.flags | MdFlag.FULL_SYNC))
         command = volume.attach_command(prepared, size, all_bits=set_new)
         stable = await node.ask_ok(ec.VolumeResize(number, command))
         stable = stable and await node.ask_ok(ec.MdWrite(number, first.serialise()))

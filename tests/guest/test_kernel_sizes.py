@@ -26,10 +26,17 @@ def wait_size(pair: KernelPair, size_bytes: int) -> None:
     pair.wait(holds, f"{size_bytes} bytes on both")
 
 
-@pytest.mark.parametrize("asked", ["ours", "kernel"])
-@pytest.mark.parametrize("primary", ["ours", "kernel"])
+@pytest.mark.parametrize(
+    ("primary", "asked"),
+    [
+        ("ours", "ours"),
+        ("kernel", "kernel"),
+        pytest.param("ours", "kernel", marks=pytest.mark.interop),
+        pytest.param("kernel", "ours", marks=pytest.mark.interop),
+    ],
+)
 def test_device_grows_online(make_pair: PairMaker, primary: str, asked: str) -> None:
-    pair = make_pair(our_bytes=SMALL, kernel_bytes=SMALL)
+    pair = make_pair(can_discard=True, our_bytes=SMALL, kernel_bytes=SMALL)
     if primary == "ours":
         pair.our_primary()
     else:
@@ -56,8 +63,9 @@ def test_device_grows_online(make_pair: PairMaker, primary: str, asked: str) -> 
     assert pair.ours.size_bytes == after
 
 
+@pytest.mark.interop
 def test_peer_follows_later_when_only_one_disk_grew(make_pair: PairMaker) -> None:
-    pair = make_pair(our_bytes=SMALL, kernel_bytes=SMALL)
+    pair = make_pair(can_discard=True, our_bytes=SMALL, kernel_bytes=SMALL)
     pair.our_primary()
     before = pair.ours.size_bytes
     os.truncate(pair.ours.disk, LARGE)
@@ -70,8 +78,9 @@ def test_peer_follows_later_when_only_one_disk_grew(make_pair: PairMaker) -> Non
     pair.reconnect_quietly()
 
 
+@pytest.mark.interop
 def test_size_by_order_shrinks_and_grows_again(make_pair: PairMaker) -> None:
-    pair = make_pair(our_bytes=SMALL, kernel_bytes=SMALL)
+    pair = make_pair(can_discard=True, our_bytes=SMALL, kernel_bytes=SMALL)
     pair.our_primary()
     before = pair.ours.size_bytes
     less = 20 * MIB
