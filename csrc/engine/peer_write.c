@@ -212,7 +212,7 @@ static void write_finished(struct peer_request *pr, bool ok)
         if (!ok) {
             volume_set_dirty(v, offset, pr->bytes);
             sender_ack(v, P_NEG_ACK, pr->sector, pr->block_id, pr->bytes);
-        } else if (write_ack || (pr->dp_flags & DP_MAY_SET_IN_SYNC)) {
+        } else if (write_ack || (o->version >= 100 && (pr->dp_flags & DP_MAY_SET_IN_SYNC))) {
             bool resync = (pr->dp_flags & DP_MAY_SET_IN_SYNC) && v->state.connection >= C_SYNC_SOURCE &&
                           v->state.connection <= C_PAUSED_SYNC_T;
             if (resync)

@@ -42,6 +42,18 @@ static bool range_ok(const struct volume *v, uint64_t sector, uint64_t bytes, ui
 
 /* ---- payloads ---- */
 
+/* The peer has answered the last part. */
+static void remote_read_check(struct request *r)
+{
+    if (r->parts_left || r->arriving)
+        return;
+    r->remote_read = false;
+    r->volume->stats.peer_pending--;
+    list_del(&r->link);
+    request_net_done(r, !r->read_failed);
+    request_settle(r);
+}
+
 static void payload_finished(struct core *core, struct peer_stream *peer)
 {
     if (!integrity_check(core, peer))
@@ -57,10 +69,8 @@ static void payload_finished(struct core *core, struct peer_stream *peer)
     case RX_REMOTE_READ: {
         struct request *r = object;
         r->volume->stats.received_bytes += r->length;
-        r->volume->stats.peer_pending--;
-        list_del(&r->link);
-        request_net_done(r, true);
-        request_settle(r);
+        r->arriving = false;
+        remote_read_check(r);
         break;
     }
     case RX_RESYNC:
@@ -207,10 +217,14 @@ static enum handled on_data_reply(struct core *core, struct peer_stream *peer, c
     packet_data_sub_get(p->body, &sub);
     uint64_t bytes = p->header.length - PACKET_DATA_SUB - digest;
     struct request *r = request_find(&core->requests, sub.block_id);
-    if (!r || !r->remote_read || r->volume != p->v || r->offset / SECTOR_BYTES != sub.sector || r->length != bytes)
+    if (!r || !r->remote_read || !r->parts_left || r->volume != p->v || !split_ack_matches(r, sub.sector))
         return illegal(core, ILLEGAL_ID);
-    r->remote_read = false;
-    return take_payload(core, peer, p, digest, r->buf->data, bytes, RX_REMOTE_READ, r);
+    uint64_t at = sub.sector * SECTOR_BYTES - r->offset;
+    if (bytes != u64_min(r->part_bytes, r->length - at))
+        return illegal(core, ILLEGAL_ID);
+    r->parts_left--;
+    r->arriving = true;
+    return take_payload(core, peer, p, digest, r->buf->data + at, bytes, RX_REMOTE_READ, r);
 }
 
 static enum handled on_resync_reply(struct core *core, struct peer_stream *peer, const struct packet_view *p)
@@ -412,13 +426,11 @@ static enum handled on_write_ack(struct core *core, const struct packet_view *p,
 static enum handled on_read_refused(struct core *core, const struct packet_view *p, const struct ack_body *ack)
 {
     struct request *r = request_find(&core->requests, ack->block_id);
-    if (!r || !r->remote_read || r->volume != p->v)
+    if (!r || !r->remote_read || !r->parts_left || r->volume != p->v)
         return illegal(core, ILLEGAL_ID);
-    r->remote_read = false;
-    r->volume->stats.peer_pending--;
-    list_del(&r->link);
-    request_net_done(r, false);
-    request_settle(r);
+    r->parts_left--;
+    r->read_failed = true;
+    remote_read_check(r);
     return HANDLED;
 }
 

@@ -110,7 +110,11 @@ static uint32_t write_flags(const struct core *core, struct request *r)
     bool write_ack = options->protocol == 3 || resync || v->state.disk != D_UP_TO_DATE;
     if (resync)
         flags |= DP_MAY_SET_IN_SYNC;
-    if (options->version >= 100) {
+    if (options->version < 95)      /* nothing else is defined there */
+        flags &= DP_RW_SYNC | DP_MAY_SET_IN_SYNC;
+    if (options->version < 100)     /* what is acknowledged follows from the protocol */
+        write_ack = options->protocol == 3;
+    else {
         if (write_ack)
             flags |= DP_SEND_WRITE_ACK;
         else if (options->protocol == 2)
@@ -128,6 +132,8 @@ static void sent(struct core *core, struct request *r)
     r->net_pending = true;
     if (link->options.protocol == 1 && r->volume->state.disk == D_UP_TO_DATE)
         list_add_tail(&link->unsent, &r->sent);
+    else if (!r->ack_expected)      /* only the barrier ack will tell */
+        sender_close_epoch(core, NULL);
 }
 
 void sender_write(struct core *core, struct request *r)
@@ -207,7 +213,14 @@ static void send_request(struct volume *v, unsigned command, uint64_t offset, ui
 
 void sender_data_request(struct volume *v, struct request *r)
 {
-    send_request(v, P_DATA_REQUEST, r->offset, request_block_id(r), (uint32_t)r->length);
+    uint32_t most = split_data_bytes_max(v->core);
+    r->part_bytes = most;
+    r->parts_left = (uint32_t)((r->length + most - 1) / most);
+    r->arriving = r->read_failed = false;
+    for (uint64_t done = 0; done < r->length; done += most) {
+        uint32_t bytes = (uint32_t)u64_min(r->length - done, most);
+        send_request(v, P_DATA_REQUEST, r->offset + done, request_block_id(r), bytes);
+    }
 }
 
 void sender_resync_request(struct volume *v, unsigned command, uint64_t offset, uint32_t bytes)

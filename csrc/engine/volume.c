@@ -223,6 +223,9 @@ void volume_check_idle(struct volume *v)
 
 bool volume_is_frozen(const struct volume *v)
 {
+    /* Old peers cannot be told of writes during the bitmap exchange. */
+    if (v->state.connection == C_WF_BITMAP_S && link_is_up(v->core) && v->core->link.options.version < 96)
+        return true;
     /* A write that the activity log does not cover goes to the peer only when the peer knows that we have no disk:
      * it marks the blocks then. */
     if (v->disk_failed && v->state.disk >= D_FAILED)

@@ -85,7 +85,9 @@ struct request {
     bool in_transfer_log;       /* waits for the barrier ack of its epoch */
     bool completed;             /* the owner was told */
     bool marked;                /* its bits are set already */
-    bool remote_read;           /* READ: asked from the peer */
+    bool remote_read;           /* READ: asked from the peer, in parts of part_bytes */
+    bool arriving;              /* READ: the payload of a part is coming in */
+    bool read_failed;           /* READ: the peer has refused a part */
     bool told;                  /* `done` was called */
     uint32_t parts_left;        /* TRIM and ZERO sent as several packets: acks still to come, 0 = one packet */
     uint32_t part_bytes;        /* length of each of them but the last */

@@ -484,6 +484,9 @@ class SyncParam:
     verify_rest: bytes = b""
     csums_rest: bytes = b""
 
+    VERIFY_VERSION: ClassVar[int] = 88
+    CSUMS_VERSION: ClassVar[int] = 89
+
     @staticmethod
     def packet_for(version: int) -> Packet:
         """The command of this version."""

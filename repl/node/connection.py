@@ -483,12 +483,17 @@ class Connection:
 
     def link_options(self, peer_integrity: str) -> ec.Link:
         """What the engine has to know about the link; ``peer_integrity``: the peer's data-integrity-alg."""
-        net = self.node.settings.net
+        net, version = self.node.settings.net, self.agreed.version
+
+        def digest(name: str, since: int, option: str) -> int:
+            return digest_number(name, option) if version >= since else 0
+
+        integrity_since = pk.Protocol.INTEGRITY_VERSION
         self.peer_integrity = peer_integrity
         return ec.Link(
             data_stream=self._data_stream,
             meta_stream=self._meta_stream,
-            version=self.agreed.version,
+            version=version,
             features=int(self.agreed.features),
             protocol=net.protocol,
             timeout_ms=net.timeout_ms,
@@ -497,10 +502,10 @@ class Connection:
             ko_count=net.ko_count,
             max_epoch_size=net.max_epoch_size,
             max_buffers=net.max_buffers,
-            integrity_alg=digest_number(net.data_integrity_alg, "data-integrity-alg"),
-            peer_integrity_alg=digest_number(peer_integrity, "the peer's data-integrity-alg"),
-            verify_alg=digest_number(net.verify_alg, "verify-alg"),
-            csums_alg=digest_number(self.csums_alg, "csums-alg"),
+            integrity_alg=digest(net.data_integrity_alg, integrity_since, "data-integrity-alg"),
+            peer_integrity_alg=digest(peer_integrity, integrity_since, "the peer's data-integrity-alg"),
+            verify_alg=digest(net.verify_alg, pk.SyncParam.VERIFY_VERSION, "verify-alg"),
+            csums_alg=digest(self.csums_alg, pk.SyncParam.CSUMS_VERSION, "csums-alg"),
             strict_flush=net.strict_flush,
             use_rle=net.use_rle,
             resolve_conflicts=self.resolve_conflicts,

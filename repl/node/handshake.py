@@ -70,15 +70,32 @@ class Handshake:
         except ProtocolError as error:
             raise FinalDrop(f"{self._peer}: {error.message}", reason="protocol-version") from None
         flags = mine.feature_flags & theirs.feature_flags
-        if net.two_primaries and version < pk.PROTOCOL_H100:
-            raise FinalDrop(
-                f"{self._peer} speaks protocol version {version}; two Primaries need {pk.PROTOCOL_H100}.",
-                reason="protocol-version",
-                advice="Set allow-two-primaries to no on both nodes.",
-            )
-        c.peer_is_ours = bool(flags & OUR_FEATURE)
+        self._refuse_old(version)
+        c.peer_is_ours = bool(flags & OUR_FEATURE) and version >= pk.PROTOCOL_H100
         c.link_up(pk.Agreed(version=version, features=Feature(flags & int(Feature.KERNEL))))
         c.resume()
+
+    def _refuse_old(self, version: int) -> None:
+        """What the protocol of this version has no words for."""
+        wanted = []
+        if len(self._node.volumes) > 1 or 0 not in self._node.volumes:
+            wanted.append("other volumes than one with the number 0")
+        if self._net.two_primaries:
+            wanted.append("two Primaries")
+        if version < pk.PROTOCOL_H100 and wanted:
+            raise FinalDrop(
+                f"{self._peer} speaks protocol version {version}; {' and '.join(wanted)} need {pk.PROTOCOL_H100}.",
+                reason="protocol-version",
+                advice="Update the peer, or change the configuration on both nodes.",
+            )
+        for name, first, value in (
+            ("data-integrity-alg", pk.Protocol.INTEGRITY_VERSION, self._net.data_integrity_alg),
+            ("verify-alg", pk.SyncParam.VERIFY_VERSION, self._net.verify_alg),
+            ("csums-alg", pk.SyncParam.CSUMS_VERSION, self._net.csums_alg),
+        ):
+            if value and version < first:
+                text = f"{self._peer} speaks protocol version {version}; {name} is not used, it needs {first}"
+                self._node.emit("connection", text, level="warning")
 
     # ---- steps 2 and 3: authentication ----
 
@@ -184,13 +201,14 @@ class Handshake:
 
     def _check_protocol(self, event: Event) -> None:
         mine, theirs = self._my_protocol(), pk.Protocol.decode(event.blob, self._c.agreed.version)
+        own_integrity = mine.integrity_alg or "" if theirs.integrity_alg is not None else ""
         pairs: list[tuple[str, object, object]] = [
             ("protocol", mine.protocol.name, theirs.protocol.name),
             ("after-sb-0pri", mine.after_sb_0p, theirs.after_sb_0p.seen_by_peer()),
             ("after-sb-1pri", mine.after_sb_1p, theirs.after_sb_1p.seen_by_peer()),
             ("after-sb-2pri", mine.after_sb_2p, theirs.after_sb_2p.seen_by_peer()),
             ("allow-two-primaries", mine.two_primaries, theirs.two_primaries),
-            ("data-integrity-alg", mine.integrity_alg or "", theirs.integrity_alg or ""),
+            ("data-integrity-alg", own_integrity, theirs.integrity_alg or ""),
         ]
         for name, here, there in pairs:
             if here != there:

@@ -64,7 +64,7 @@ class NetSettings:
     after_sb_2pri: int = 0
     always_asbp: bool = False
     rr_conflict: str = "disconnect"
-    protocol_min: int = 100  # older peers have one volume and smaller requests: not yet
+    protocol_min: int = 86
     protocol_max: int = 101
 
 

@@ -26,7 +26,10 @@ RECEIVE_BYTES = 65536
 
 
 class Lowering:
-    """Changes protocol_max in the P_CONNECTION_FEATURES of one direction of one connection."""
+    """Changes protocol_max in the P_CONNECTION_FEATURES of one direction of one connection.
+
+    Below version 100 the feature flags are cleared as well, as from a node that is that old.
+    """
 
     def __init__(self, version_max: int) -> None:
         self._version_max = version_max
@@ -47,7 +50,8 @@ class Lowering:
             packet, self._held = self._held[:size], self._held[size:]
             if size == FEATURES_BYTES:
                 (most,) = struct.unpack_from(">I", packet, 16)
-                packet = packet[:16] + struct.pack(">I", min(most, self._version_max)) + packet[20:]
+                flags = packet[12:16] if self._version_max >= 100 else bytes(4)
+                packet = packet[:12] + flags + struct.pack(">I", min(most, self._version_max)) + packet[20:]
             self._is_done = command not in FIRST_PACKETS
             out += packet
         if self._is_done:
