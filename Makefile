@@ -7,7 +7,7 @@ SEEDS ?= 1000
 MINUTES ?= 5
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap build demo demo-packages test check sim planted bench fmt lint docs clean asan tsan interop guest fuzz
+.PHONY: help bootstrap build demo demo-packages test check sim sweep planted bench fmt lint docs clean asan tsan interop guest fuzz
 
 help: ## this list
 	@sed -n 's/^\([a-z][a-z ]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 18
@@ -33,6 +33,9 @@ check: build ## the fast part: lint, style, unit tests
 
 sim: build ## simulator: make sim SEEDS=1000
 	@REPL_SIM_SEEDS=$(SEEDS) $(VENV)/python -m pytest -q -n 2 --dist worksteal tests/sim
+
+sweep: build ## metadata after a crash at every point, every image judged by drbdmeta as well
+	@REPL_SWEEP=all $(VENV)/python -m pytest -q -n 2 --dist loadgroup tests/sim/test_metadata_sweep.py
 
 planted: build ## plant known bugs one by one: the simulator must find each
 	@$(VENV)/python tools/planted.py

@@ -11,8 +11,8 @@ sample.  Offsets in bytes, times in virtual nanoseconds.
 from __future__ import annotations
 
 import functools
+import os
 import random
-import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,8 @@ from repl.drbd.layout import Layout, MetadataKind
 from repl.errors import ReplError
 from repl.node import disk as node_disk
 from repl.node.disk import DiskPlace
-from tests.lib.tools import find_tool, require, require_root, require_sim
+from tests.lib.tools import require, require_root, require_sim
+from tests.sim.drbdmeta_judge import Case, judge
 
 MIB = 1 << 20
 BLOCK = 4096
@@ -35,9 +36,9 @@ DISK_BYTES = 8 * MIB + (128 << 10)  # three extents, the last one cut short
 EXHAUSTIVE_MAX = 12
 SUBSETS_SAMPLED = 200
 TORN_EVERY_MAX = 5  # unflushed writes up to which every subset is torn as well
-DRBDMETA_IMAGES = 7  # of each run
+JUDGED_A_POINT = 3
 SEED = 7
-MINOR = "975"
+SWEEP_ALL = os.environ.get("REPL_SWEEP") == "all"  # drbdmeta judges every image
 IN_REPLAY = ", and again in its replay"
 REFUSED = "Activity log: damaged, and this node was Primary"
 ALL = (1 << 64) - 1
@@ -141,6 +142,15 @@ class Record:
         return any(write.is_alone and write.submitted_ns < until for write in self.writes)
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Unclean metadata for another judge, and what it has to cover."""
+
+    point: str
+    tail: bytes
+    required: int
+
+
 @dataclass
 class Figures:
     """What a sweep has done."""
@@ -151,7 +161,7 @@ class Figures:
     replay_images: int = 0
     problems: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)  # a replay that follows an interrupted one
-    samples: list[tuple[bytes, int]] = field(default_factory=list)  # unclean metadata and what it has to cover
+    samples: list[Sample] = field(default_factory=list)
     generations: int = 0
 
 
@@ -481,8 +491,8 @@ class Judge:
                 self.figures.replay_images += 1
                 name = f"{where}{IN_REPLAY}"
                 self.judge(inner, name, required=covered, lowest=number, highest=number, sweep=False)
-        if sweep and image.writes:
-            self.figures.samples.append((tail, required))
+        if sweep or IN_REPLAY in where:
+            self.figures.samples.append(Sample(where.split(", mask")[0] + IN_REPLAY * (not sweep), tail, required))
         return covered, number
 
 
@@ -570,38 +580,30 @@ def test_replay_that_a_crash_interrupts_is_not_refused_later(name: str, is_exter
     assert figures.replay_images > 100, "the sweep sweeps"
 
 
-def drbdmeta(file: Path, kind: MetadataKind, command: str) -> str:
-    done = subprocess.run(
-        [find_tool("drbdmeta") or "", "--force", MINOR, "v08", str(file), kind.value, command],
-        capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def judged(name: str, *, external: bool) -> Iterator[Case]:
+    """Images for drbdmeta: some of every crash point that has new ones; with REPL_SWEEP=all every one."""
+    figures, kind, where = swept(name, external=external)
+    rng = random.Random(3)
+    by_point: dict[str, list[Sample]] = {}
+    for sample in figures.samples:
+        by_point.setdefault(sample.point, []).append(sample)
+    few = [sample for found in by_point.values() for sample in rng.sample(found, min(JUDGED_A_POINT, len(found)))]
+    chosen = figures.samples if SWEEP_ALL else few
+    data = NoFile(DISK_BYTES) if external else None
+    size = MIB if external else DISK_BYTES
+    for number, sample in enumerate(chosen):
+        yield Case(f"{name}, {sample.point} ({number})", sample.tail, metadata_byte(kind, where), size, kind, where,
+                   sample.required, data)  # fmt: skip
 
 
-def test_drbdmeta_applies_the_log_of_crash_images_and_covers_every_unconfirmed_write(
-    is_external: bool, tmp_path: Path
+@pytest.mark.parametrize("name", list(RUNS))
+def test_drbdmeta_reads_replays_and_dumps_every_crash_point_as_we_do(
+    name: str, is_external: bool, tmp_path: Path
 ) -> None:
     require("drbdmeta")
     require_root()  # it wants its lock in /var/run and the device's minor
-    rng = random.Random(3)
-    for name in RUNS:
-        figures, kind, where = swept(name, external=is_external)
-        for number, (tail, required) in enumerate(rng.sample(figures.samples, DRBDMETA_IMAGES)):
-            file = tmp_path / f"{name}{number}"
-            with file.open("wb") as out:
-                out.seek(metadata_byte(kind, where))
-                out.write(tail)
-            before = superblock.parse(read_at(file, where.superblock_byte, BLOCK))
-            drbdmeta(file, kind, "apply-al")
-            dump = drbdmeta(file, kind, "dump-md")
-            bits = int.from_bytes(read_at(file, where.bitmap_byte, where.bitmap_bytes), "little")
-            assert before.all_dirty or not required & ~bits, f"{file.name}: {blocks(required & ~bits)} not covered"
-            assert f"la-size-sect {before.la_size_sectors};" in dump
-            assert f"0x{before.uuids.current:016X};" in dump
-
-
-def read_at(file: Path, offset: int, length: int) -> bytes:
-    with file.open("rb") as source:
-        source.seek(offset)
-        return source.read(length)
+    cases = list(judged(name, external=is_external))
+    assert len(cases) > 30
+    problems = judge(cases, tmp_path)
+    print(f"{len(cases)} images")
+    assert not problems, f"{len(problems)} problems\n" + "\n".join(problems[:12])
