@@ -368,7 +368,7 @@ class DiskOptions:
     io: str  # "direct", "buffered" or "" = decide by the device
     split_brain_undo: bool
     split_brain_undo_on_error: str
-    split_brain_undo_dir: str  # "" = the run directory
+    split_brain_undo_dir: str  # "" = /var/lib/repl, or the run directory if it was chosen
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,15 +18,22 @@ UNIX_PATH_BYTES_MAX = 107
 PID_CHARS_MAX = 32
 
 
+SYSTEM_RUN_DIR = Path("/run/repl")
+
+
+def user_state_dir() -> Path:
+    return Path.home() / ".local/state/repl"
+
+
 def default_run_dir() -> Path:
     """/run/repl for root, else a directory of the user's own."""
     given = os.environ.get("REPL_RUN_DIR")
     if given:
         return Path(given)
     if os.geteuid() == 0:
-        return Path("/run/repl")
+        return SYSTEM_RUN_DIR
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(runtime) / "repl" if runtime else Path.home() / ".local/state/repl"
+    return Path(runtime) / "repl" if runtime else user_state_dir()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,14 @@ class RunDir:
     @property
     def log(self) -> Path:
         return self.folder / f"{self.resource}.log"
+
+    @property
+    def lasting(self) -> Path:
+        """A folder that survives a reboot: the default run directories do not, one that somebody chose is taken."""
+        if self.folder == SYSTEM_RUN_DIR:
+            return Path("/var/lib/repl")
+        runtime = os.environ.get("XDG_RUNTIME_DIR")
+        return user_state_dir() if runtime and self.folder == Path(runtime) / "repl" else self.folder
 
     def create(self) -> None:
         """Make the directory (mode 0700 if it is new) and check that sockets in it have usable names."""

@@ -149,7 +149,7 @@ class Service:
 
     def _undo_store(self) -> UndoStore:
         folders = [v.options.split_brain_undo_dir for v in self._view.volumes if v.options.split_brain_undo_dir]
-        return UndoStore(Path(folders[0]) if folders else self._run_dir.folder, self._view.name)
+        return UndoStore(Path(folders[0]) if folders else self._run_dir.lasting, self._view.name)
 
     def _handlers(self) -> HandlerRunner:
         environment = usual_environment(self._view, config_file=self._config_file, run_dir=self._run_dir.folder)
