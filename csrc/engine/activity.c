@@ -41,6 +41,10 @@ void volume_al_begin(struct volume *v, struct al_waiter *waiter, uint64_t offset
     waiter->last = (uint32_t)((offset + length - 1) / AL_EXTENT_BYTES);
     waiter->has_reference = false;
     list_init(&waiter->link);
+    if (v->disk.flags & RE_ATTACH_NO_AL) {
+        grant(waiter);
+        return;
+    }
     if (v->al_held || !list_empty(&v->al_waiting) || !try_begin(v, waiter))
         list_add_tail(&v->al_waiting, &waiter->link);
 }

@@ -313,7 +313,7 @@ void request_read_start(struct request *r)
                  (v->bad_blocks || (v->state.disk == D_INCONSISTENT && link_is_up(v->core) &&
                                     v->state.peer_disk == D_UP_TO_DATE));
     bool local = volume_disk_usable(v) && !r->error && (doubtful ? clean : true);
-    if (local) {
+    if (local && !balance_reads_remotely(v, r)) {
         r->op = (struct disk_op){.kind = DISK_READ,
                                  .fd = v->disk.data_fd,
                                  .offset = r->offset,

@@ -169,6 +169,7 @@ struct volume {
     bool disk_failed;               /* an error was reported: no new operation is started */
     bool given_up;                  /* nobody waits for the disk any more (disk_ops.c) */
     bool bad_blocks;                /* pass_on: blocks that this disk lost are marked, the peer has them */
+    bool read_turn;                 /* round-robin: the last one went to the peer */
     bool error_reported;            /* pass_on: the control plane was told, and has not set a state since */
     uint64_t quiesce_cookie;
     bool quiesce_flushing;
@@ -379,6 +380,9 @@ bool volume_lock_range(struct volume *v, struct range_item *item, uint64_t offse
 void volume_unlock_range(struct volume *v, struct range_item *item);
 void volume_set_dirty(struct volume *v, uint64_t offset, uint64_t length);
 void volume_clear_dirty(struct volume *v, uint64_t offset, uint64_t length);
+
+/* balance.c */
+bool balance_reads_remotely(struct volume *v, const struct request *request);
 
 /* split.c */
 bool split_is_needed(const struct core *core, const struct request *request);

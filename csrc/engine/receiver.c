@@ -51,6 +51,11 @@ static void remote_read_check(struct request *r)
     r->volume->stats.peer_pending--;
     list_del(&r->link);
     request_net_done(r, !r->read_failed);
+    if (r->read_failed && !r->refused && volume_disk_usable(r->volume)) {   /* read-balancing: our disk has it, too */
+        r->refused = true;
+        request_read_start(r);
+        return;
+    }
     request_settle(r);
 }
 

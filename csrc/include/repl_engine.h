@@ -121,7 +121,16 @@ enum re_attach_flags {
     RE_ATTACH_INLINE = 32,          /* a memory file system: run operations in the engine's thread */
     RE_ATTACH_BITMAP_EMPTY = 64,    /* do not read the bitmap: every bit counts as clear */
     RE_ATTACH_KEEP_ALLOCATED = 128, /* zeroes of a resync are written, not unmapped: the file is not sparse */
+    RE_ATTACH_NO_AL = 512,          /* al-updates no: writes do not wait for the activity log */
     RE_ATTACH_PASS_ON = 256,        /* on-io-error pass_on: a failed read or write does not end the use of the disk */
+};
+
+enum re_read_balancing {
+    RE_READ_PREFER_LOCAL,
+    RE_READ_PREFER_REMOTE,
+    RE_READ_ROUND_ROBIN,
+    RE_READ_LEAST_PENDING,
+    RE_READ_WHEN_CONGESTED,
 };
 
 struct re_attach {
@@ -137,7 +146,7 @@ struct re_attach {
     uint64_t bitmap_offset;     /* bytes, on md_fd */
     uint64_t bitmap_bytes;      /* room for the bitmap on disk */
     uint32_t disk_timeout_ms;   /* an operation that takes longer ends the use of the disk; 0 = none does */
-    uint32_t pad;
+    uint32_t read_balancing;    /* enum re_read_balancing, or log2 of a stripe (15..20) */
 };
 
 struct re_state {

@@ -88,6 +88,7 @@ struct request {
     bool remote_read;           /* READ: asked from the peer, in parts of part_bytes */
     bool arriving;              /* READ: the payload of a part is coming in */
     bool read_failed;           /* READ: the peer has refused a part */
+    bool refused;               /* READ: the peer could not, though it should have: the own disk is asked */
     bool told;                  /* `done` was called */
     uint32_t parts_left;        /* TRIM and ZERO sent as several packets: acks still to come, 0 = one packet */
     uint32_t part_bytes;        /* length of each of them but the last */

@@ -46,7 +46,8 @@ def _volume(minor: int, status: dict[str, Any], volume: dict[str, Any]) -> str:
         f"al:{counters.get('al_writes', 0)} bm:{counters.get('bitmap_writes', 0)} "
         f"lo:{counters.get('lower_pending', 0)} pe:{counters.get('peer_pending', 0)} "
         f"ua:{counters.get('unacked', 0)} ap:{counters.get('upper_pending', 0)} "
-        f"ep:{max(1, engine.get('epochs_open', 1))} wo:f oos:{volume.get('out_of_sync_bytes', 0) // 1024}",
+        f"ep:{max(1, engine.get('epochs_open', 1))} wo:{volume.get('write_ordering', 'flush')[0]} "
+        f"oos:{volume.get('out_of_sync_bytes', 0) // 1024}",
     ]
     if resync := volume.get("resync"):
         lines += _resync(resync)

@@ -33,7 +33,7 @@ def resource_object(status: dict[str, Any], view: NodeView | None) -> dict[str, 
         "suspended-fencing": "fencing" in reasons,
         "suspended-quorum": False,
         "force-io-failures": False,
-        "write-ordering": "flush",
+        "write-ordering": (status.get("volumes") or [{}])[0].get("write_ordering", "flush"),
         "devices": [_device(volume) for volume in status.get("volumes", [])],
         "connections": [_connection(status, view)],
         "x": {

@@ -354,6 +354,7 @@ class DiskOptions:
     md_flushes: bool
     al_extents: int  # activity log size, extents of 4 MiB
     al_updates: bool
+    read_balancing: str
     resync_rate_kib_s: int
     c_plan_ahead_ms: int  # 0 = fixed rate
     c_delay_target_ms: int
@@ -612,6 +613,7 @@ def typed_disk(options: Options) -> DiskOptions:
         md_flushes=read.bool("md-flushes"),
         al_extents=read.number("al-extents"),
         al_updates=read.bool("al-updates"),
+        read_balancing=read.text("read-balancing"),
         resync_rate_kib_s=read.number("resync-rate"),
         c_plan_ahead_ms=read.number("c-plan-ahead", factor=_TENTH_MS),
         c_delay_target_ms=read.number("c-delay-target", factor=_TENTH_MS),

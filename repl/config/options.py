@@ -266,7 +266,7 @@ def _disk_table() -> dict[str, OptionSpec]:
     disk.boolean("disk-drain", True, _YES)
     disk.boolean("md-flushes", True, _YES)
     disk.number("al-extents", 67, 65534, 1237, _YES, is_clamped=True)
-    disk.boolean("al-updates", True, _LATER)
+    disk.boolean("al-updates", True, _YES)
     disk.number("disk-timeout", 0, 6000, 0, _YES, Unit.TENTHS)
     disk.enum(
         "read-balancing",
@@ -278,10 +278,10 @@ def _disk_table() -> dict[str, OptionSpec]:
             "when-congested-remote",
             *_STRIPING,
         ),
-        _LATER,
+        _YES,
     )
     disk.string("resync-after", _YES)
-    disk.boolean("discard-zeroes-if-aligned", True, _LATER)
+    disk.boolean("discard-zeroes-if-aligned", True, _ACCEPT)
     disk.boolean("disable-write-same", False, _ACCEPT)
     disk.number("rs-discard-granularity", 0, 1048576, 0, _YES, Unit.BYTES)
     disk.number("max-bio-bvecs", 0, 128, 0, _ACCEPT)

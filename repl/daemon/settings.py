@@ -69,6 +69,8 @@ def _volume(view: VolumeView) -> VolumeSettings:
         split_brain_undo=options.split_brain_undo,
         split_brain_undo_on_error=options.split_brain_undo_on_error,
         disk_timeout_ms=options.disk_timeout_ms,
+        read_balancing=options.read_balancing,
+        al_updates=options.al_updates,
         resync=with_priority(_resync(options), options.resync_priority),
         resync_priority=options.resync_priority,
         resync_after=view.resync_after,

@@ -77,6 +77,7 @@ class AttachFlags(enum.IntFlag):
     BITMAP_EMPTY = 64
     KEEP_ALLOCATED = 128
     PASS_ON = 256
+    NO_AL = 512
 
 
 class NbdFlags(enum.IntFlag):
@@ -107,6 +108,7 @@ class Attach:
     al_stripe_size_4k: int = 8
     flags: AttachFlags = AttachFlags(0)
     disk_timeout_ms: int = 0
+    read_balancing: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -235,6 +235,8 @@ def _zero(md: BlockFile, offset: int, length: int) -> None:
         md.pwrite(offset + at, bytes(min(COPY_BYTES, length - at)))
 
 
-def mark_attached(found: Superblock, *, size_sectors: int, al_extents: int) -> Superblock:
+def mark_attached(found: Superblock, *, size_sectors: int, al_extents: int, al_updates: bool = True) -> Superblock:
     """The superblock's fixed part while the disk is in use."""
-    return replace(superblock.mark_unclean(found), la_size_sectors=size_sectors, al_extents=al_extents)
+    used = superblock.mark_unclean(found)
+    flags = used.flags & ~MdFlag.AL_DISABLED if al_updates else used.flags | MdFlag.AL_DISABLED
+    return replace(used, flags=flags, la_size_sectors=size_sectors, al_extents=al_extents)

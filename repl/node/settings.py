@@ -26,6 +26,8 @@ class VolumeSettings:
     disk_drain: bool = True
     md_flushes: bool = True
     on_io_error: str = "detach"
+    read_balancing: str = "prefer-local"
+    al_updates: bool = True
     disk_timeout_ms: int = 0  # 0: a disk may take as long as it likes
     split_brain_undo: bool = False
     split_brain_undo_on_error: str = "stop"  # or "drop"

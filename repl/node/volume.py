@@ -24,6 +24,19 @@ if TYPE_CHECKING:
     from repl.node.undo import UndoFound
 
 CONTEXT_PER_TRANSACTION = 919  # slots that one transaction describes
+READ_BALANCING = {
+    "prefer-local": 0,
+    "prefer-remote": 1,
+    "round-robin": 2,
+    "least-pending": 3,
+    "when-congested-remote": 4,
+    "32K-striping": 15,
+    "64K-striping": 16,
+    "128K-striping": 17,
+    "256K-striping": 18,
+    "512K-striping": 19,
+    "1M-striping": 20,
+}
 
 
 class Volume:
@@ -83,6 +96,11 @@ class Volume:
         return self.prepared.usable_sectors if self.prepared and self.attached else 0
 
     @property
+    def write_ordering(self) -> str:
+        """How writes of different epochs are kept apart on disk: DRBD's wo."""
+        return "flush" if self.settings.disk_flushes else "drain" if self.settings.disk_drain else "none"
+
+    @property
     def has_unused_room(self) -> bool:
         """The disk could hold more than the device has."""
         return self.backing_sectors > self.size_sectors
@@ -112,7 +130,12 @@ class Volume:
         self.uuids = found.uuids
         self.peer_may_be_equal = sync_had_begun(self.uuids)
         self.crashed_primary = sb.crashed_primary_at_attach(found.flags, primary_now=False)
-        self.superblock = mark_attached(found, size_sectors=size_sectors, al_extents=self.settings.al_extents)
+        self.superblock = mark_attached(
+            found,
+            size_sectors=size_sectors,
+            al_extents=self.settings.al_extents,
+            al_updates=self.settings.al_updates,
+        )
         self.written = found.serialise()
         self.disk_error = ""
         self.attach_refusal = None
@@ -155,6 +178,8 @@ class Volume:
             flags |= AttachFlags.NO_MD_FLUSHES
         if settings.on_io_error == "pass_on":
             flags |= AttachFlags.PASS_ON
+        if not settings.al_updates:
+            flags |= AttachFlags.NO_AL
         stripes, stripe_size = prepared.superblock.stripes
         return Attach(
             data_fd=prepared.data_fd,
@@ -169,6 +194,7 @@ class Volume:
             al_stripe_size_4k=stripe_size,
             flags=flags,
             disk_timeout_ms=settings.disk_timeout_ms,
+            read_balancing=READ_BALANCING[settings.read_balancing],
         )
 
     def superblock_for(self, state: StateWord, uuids: Uuids, *, full_sync: bool | None = None) -> Superblock | None:

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* read-balancing: which of two good copies answers a read.
+ *
+ * Only where a completed write is on the peer's disk for sure, or its reads wait for the writes before them (our own
+ * software): in protocols A and B the kernel module could answer with what was there before.
+ */
+#include "engine/internal.h"
+
+enum { CONGESTED_OPERATIONS = 64 };
+
+bool balance_reads_remotely(struct volume *v, const struct request *r)
+{
+    const struct core *core = v->core;
+    uint32_t policy = v->disk.read_balancing;
+    if (policy == RE_READ_PREFER_LOCAL || r->refused || !link_is_up(core) || v->state.peer_disk != D_UP_TO_DATE ||
+        v->state.connection != C_CONNECTED || (core->link.options.protocol != 3 && !link_peer_is_ours(core)))
+        return false;
+    switch (policy) {
+    case RE_READ_PREFER_REMOTE:
+        return true;
+    case RE_READ_ROUND_ROBIN:
+        v->read_turn = !v->read_turn;
+        return v->read_turn;
+    case RE_READ_LEAST_PENDING:
+        return v->stats.lower_pending > v->stats.peer_pending;
+    case RE_READ_WHEN_CONGESTED:
+        return v->stats.lower_pending > CONGESTED_OPERATIONS;
+    default:    /* the stripe's size as a power of two */
+        return (r->offset >> policy) & 1;
+    }
+}
