@@ -19,7 +19,7 @@ from tests.lib.guest import memory_folder
 from tests.lib.interop import DISK_BYTES, LINK_LOST, MIB, KernelLab, KernelPair, PairMaker
 
 OURS, KERNEL = "our Primary", "kernel Primary"
-GROWN_BYTES = DISK_BYTES + 16 * MIB
+GROWN_BYTES = DISK_BYTES + 16 * MIB  # of both disks, while they are in use
 MODULES = ("crc32c_generic",)
 
 
@@ -164,6 +164,22 @@ def verify_with_a_difference(sides: Sides) -> None:
     assert pair.kernel.resync_kib() == 4
 
 
+def online_grow(sides: Sides) -> None:
+    sides.begin()
+    sides.write(0, 256, flush=True)
+    pair = sides.pair
+    before, kernel = pair.ours.size_bytes, pair.kernel
+    os.truncate(pair.ours.disk, GROWN_BYTES)
+    kernel.guest.run(f"truncate -s {GROWN_BYTES} {kernel.backing} && losetup -c {kernel.disk}")
+    if sides.is_ours:
+        pair.ours.call("resize")
+    else:
+        kernel.adm("resize")
+    pair.wait(lambda: pair.ours.size_bytes == before + GROWN_BYTES - DISK_BYTES, "our device is larger")
+    pair.wait_in_sync()
+    sides.write(before // 1024 + 1024, 512, flush=True)
+
+
 def split_brain(sides: Sides) -> None:
     """Both were Primary while apart; the former Secondary's changes are thrown away."""
     sides.begin()
@@ -201,6 +217,7 @@ CELLS: dict[str, tuple[Callable[[Sides], None], dict[str, object]]] = {
     "cram-hmac": (cram_hmac, {"net": 'cram-hmac-alg sha256; shared-secret "between us";'}),
     "data-integrity": (data_integrity, {"net": "data-integrity-alg crc32c;"}),
     "verify with a difference": (verify_with_a_difference, {"net": "verify-alg crc32c;"}),
+    "online grow": (online_grow, {"can_discard": True}),
     "split brain": (split_brain, {"allowed": "error receiving|sock was|Split-Brain|incompatible"}),
 }
 # Always run in protocol C; the others only with --interop.
