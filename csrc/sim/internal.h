@@ -83,6 +83,14 @@ struct sniffer {
     bool dead;
 };
 
+struct tap_state {
+    uint8_t head[16];           /* header bytes so far */
+    uint32_t have;
+    uint32_t left;              /* body bytes still to come */
+    struct re_sim_packet packet;
+    uint8_t body[4096];         /* what is kept of it */
+};
+
 struct socket {
     struct re_sim *sim;
     int id;                     /* also the "fd" */
@@ -109,6 +117,7 @@ struct socket {
     uint64_t last_at;           /* arrival of the last segment */
     uint64_t busy_until;        /* the line is busy (bytes_per_second) */
     struct sniffer sends, receives;
+    struct tap_state *tap;      /* the packet that is being sent, NULL: nothing was tapped */
 };
 
 struct listener {
@@ -325,6 +334,9 @@ struct re_sim {
     struct early *early;
     size_t early_count, early_capacity;
 
+    bool tap_on;
+    uint8_t *tap;               /* packets that wait */
+    size_t tap_used, tap_capacity;
     struct re_sim_counters counters;
     struct re_sim_reach reach;
     uint64_t violations;
@@ -394,6 +406,10 @@ void reach_disk(struct re_sim *sim, int node, uint32_t kind, bool failed);
 void node_disk_step(struct node *node);
 /* The write's bytes go where the disk leads them; false when that is nowhere. */
 bool disk_mishap(struct re_sim *sim, struct disk *d, uint64_t *offset, uint64_t length);
+
+/* tap.c */
+void tap_bytes(struct socket *s, const uint8_t *data, size_t length);
+void tap_free(struct re_sim *sim);
 
 /* disk.c */
 void disk_submit(struct node *node, struct list_head *ops);

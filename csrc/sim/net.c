@@ -36,9 +36,11 @@ void net_free(struct re_sim *sim)
     for (size_t i = 0; i < sim->socket_count; i++) {
         pipe_free(sim->sockets[i]);
         free(sim->sockets[i]->segments);
+        free(sim->sockets[i]->tap);
         free(sim->sockets[i]);
     }
     free(sim->sockets);
+    tap_free(sim);
     free(sim->listeners);
     free(sim->dials);
 }
@@ -202,6 +204,8 @@ ssize_t socket_send(struct re_sim *sim, struct socket *s, const struct iovec *io
         const uint8_t *data = iov[i].iov_base;
         if (!s->nbd) {
             size_t from = 0;
+            if (sim->tap_on)
+                tap_bytes(s, data, part);
             size_t found = sniff_sent(s, data, part, &from);
             if (found) {
                 payload = bytes - left + (uint32_t)from;

@@ -394,6 +394,30 @@ struct re_sim_counters {
 };
 void re_sim_counters(const re_sim *sim, struct re_sim_counters *counters);
 
+/* ---- the tap (csrc/sim/tap.c) ------------------------------------------------------------------------- */
+
+/* A packet that a node sent to another one, followed by `kept` bytes of its body (all but the payload). */
+struct re_sim_packet {
+    uint64_t at_ns;
+    int32_t node, socket, peer_socket;
+    uint32_t command, volume;
+    uint32_t format;            /* of the header: 80, 95, 100; 0: no header at all */
+    uint32_t pad;               /* of a long header */
+    uint32_t length, kept;
+    uint32_t reserved;
+};
+/* Packets are kept from now on (or no longer). */
+void re_sim_tap(re_sim *sim, bool on);
+/* Bytes that wait, and all of them at once (0 when there is not so much room). */
+size_t re_sim_tap_waiting(const re_sim *sim);
+size_t re_sim_tap_take(re_sim *sim, uint8_t *out, size_t max);
+
+/* ---- sockets of the control plane: a scripted peer ---------------------------------------------------- */
+
+/* Bytes moved, 0: the other end is closed (receive only), -EAGAIN, -ECONNRESET. */
+int64_t re_sim_socket_write(re_sim *sim, int fd, const uint8_t *data, size_t length);
+int64_t re_sim_socket_read(re_sim *sim, int fd, uint8_t *data, size_t max);
+
 /* ---- the engine's decoders, to be compared with other readings of the same bytes (csrc/sim/codec.c) ---- */
 
 struct re_sim_header {

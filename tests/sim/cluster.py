@@ -23,6 +23,7 @@ from repl.node.volume import Volume
 from tests.sim import marks
 from tests.sim.app import App, Load
 from tests.sim.node_shell import TIMER_TEST, Answer, NodeShell
+from tests.sim.protocol_checker import ProtocolChecker
 from tests.sim.world import CAUSAL, MIB, MS, STRICT, SimDisk, SimFailure, World
 
 __all__ = ["App", "Cluster", "Load", "Setup"]
@@ -66,6 +67,8 @@ class Cluster:
     def __init__(self, seed: int, setup: Setup | None = None) -> None:
         self.setup = setup = setup or Setup()
         self.world = World(seed)
+        self.checker = ProtocolChecker()
+        self.world.lib.re_sim_tap(self.world.sim, True)
         self.lines: deque[str] = deque(maxlen=LOG_LINES)
         self.apps: dict[int, App] = {}
         self.observers: list[Callable[[int], None]] = []
@@ -193,6 +196,9 @@ class Cluster:
                 break
         if texts := world.violations():
             raise SimFailure("violation: " + "; ".join(texts))
+        self.checker.feed(world.tapped())
+        if self.checker.problems:
+            raise SimFailure("wire: " + "; ".join(self.checker.problems))
 
     # ---- operators ----
 

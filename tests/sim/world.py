@@ -119,6 +119,15 @@ class World:
                 texts.append(self.ffi.string(text).decode())
         return texts if not count or texts else [f"{count} violations"]
 
+    def tapped(self) -> bytes:
+        """The packets that nodes have sent since the last call (struct re_sim_packet, csrc/sim/repl_sim.h)."""
+        waiting = int(self.lib.re_sim_tap_waiting(self.sim))
+        if not waiting:
+            return b""
+        memory = self.ffi.new("uint8_t[]", waiting)
+        self.lib.re_sim_tap_take(self.sim, memory, waiting)
+        return bytes(self.ffi.buffer(memory))
+
     def struct(self, name: str, **members: int) -> Any:
         value = self.ffi.new(f"struct {name} *")
         for member, number in members.items():

@@ -1,0 +1,616 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An independent reading of the wire protocol: judges every packet that simulated nodes send to each other.
+
+Input: the records of the simulator's tap, in the order of sending over both sockets and both directions.  It shares
+no code with the product and knows only docs/protocol.md's facts.  What is wrong is kept in ``problems``, the first
+ones with the packets before them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from dataclasses import dataclass, field
+
+from tests.sim.protocol_tables import (
+    ACKS,
+    ACKS_DONE,
+    BODIES,
+    CODE_NAMES,
+    CONNECTION_WIDE,
+    DIGEST_BYTES,
+    NEVER_SENT,
+    WRITES,
+    run_bits,
+)
+
+_RECORD = struct.Struct("<Qiii7I")
+_REQUEST = struct.Struct(">QQII")
+_TIMES = 12  # packets that are shown with a problem
+_PROBLEMS_MAX = 20
+SYNCER = (1 << 64) - 1
+MAX_BATCH, MAX_BATCH_OLD = 128 << 20, 4 << 20
+PRIMARY = 1
+AHEAD = 22
+
+
+class Wrong(Exception):
+    """A packet that must not be sent."""
+
+
+@dataclass(slots=True)
+class Packet:
+    at_ns: int
+    node: int
+    connection: int
+    command: int
+    volume: int
+    format: int
+    pad: int
+    length: int
+    body: bytes
+
+    def __str__(self) -> str:
+        name = CODE_NAMES.get(self.command, hex(self.command))
+        head = self.body[:24].hex(" ", 4)
+        where = f"node {self.node} tcp{self.connection}"
+        return f"{self.at_ns / 1e6:10.3f} {where} {name}/{self.volume} l={self.length} {head}"
+
+
+@dataclass(slots=True)
+class Write:
+    sector: int
+    size: int
+    wants: frozenset[int]  # acks that may come
+    got: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Epoch:
+    number: bytes = b""
+    writes: list[tuple[int, int]] = field(default_factory=list)
+    count: int = 0
+    discarded: int = 0
+
+
+@dataclass(slots=True)
+class Volume:
+    """What one node has said and asked about a volume on this connection."""
+
+    sizes: tuple[int, int, int] | None = None
+    verify_alg: bytes = b""
+    csums_alg: bytes = b""
+    has_params: bool = False
+    has_uuids: bool = False
+    has_state: bool = False
+    role: int = 0
+    conn: int = 0
+    disk: int = 0
+    seq: int = 0
+    seq_early: set[int] = field(default_factory=set)
+    reads: dict[int, tuple[int, int]] = field(default_factory=dict)
+    resync: dict[int, tuple[int, int]] = field(default_factory=dict)  # sector -> (size, command)
+    resynced: dict[int, int] = field(default_factory=dict)  # data given, not acked: sector -> size
+    verify: dict[int, int] = field(default_factory=dict)
+    verify_last: int = -1
+    verified: dict[int, int] = field(default_factory=dict)  # digests given
+    bitmap_bits: int = 0
+    bitmap_plain: bool = False
+    bitmap_done: bool = False
+    bitmap_started: bool = False
+
+
+class Half:
+    """One node's side of a pair of sockets."""
+
+    def __init__(self) -> None:
+        self.features: tuple[int, int, int] | None = None
+        self.has_protocol = False
+        self.protocol = 0
+        self.integrity = b""
+        self.challenges = self.responses = 0
+        self.volumes: dict[int, Volume] = {}
+        self.log: dict[tuple[int, int], Write] = {}
+        self.epochs: deque[Epoch] = deque()
+        self.is_open = False  # the last epoch takes writes
+        self.pings = self.ping_acks = 0
+        self.changes: list[tuple[int, int, int, int]] = []
+        self.sent_state = False
+
+    def volume(self, number: int) -> Volume:
+        if number not in self.volumes:
+            self.volumes[number] = Volume()
+        return self.volumes[number]
+
+
+class Pair:
+    """Two sockets between two nodes, named by the data socket's connection."""
+
+    def __init__(self) -> None:
+        self.halves: dict[int, Half] = {}
+        self.meta = -1
+        self.sync_uuid_from: dict[int, set[int]] = {}  # volume -> nodes that may send P_SYNC_UUID
+
+    def half(self, node: int) -> Half:
+        if node not in self.halves:
+            self.halves[node] = Half()
+        return self.halves[node]
+
+    def other(self, node: int) -> Half:
+        return next((h for n, h in self.halves.items() if n != node), _NOBODY)
+
+    @property
+    def version(self) -> int:
+        known = [h.features for h in self.halves.values() if h.features]
+        return min((f[2] or f[0]) for f in known) if len(known) == 2 else 80
+
+    @property
+    def flags(self) -> int:
+        known = [h.features for h in self.halves.values() if h.features]
+        return known[0][1] & known[1][1] if len(known) == 2 else 0
+
+    def size(self, volume: int) -> int:
+        """Sectors that both can have."""
+        said = [h.volume(volume).sizes for h in self.halves.values()]
+        return min((n for sizes in said if sizes for n in sizes if n), default=0)
+
+    def request_max(self) -> int:
+        return 1 << 20 if self.version >= 100 else 131072 if self.version >= 95 else 32768
+
+
+_NOBODY = Half()
+
+
+class ProtocolChecker:
+    """Feed it the tap's bytes."""
+
+    def __init__(self, *, judged: frozenset[int] = frozenset((0, 1)), is_lenient: bool = False) -> None:
+        self.problems: list[str] = []
+        self.packets = 0
+        self.is_lenient = is_lenient  # bits flip on the way: answers may repeat what never was
+        self._judged = judged
+        self._kinds: dict[int, int] = {}  # connection -> P_INITIAL_*
+        self._pairs: dict[int, Pair] = {}  # by data connection
+        self._pair_of: dict[int, int] = {}  # node -> its newest data connection
+        self._recent: deque[Packet] = deque(maxlen=_TIMES)
+
+    def feed(self, records: bytes) -> None:
+        at = 0
+        while at < len(records):
+            at_ns, node, socket, peer, command, volume, form, pad, length, kept, _ = _RECORD.unpack_from(records, at)
+            at += _RECORD.size
+            body = records[at : at + kept]
+            at += kept
+            packet = Packet(at_ns, node, min(socket, peer), command, volume, form, pad, length, body)
+            self.packets += 1
+            self._recent.append(packet)
+            try:
+                self._packet(packet)
+            except Wrong as wrong:
+                if node in self._judged and len(self.problems) < _PROBLEMS_MAX:
+                    before = "".join(f"\n  {p}" for p in self._recent) if len(self.problems) < 2 else f" {packet}"
+                    self.problems.append(f"node {node} sends {CODE_NAMES.get(command, hex(command))}: {wrong}{before}")
+
+    # ---- any packet ----
+
+    def _packet(self, p: Packet) -> None:
+        if p.command in (0xFFF1, 0xFFF2):
+            _need(p.format == 80 and p.length == 0, "first packets are h80 without body")
+            _need(p.connection not in self._kinds, "a second first packet")
+            self._kinds[p.connection] = p.command
+            return
+        pair, half = self._find(p)
+        if p.command == 0xFFFE:
+            self._features(p, half)
+            return
+        _need(p.format == _format(pair.version, p.length), f"header h{p.format} in version {pair.version}")
+        _need(p.pad == 0, f"header pad {p.pad:#x}")
+        _need(p.command in BODIES and p.command not in NEVER_SENT, "not a packet of 8.4")
+        is_meta, is_exact, least = BODIES[p.command]
+        _need(is_meta == (self._kinds.get(p.connection) == 0xFFF1), "on the wrong socket")
+        _need(p.length == least if is_exact else p.length >= least, f"a body of {p.length} bytes")
+        if p.command in CONNECTION_WIDE:
+            _need(p.volume == 0, f"volume {p.volume} in a packet of the connection")
+        if is_meta:
+            _need(pair.meta in (-1, p.connection), "a second meta socket")
+            _need(half.sent_state, "on the meta socket before the own handshake is through")
+            pair.meta = p.connection
+        self._dispatch(p, pair, half)
+
+    def _find(self, p: Packet) -> tuple[Pair, Half]:
+        if p.command == 0xFFFE:
+            if p.connection not in self._pairs:
+                self._pairs[p.connection] = Pair()
+            self._pair_of[p.node] = p.connection
+        _need(p.node in self._pair_of, "before P_CONNECTION_FEATURES")
+        pair = self._pairs[self._pair_of[p.node]]
+        if self._kinds.get(p.connection) == 0xFFF2:
+            _need(p.connection == self._pair_of[p.node], "on an older data socket")
+        return pair, pair.half(p.node)
+
+    def _features(self, p: Packet, half: Half) -> None:
+        _need(p.format == 80 and p.length == 72, f"h{p.format}, {p.length} bytes")
+        _need(self._kinds.get(p.connection) == 0xFFF2, "not on a data socket")
+        _need(half.features is None, "twice")
+        low, flags, high = struct.unpack_from(">III", p.body)
+        _need(not any(p.body[12:]), "reserved bytes are not 0")
+        half.features = low, flags, high
+
+    def _dispatch(self, p: Packet, pair: Pair, half: Half) -> None:
+        peer = pair.other(p.node)
+        command = p.command
+        if command in WRITES:
+            self._write(p, pair, half)
+        elif command in ACKS:
+            self._ack(p, pair, half, peer)
+        elif command in _HANDLERS:
+            _HANDLERS[command](self, p, pair, half, peer)
+
+    # ---- handshake and states ----
+
+    def _auth(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
+        _need(not half.has_protocol, "after P_PROTOCOL")
+        if p.command == 0x10:
+            half.challenges += 1
+            _need(half.challenges == 1 and p.length == 64, "one challenge of 64 bytes")
+        else:
+            half.responses += 1
+            _need(half.responses == 1 and peer.challenges == 1, "one response to a challenge")
+
+    def _protocol(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
+        number = int.from_bytes(p.body[:4], "big")
+        _need(1 <= number <= 3, f"protocol {number}")
+        _need(p.body[-1] == 0 and p.length <= 24 + 64, "the integrity string has no NUL or is too long")
+        if p.command == 0x0B:
+            _need(not half.has_protocol, "twice")
+            half.has_protocol = True
+        else:
+            _need(half.has_protocol and pair.version >= 100, "P_PROTOCOL_UPDATE before P_PROTOCOL or below 100")
+        half.protocol, half.integrity = number, p.body[24:].rstrip(b"\0")
+
+    def _params(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
+        _need(half.has_protocol, "before P_PROTOCOL")
+        _need((p.command == 0x23) == (pair.version >= 89), f"in version {pair.version}")
+        if p.command == 0x23:
+            _need(p.length == (148 if pair.version >= 95 else 132), f"{p.length} bytes")
+            v = half.volume(p.volume)
+            v.verify_alg, v.csums_alg = p.body[4:68].rstrip(b"\0"), p.body[68:132].rstrip(b"\0")
+        half.volume(p.volume).has_params = True
+
+    def _sizes(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
+        v = half.volume(p.volume)
+        _need(v.has_params, "before P_SYNC_PARAM")
+        _need(p.length == (56 if pair.flags & 4 else 32), f"{p.length} bytes, features {pair.flags:#x}")
+        d_size, u_size, c_size, max_bio = struct.unpack_from(">QQQI", p.body)
+        _need(max_bio <= pair.request_max(), f"max_bio_size {max_bio}")
+        _need(d_size < 1 << 41 and c_size < 1 << 41, "impossible sizes")
+        v.sizes = d_size, u_size, c_size
+
+    def _uuids(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
+        v = half.volume(p.volume)
+        _need(v.sizes is not None, "before P_SIZES")
+        current, *_rest, bits, flags = struct.unpack(">6Q", p.body)
+        _need(flags & ~0xF == 0, f"flags {flags:#x}")
+        _need(bits <= (1 << 38), f"{bits} dirty bits")
+        v.has_uuids = True
+
+    def _state(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
+        word = int.from_bytes(p.body, "big")
+        role, conn, disk = word & 3, word >> 4 & 31, word >> 9 & 15
+        v = half.volume(p.volume)
+        _need(word >> 23 == 0, f"state {word:#x}: upper bits")
+        _need(role in (1, 2) and conn <= 23 and disk <= 8 and word >> 13 & 15 <= 8, f"state {word:#x}")
+        _need(v.sizes is not None, "before P_SIZES")
+        _need(disk < 3 or v.has_uuids, "a disk and no P_UUIDS")
+        if not v.has_state:
+            _need(conn in (8, 9), f"the first state of a connection says {conn}")
+            v.has_state = True
+        v.role, v.conn, v.disk = role, conn, disk
+        if conn in (13, 14) and v.bitmap_done and peer.volume(p.volume).bitmap_done:
+            _restart_bitmaps(pair, p.volume)  # the last exchange led to nothing
+        half.sent_state = all(other.has_state for other in half.volumes.values())
+
+    def _change(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
+        mask, value = struct.unpack(">II", p.body)
+        _need(value & ~mask == 0 and mask != 0, f"mask {mask:#x}, value {value:#x}")
+        _need((p.command == 0x12) or pair.version >= 100, "below version 100")
+        _need(half.sent_state, "before the own P_STATE")
+        half.changes.append((p.command, p.volume, mask, value))
+
+    def _change_reply(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
+        asked = 0x12 if p.command == 0x1D else 0x2A
+        code = struct.unpack(">i", p.body)[0]
+        found = next((c for c in peer.changes if c[0] == asked and c[1] == p.volume), None)
+        _need(found is not None, "nobody asked")
+        _need(-21 <= code <= 4, f"code {code}")
+        assert found is not None
+        peer.changes.remove(found)
+        _, volume, mask, value = found
+        if code < 1:
+            return
+        if mask & 3 and value & 3 == PRIMARY:
+            for v in peer.volumes.values():
+                v.role = PRIMARY
+        wanted = value >> 4 & 31 if mask & 0x1F0 else 0
+        if wanted in (11, 12):
+            me = p.node
+            other = next((n for n in pair.halves if n != me), me)
+            pair.sync_uuid_from.setdefault(volume, set()).add(other if wanted == 11 else me)
+        if wanted == 18:
+            for h in (half, peer):
+                h.volume(volume).verify_last = -1
+
+    def _sync_uuid(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
+        v, theirs = half.volume(p.volume), peer.volume(p.volume)
+        allowed = pair.sync_uuid_from.get(p.volume, set())
+        exchanged = v.bitmap_done and theirs.bitmap_done
+        _need(p.node in allowed or exchanged or v.conn == AHEAD, "nobody waits for it")
+        allowed.discard(p.node)
+        _restart_bitmaps(pair, p.volume)
+        v.conn = 16
+
+    # ---- writes, acks, barriers ----
+
+    def _write(self, p: Packet, pair: Pair, half: Half) -> None:
+        _need(half.sent_state, "before the own P_STATE")
+        sector, block_id, seq, flags = struct.unpack_from(">QQII", p.body)
+        if p.command == 0:
+            digest = DIGEST_BYTES.get(half.integrity, 0) if p.length > 24 else 0
+            size = p.length - 24 - digest
+            _need(0 <= size <= pair.request_max(), f"{size} bytes")
+            _need(size or flags & 32, "an empty write without FLUSH")
+        else:
+            size = int.from_bytes(p.body[24:28], "big")
+            _need(0 < size <= (MAX_BATCH if pair.flags & 4 else MAX_BATCH_OLD), f"{size} bytes")
+            _need(pair.flags & (8 if p.command == 0x36 else 1) != 0, f"features {pair.flags:#x}")
+            wanted = 1024 if p.command == 0x36 else 64
+            _need(flags & wanted != 0, f"dp_flags {flags:#x}")
+        _need(size % 512 == 0 and sector + size // 512 <= pair.size(p.volume), f"sector {sector}, {size} bytes")
+        _need(flags & ~0x7FE == 0 and block_id != SYNCER, f"dp_flags {flags:#x}, id {block_id:#x}")
+        v = half.volume(p.volume)
+        _need(v.role == PRIMARY, f"from a node that said role {v.role}")
+        _sequence(v, seq)
+        key = p.volume, block_id
+        _need(key not in half.log, f"id {block_id:#x} is in use")
+        if not half.is_open:
+            half.epochs.append(Epoch())
+            half.is_open = True
+        epoch = half.epochs[-1]
+        epoch.writes.append(key)
+        epoch.count += 1
+        half.log[key] = Write(sector, size, _wanted_acks(pair.version, half.protocol, flags))
+
+    def _ack(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
+        sector, block_id, size, seq = _REQUEST.unpack(p.body)
+        v, theirs = half.volume(p.volume), peer.volume(p.volume)
+        _sequence(v, seq)
+        if self.is_lenient:
+            return
+        if p.command in (0x15, 0x16, 0x17, 0x18, 0x19, 0x2C):
+            if block_id == SYNCER:
+                _need(p.command in (0x17, 0x19), "for resync data")
+                _need(theirs.resynced.pop(sector, -1) == size, f"no resync data for sector {sector}, {size} bytes")
+                return
+            write = peer.log.get((p.volume, block_id))
+            _need(write is not None, f"id {block_id:#x} names no write")
+            assert write is not None
+            _need(write.sector == sector and write.size == size, f"sector {sector}, {size} bytes: not the write's")
+            _need(p.command in write.wants, "not asked for")
+            _need(p.command not in write.got and not write.got & ACKS_DONE, "acked already")
+            write.got.add(p.command)
+        elif p.command == 0x1A:
+            _need(theirs.reads.pop(block_id, (-1, -1)) == (sector, size), "no such read")
+        elif p.command in (0x1B, 0x22, 0x29):
+            self._resync_answer(p, theirs, sector, size)
+        elif p.command == 0x20:
+            _need(block_id in (4711, 4712), f"verdict {block_id}")
+            _need(theirs.verified.pop(sector, -1) == size, f"no digest of sector {sector}")
+
+    @staticmethod
+    def _resync_answer(p: Packet, theirs: Volume, sector: int, size: int) -> None:
+        verify = theirs.verify.pop(sector, -1) if p.command == 0x1B and sector in theirs.verify else None
+        if verify is not None:
+            return
+        asked = theirs.resync.pop(sector, (-1, -1))
+        _need(asked[0] == size, f"nobody asked for sector {sector}, {size} bytes")
+        if p.command == 0x22:
+            _need(asked[1] == 0x21, "no digest was sent")
+
+    def _barrier(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
+        _need(half.is_open and half.epochs[-1].count > 0, "an epoch without writes")
+        _need(p.body[4:] == bytes(4), "pad")
+        half.epochs[-1].number = p.body[:4]
+        half.is_open = False
+
+    def _barrier_ack(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
+        if self.is_lenient:
+            return
+        closed = len(peer.epochs) - peer.is_open
+        _need(closed > 0, "no barrier waits")
+        epoch = peer.epochs[0]
+        while len(peer.epochs) > 1 and epoch.discarded == epoch.count and epoch.number != p.body[:4]:
+            peer.epochs.popleft()  # nothing of it remained: never acked
+            epoch = peer.epochs[0]
+        count = int.from_bytes(p.body[4:], "big")
+        discarded = sum(1 for key in epoch.writes if peer.log[key].got & {0x18, 0x2C})
+        _need(epoch.number == p.body[:4], f"number {p.body[:4].hex()}, the oldest is {epoch.number.hex()}")
+        _need(count == epoch.count - discarded, f"{count} writes, there were {epoch.count}")
+        for key in epoch.writes:
+            write = peer.log.pop(key)
+            _need(bool(write.got & ACKS_DONE) or not write.wants & {0x16}, f"before the ack of {key[1]:#x}")
+        peer.epochs.popleft()
+
+    # ---- reads, resync, verify ----
+
+    def _request(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
+        sector, block_id, size, _ = _REQUEST.unpack_from(p.body)
+        v = half.volume(p.volume)
+        end = pair.size(p.volume)
+        _need(0 < size <= pair.request_max() and size % 512 == 0, f"{size} bytes")
+        _need(sector + size // 512 <= end, f"beyond the device: sector {sector}, {size} bytes")
+        if p.command == 0x08:
+            _need(block_id not in v.reads, "the id is in use")
+            v.reads[block_id] = sector, size
+            return
+        is_last = sector + size // 512 == end
+        _need(block_id == SYNCER, f"id {block_id:#x}")
+        _need(sector % 8 == 0 and (size % 4096 == 0 or is_last), f"not whole blocks: sector {sector}, {size} bytes")
+        if p.command == 0x1E:
+            self._verify_request(v, peer.volume(p.volume), sector, size, is_last=is_last)
+            return
+        _need(sector // 32768 == (sector + size // 512 - 1) // 32768, "over a 16 MiB boundary")
+        _need(sector not in v.resync, "asked twice")
+        _need(p.command != 0x32 or pair.flags & 2 != 0, "THIN_RESYNC is not agreed")
+        if p.command == 0x21:
+            algorithm = v.csums_alg
+            _need(algorithm != b"" and p.length == 24 + DIGEST_BYTES.get(algorithm, -1), f"digest, {p.length} bytes")
+        v.resync[sector] = size, p.command
+
+    @staticmethod
+    def _verify_request(v: Volume, theirs: Volume, sector: int, size: int, *, is_last: bool) -> None:
+        _need(v.verify_alg != b"" and v.verify_alg == theirs.verify_alg, "no common verify-alg")
+        _need(size == 4096 or is_last, f"{size} bytes")
+        _need(sector > v.verify_last, f"sector {sector} after {v.verify_last}")
+        v.verify_last = sector
+        v.verify[sector] = size
+
+    def _reply(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
+        sector, block_id, seq, flags = struct.unpack_from(">QQII", p.body)
+        size = p.length - 24 - DIGEST_BYTES.get(half.integrity, 0)
+        theirs = peer.volume(p.volume)
+        _need(seq == 0 and flags == 0, f"seq_num {seq}, flags {flags:#x}")
+        if self.is_lenient:
+            return
+        if p.command == 0x01:
+            _need(theirs.reads.pop(block_id, (-1, -1)) == (sector, size), "no such read")
+            return
+        _need(block_id == SYNCER, f"id {block_id:#x}")
+        _need(theirs.resync.pop(sector, (-1, -1))[0] == size, f"nobody asked for sector {sector}, {size} bytes")
+        half.volume(p.volume).resynced[sector] = size
+
+    def _deallocated(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
+        sector, size = struct.unpack_from(">QI", p.body)
+        asked = peer.volume(p.volume).resync.pop(sector, (-1, -1))
+        _need(self.is_lenient or asked == (size, 0x32), "no thin request")
+        half.volume(p.volume).resynced[sector] = size
+
+    def _verify_reply(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
+        sector, _, size, _ = _REQUEST.unpack_from(p.body)
+        v, theirs = half.volume(p.volume), peer.volume(p.volume)
+        _need(p.length == 24 + DIGEST_BYTES.get(v.verify_alg, -1), f"{p.length} bytes")
+        _need(self.is_lenient or theirs.verify.pop(sector, -1) == size, f"nobody asked for sector {sector}")
+        v.verified[sector] = size
+
+    def _out_of_sync(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
+        sector, size = struct.unpack_from(">QI", p.body)
+        _need(size > 0 and size % 512 == 0 and sector + size // 512 <= pair.size(p.volume), f"{sector}, {size} bytes")
+        _need(half.volume(p.volume).role == PRIMARY, "from a Secondary")
+
+    # ---- bitmaps ----
+
+    def _bitmap(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
+        v, theirs = half.volume(p.volume), peer.volume(p.volume)
+        bits = -(-pair.size(p.volume) // 8)
+        most = 4096 - (16 if pair.version >= 100 else 8)
+        _need(p.length <= most, f"{p.length} bytes")
+        _need(not v.bitmap_done, "after its end")
+        _need(not theirs.bitmap_started or theirs.bitmap_done, "before the other one's bitmap is complete")
+        v.bitmap_started = True
+        if p.command == 0x24:
+            _need(pair.version >= 90 and p.body[0] & 15 == 2, f"code {p.body[0]:#x}")
+            v.bitmap_bits += run_bits(p.body)
+            _need(v.bitmap_bits <= bits, f"{v.bitmap_bits} of {bits} bits")
+            v.bitmap_plain = False
+            v.bitmap_done = v.bitmap_bits == bits
+        elif v.bitmap_bits >= bits:
+            _need(p.length == 0 and v.bitmap_plain, "more than an end mark")
+            v.bitmap_done = True
+        else:
+            word = v.bitmap_bits // 64
+            expected = min(most // 8, -(-bits // 64) - word) * 8
+            _need(p.length == expected, f"a chunk of {p.length} bytes, {expected} are due")
+            v.bitmap_bits = min(bits, word * 64 + p.length * 8)
+            v.bitmap_plain = True
+
+    # ---- pings ----
+
+    def _ping(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
+        if p.command == 0x13:
+            half.pings += 1
+            return
+        half.ping_acks += 1
+        _need(half.ping_acks <= peer.pings, "without a ping")
+
+
+def _need(condition: bool, what: str) -> None:
+    if not condition:
+        raise Wrong(what)
+
+
+def _format(version: int, length: int) -> int:
+    return 100 if version >= 100 else 95 if version >= 95 and length > 32768 else 80
+
+
+def _sequence(v: Volume, seq: int) -> None:
+    """Contiguous over both sockets; one may be ahead of the other."""
+    ahead = (seq - v.seq) & 0xFFFFFFFF
+    _need(0 < ahead < 1 << 31 and seq not in v.seq_early, f"seq_num {seq} was used")
+    v.seq_early.add(seq)
+    while v.seq + 1 & 0xFFFFFFFF in v.seq_early:
+        v.seq = v.seq + 1 & 0xFFFFFFFF
+        v.seq_early.discard(v.seq)
+    _need(len(v.seq_early) < 100_000, f"seq_num {v.seq + 1} never came")
+
+
+def _wanted_acks(version: int, protocol: int, flags: int) -> frozenset[int]:
+    received = flags & 128 if version >= 100 else protocol == 2
+    written = flags & 256 if version >= 100 else protocol == 3
+    wants = {0x19, 0x18, 0x2C}
+    if received:
+        wants.add(0x15)
+    if written:
+        wants |= {0x16}
+    if flags & 4:
+        wants |= {0x16, 0x17}
+    return frozenset(wants)
+
+
+def _restart_bitmaps(pair: Pair, volume: int) -> None:
+    for half in pair.halves.values():
+        v = half.volume(volume)
+        v.bitmap_bits = 0
+        v.bitmap_done = v.bitmap_started = v.bitmap_plain = False
+
+
+_HANDLERS = {
+    0x03: ProtocolChecker._barrier,
+    0x1C: ProtocolChecker._barrier_ack,
+    0x0B: ProtocolChecker._protocol,
+    0x2D: ProtocolChecker._protocol,
+    0x0A: ProtocolChecker._params,
+    0x23: ProtocolChecker._params,
+    0x0C: ProtocolChecker._uuids,
+    0x0D: ProtocolChecker._sizes,
+    0x0E: ProtocolChecker._state,
+    0x0F: ProtocolChecker._sync_uuid,
+    0x10: ProtocolChecker._auth,
+    0x11: ProtocolChecker._auth,
+    0x12: ProtocolChecker._change,
+    0x2A: ProtocolChecker._change,
+    0x1D: ProtocolChecker._change_reply,
+    0x2B: ProtocolChecker._change_reply,
+    0x13: ProtocolChecker._ping,
+    0x14: ProtocolChecker._ping,
+    0x08: ProtocolChecker._request,
+    0x09: ProtocolChecker._request,
+    0x1E: ProtocolChecker._request,
+    0x21: ProtocolChecker._request,
+    0x32: ProtocolChecker._request,
+    0x01: ProtocolChecker._reply,
+    0x02: ProtocolChecker._reply,
+    0x1F: ProtocolChecker._verify_reply,
+    0x33: ProtocolChecker._deallocated,
+    0x28: ProtocolChecker._out_of_sync,
+    0x04: ProtocolChecker._bitmap,
+    0x24: ProtocolChecker._bitmap,
+}
