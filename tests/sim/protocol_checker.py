@@ -19,6 +19,7 @@ from tests.sim.protocol_tables import (
     CODE_NAMES,
     CONNECTION_WIDE,
     DIGEST_BYTES,
+    EXTENSIONS,
     NEVER_SENT,
     WRITES,
     run_bits,
@@ -58,19 +59,18 @@ class Packet:
 
 
 @dataclass(slots=True)
+class Epoch:
+    number: bytes = b""
+    writes: dict[tuple[int, int], Write] = field(default_factory=dict)  # but those that a conflict discarded
+
+
+@dataclass(slots=True)
 class Write:
     sector: int
     size: int
     wants: frozenset[int]  # acks that may come
+    epoch: Epoch
     got: set[int] = field(default_factory=set)
-
-
-@dataclass(slots=True)
-class Epoch:
-    number: bytes = b""
-    writes: list[tuple[int, int]] = field(default_factory=list)
-    count: int = 0
-    discarded: int = 0
 
 
 @dataclass(slots=True)
@@ -145,6 +145,11 @@ class Pair:
         return min((f[2] or f[0]) for f in known) if len(known) == 2 else 80
 
     @property
+    def is_ours(self) -> bool:
+        """Both ends run this software: decisions 0017, 0023, 0024 allow more."""
+        return self.flags & 1 << 24 != 0
+
+    @property
     def flags(self) -> int:
         known = [h.features for h in self.halves.values() if h.features]
         return known[0][1] & known[1][1] if len(known) == 2 else 0
@@ -205,7 +210,8 @@ class ProtocolChecker:
             return
         _need(p.format == _format(pair.version, p.length), f"header h{p.format} in version {pair.version}")
         _need(p.pad == 0, f"header pad {p.pad:#x}")
-        _need(p.command in BODIES and p.command not in NEVER_SENT, "not a packet of 8.4")
+        is_extension = pair.is_ours and p.command in EXTENSIONS
+        _need(p.command in BODIES and (is_extension or p.command not in NEVER_SENT), "not a packet of 8.4")
         is_meta, is_exact, least = BODIES[p.command]
         _need(is_meta == (self._kinds.get(p.connection) == 0xFFF1), "on the wrong socket")
         _need(p.length == least if is_exact else p.length >= least, f"a body of {p.length} bytes")
@@ -376,9 +382,8 @@ class ProtocolChecker:
             half.epochs.append(Epoch())
             half.is_open = True
         epoch = half.epochs[-1]
-        epoch.writes.append(key)
-        epoch.count += 1
-        half.log[key] = Write(sector, size, _wanted_acks(pair.version, half.protocol, flags))
+        write = Write(sector, size, _wanted_acks(pair.version, half.protocol, flags), epoch)
+        half.log[key] = epoch.writes[key] = write
 
     def _ack(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
         sector, block_id, size, seq = _REQUEST.unpack(p.body)
@@ -398,26 +403,27 @@ class ProtocolChecker:
             _need(p.command in write.wants, "not asked for")
             _need(p.command not in write.got and not write.got & ACKS_DONE, "acked already")
             write.got.add(p.command)
+            if p.command in (0x18, 0x2C):  # the id is free, the epoch is smaller
+                del write.epoch.writes[p.volume, block_id], peer.log[p.volume, block_id]
         elif p.command == 0x1A:
             _need(theirs.reads.pop(block_id, (-1, -1)) == (sector, size), "no such read")
         elif p.command in (0x1B, 0x22, 0x29):
-            self._resync_answer(p, theirs, sector, size)
+            self._resync_answer(p, pair, theirs, sector, size)
         elif p.command == 0x20:
             _need(block_id in (4711, 4712), f"verdict {block_id}")
             _need(theirs.verified.pop(sector, -1) == size, f"no digest of sector {sector}")
 
     @staticmethod
-    def _resync_answer(p: Packet, theirs: Volume, sector: int, size: int) -> None:
+    def _resync_answer(p: Packet, pair: Pair, theirs: Volume, sector: int, size: int) -> None:
         verify = theirs.verify.pop(sector, -1) if p.command == 0x1B and sector in theirs.verify else None
         if verify is not None:
             return
-        asked = theirs.resync.pop(sector, (-1, -1))
-        _need(asked[0] == size, f"nobody asked for sector {sector}, {size} bytes")
+        asked = _take(theirs.resync, sector, size, in_parts=pair.is_ours)
         if p.command == 0x22:
-            _need(asked[1] == 0x21, "no digest was sent")
+            _need(asked == 0x21, "no digest was sent")
 
     def _barrier(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
-        _need(half.is_open and half.epochs[-1].count > 0, "an epoch without writes")
+        _need(half.is_open, "an epoch without writes")
         _need(p.body[4:] == bytes(4), "pad")
         half.epochs[-1].number = p.body[:4]
         half.is_open = False
@@ -428,15 +434,14 @@ class ProtocolChecker:
         closed = len(peer.epochs) - peer.is_open
         _need(closed > 0, "no barrier waits")
         epoch = peer.epochs[0]
-        while len(peer.epochs) > 1 and epoch.discarded == epoch.count and epoch.number != p.body[:4]:
+        while len(peer.epochs) > 1 and not epoch.writes:
             peer.epochs.popleft()  # nothing of it remained: never acked
             epoch = peer.epochs[0]
         count = int.from_bytes(p.body[4:], "big")
-        discarded = sum(1 for key in epoch.writes if peer.log[key].got & {0x18, 0x2C})
         _need(epoch.number == p.body[:4], f"number {p.body[:4].hex()}, the oldest is {epoch.number.hex()}")
-        _need(count == epoch.count - discarded, f"{count} writes, there were {epoch.count}")
-        for key in epoch.writes:
-            write = peer.log.pop(key)
+        _need(count == len(epoch.writes) > 0, f"{count} writes, there were {len(epoch.writes)}")
+        for key, write in epoch.writes.items():
+            del peer.log[key]
             _need(bool(write.got & ACKS_DONE) or not write.wants & {0x16}, f"before the ack of {key[1]:#x}")
         peer.epochs.popleft()
 
@@ -485,13 +490,14 @@ class ProtocolChecker:
             _need(theirs.reads.pop(block_id, (-1, -1)) == (sector, size), "no such read")
             return
         _need(block_id == SYNCER, f"id {block_id:#x}")
-        _need(theirs.resync.pop(sector, (-1, -1))[0] == size, f"nobody asked for sector {sector}, {size} bytes")
+        _take(theirs.resync, sector, size, in_parts=pair.is_ours)
         half.volume(p.volume).resynced[sector] = size
 
     def _deallocated(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
         sector, size = struct.unpack_from(">QI", p.body)
-        asked = peer.volume(p.volume).resync.pop(sector, (-1, -1))
-        _need(self.is_lenient or asked == (size, 0x32), "no thin request")
+        if not self.is_lenient:
+            asked = _take(peer.volume(p.volume).resync, sector, size, in_parts=pair.is_ours)
+            _need(asked == 0x32, "no thin request")
         half.volume(p.volume).resynced[sector] = size
 
     def _verify_reply(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
@@ -549,6 +555,26 @@ def _need(condition: bool, what: str) -> None:
 
 def _format(version: int, length: int) -> int:
     return 100 if version >= 100 else 95 if version >= 95 and length > 32768 else 80
+
+
+def _take(asked: dict[int, tuple[int, int]], sector: int, size: int, *, in_parts: bool) -> int:
+    """The request that this answers, whole or (between our own nodes) in part."""
+    found = asked.pop(sector, None)
+    if found is not None and found[0] == size:
+        return found[1]
+    end = sector + size // 512
+    if found is not None:
+        asked[sector] = found
+    for start, (length, command) in asked.items() if in_parts else ():
+        stop = start + length // 512
+        if start <= sector and end <= stop:
+            del asked[start]
+            if start < sector:
+                asked[start] = (sector - start) * 512, command
+            if end < stop:
+                asked[end] = (stop - end) * 512, command
+            return command
+    raise Wrong(f"nobody asked for sector {sector}, {size} bytes")
 
 
 def _sequence(v: Volume, seq: int) -> None:

@@ -52,6 +52,7 @@ _COMMANDS = {
     0x33: ("P_RS_DEALLOCATED", False, True, 16),
     0x34: ("P_WSAME", False, False, 28),
     0x36: ("P_ZEROES", False, True, 28),
+    0x7F01: ("P_FAREWELL", False, False, 1),
     0xFFF1: ("P_INITIAL_META", True, True, 0),
     0xFFF2: ("P_INITIAL_DATA", False, True, 0),
     0xFFFE: ("P_CONNECTION_FEATURES", False, True, 72),
@@ -65,7 +66,8 @@ ACKS = frozenset((0x15, 0x16, 0x17, 0x18, 0x19, 0x1A, 0x1B, 0x20, 0x22, 0x29, 0x
 ACKS_DONE = frozenset((0x16, 0x17, 0x18, 0x19, 0x2C))  # after one of them no other ack of the write comes
 CONNECTION_WIDE = frozenset((0x03, 0x0B, 0x10, 0x11, 0x13, 0x14, 0x1C, 0x2A, 0x2B, 0x2D))
 # Known to 8.4 and never sent by it, or fatal to newer kernels (P_WSAME).
-NEVER_SENT = frozenset((0x27, 0x34))
+NEVER_SENT = frozenset((0x27, 0x34, 0x7F01))
+EXTENSIONS = frozenset((0x27, 0x7F01))  # between our own nodes: why a resync is slow, why a node gives up
 DIGEST_BYTES = {b"": 0, b"crc32c": 4, b"md5": 16, b"sha1": 20, b"sha256": 32, b"xxhash64": 8}
 
 # Levels of the run-length code: prefix as sent (first bit = lowest), its bits, data bits, first run length.
