@@ -48,6 +48,29 @@ static struct peer_stream *link_stream(struct core *core, int number)
     return core->streams[number].peer;
 }
 
+static void close_stream(struct core *core, struct peer_stream *peer)
+{
+    if (!peer || peer->stream.number < 0)
+        return;
+    int number = peer->stream.number;
+    receiver_drop_payload(core, peer);
+    stream_close(&peer->stream);
+    free(peer);
+    core->streams[number].owner = STREAM_UNUSED;
+    core->streams[number].peer = NULL;
+}
+
+/* A link that cannot come up is lost at once; as with any lost link both sockets are closed then. */
+static void refuse_link(struct core *core, struct peer_stream *data, struct peer_stream *meta)
+{
+    if (data && !data->in_link)
+        close_stream(core, data);
+    if (meta && meta != data && !meta->in_link)
+        close_stream(core, meta);
+    core_emit(core,
+              &(struct re_event){.type = RE_EV_LINK_LOST, .volume = -1, .stream = -1, .reason = RE_LOST_EOF}, NULL, 0);
+}
+
 void link_up(struct core *core, const struct re_link *options)
 {
     struct link *link = &core->link;
@@ -55,9 +78,7 @@ void link_up(struct core *core, const struct re_link *options)
     struct peer_stream *meta = link_stream(core, options->meta_stream);
     if (link->phase != LINK_DOWN || !data || !meta || data == meta || data->stream.number < 0 ||
         meta->stream.number < 0 || data->closed_reported || meta->closed_reported) {
-        core_emit(core,
-                  &(struct re_event){.type = RE_EV_LINK_LOST, .volume = -1, .stream = -1, .reason = RE_LOST_EOF}, NULL,
-                  0);
+        refuse_link(core, data, meta);
         return;
     }
     link->phase = LINK_UP;
@@ -76,18 +97,6 @@ void link_up(struct core *core, const struct re_link *options)
         if (core->volumes[i])
             core->volumes[i]->seq_out = core->volumes[i]->seq_in = 0;
     receiver_parse(core, meta);
-}
-
-static void close_stream(struct core *core, struct peer_stream *peer)
-{
-    if (!peer || peer->stream.number < 0)
-        return;
-    int number = peer->stream.number;
-    receiver_drop_payload(core, peer);
-    stream_close(&peer->stream);
-    free(peer);
-    core->streams[number].owner = STREAM_UNUSED;
-    core->streams[number].peer = NULL;
 }
 
 void link_lost(struct core *core, enum re_lost reason, unsigned detail, uint64_t value, bool report)

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The protocol checker bites: a run that it accepts, with one packet changed, is refused with the right words."""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+
+from tests.sim.app import Load
+from tests.sim.cluster import QUICK_NET, Cluster, Setup
+from tests.sim.protocol_checker import ProtocolChecker
+from tests.sim.protocol_tables import CODES
+
+_RECORD = struct.Struct("<Qiii7I")
+
+
+@dataclass(frozen=True)
+class Record:
+    fields: tuple[int, ...]
+    body: bytes
+
+    @property
+    def command(self) -> int:
+        return self.fields[4]
+
+    def change(self, **changes: int) -> Record:
+        names = ("at_ns", "node", "socket", "peer_socket", "command", "volume", "format", "pad", "length", "kept", "_")
+        values = dict(zip(names, self.fields, strict=True)) | changes
+        return Record(tuple(values.values()), self.body)
+
+    def with_body(self, body: bytes) -> Record:
+        return replace(self.change(length=self.fields[8] + len(body) - len(self.body), kept=len(body)), body=body)
+
+    def flip(self, at: int, bits: int = 1) -> Record:
+        return replace(self, body=self.body[:at] + bytes((self.body[at] ^ bits,)) + self.body[at + 1 :])
+
+    def encode(self) -> bytes:
+        return _RECORD.pack(*self.fields) + self.body
+
+
+@functools.cache
+def good_run() -> tuple[Record, ...]:
+    """A first sync with authentication, writes with flushes and trims, a cut, a resync."""
+    records = bytearray()
+    net = replace(QUICK_NET, cram_hmac_alg="sha1", shared_secret="right")
+    with Cluster(3, Setup(net=net)) as cluster:
+        tapped = cluster.world.tapped
+
+        def keep() -> bytes:
+            taken = tapped()
+            records.extend(taken)
+            return taken
+
+        cluster.world.tapped = keep  # type: ignore[method-assign]
+        cluster.connect_fresh(skip_initial_sync=False)
+        app = cluster.serve(0)
+        app.load(Load(ops=200, think_max_ms=2, trim_percent=5, flush_percent=10))
+        cluster.until(lambda: app.is_idle, 60_000, "the writes")
+        cluster.cut(silent=False)
+        cluster.run(500)
+        app.write(3, 4, 5)
+        cluster.heal()
+        cluster.until(lambda: cluster.in_sync, 60_000, "both nodes in sync")
+        app.write(7)
+        cluster.run(100)
+    found, at = [], 0
+    while at < len(records):
+        fields = _RECORD.unpack_from(records, at)
+        at += _RECORD.size
+        found.append(Record(fields, bytes(records[at : at + fields[9]])))
+        at += fields[9]
+    return tuple(found)
+
+
+def problems(records: list[Record]) -> str:
+    checker = ProtocolChecker()
+    checker.feed(b"".join(r.encode() for r in records))
+    return "\n".join(checker.problems)
+
+
+def test_good_run_is_accepted() -> None:
+    assert problems(list(good_run())) == ""
+    assert len({r.command for r in good_run()}) > 20
+
+
+Edit = Callable[[Record], list[Record]]
+
+
+def changed(edit: Callable[[Record], Record]) -> Edit:
+    return lambda record: [edit(record)]
+
+
+@pytest.mark.parametrize(
+    ("packet", "edit", "words"),
+    [
+        ("P_DATA", changed(lambda r: r.change(pad=1)), "pad"),
+        ("P_DATA", changed(lambda r: r.change(format=80)), "h80"),
+        ("P_DATA", changed(lambda r: r.flip(0, 0x40)), "sector"),
+        ("P_DATA", changed(lambda r: r.change(length=r.fields[8] + 1)), "bytes"),
+        ("P_DATA", changed(lambda r: r.flip(22, 0x80)), "dp_flags"),
+        ("P_DATA", lambda r: [r, r], "seq_num"),
+        ("P_WRITE_ACK", changed(lambda r: r.flip(15)), "names no write"),
+        ("P_WRITE_ACK", changed(lambda r: r.flip(7)), "not the write's"),
+        ("P_WRITE_ACK", changed(lambda r: r.change(command=0x15)), "not asked for"),
+        ("P_WRITE_ACK", lambda r: [], "before the ack"),
+        ("P_BARRIER", lambda r: [r, r], "without writes"),
+        ("P_BARRIER", changed(lambda r: r.flip(0)), "the oldest is"),
+        ("P_BARRIER_ACK", changed(lambda r: r.flip(7)), "writes, there were"),
+        ("P_BARRIER_ACK", lambda r: [r, r], "no barrier waits"),
+        ("P_UUIDS", lambda r: [], "no P_UUIDS"),
+        ("P_SIZES", changed(lambda r: r.with_body(r.body[:32])), "32 bytes"),
+        ("P_STATE", changed(lambda r: r.flip(0, 0x80)), "upper bits"),
+        ("P_PROTOCOL", lambda r: [r, r], "twice"),
+        ("P_PROTOCOL", changed(lambda r: r.change(volume=1)), "volume 1"),
+        ("P_SYNC_UUID", lambda r: [r, r], "nobody waits"),
+        ("P_RS_THIN_REQ", changed(lambda r: r.flip(19, 2)), "bytes"),
+        ("P_RS_DATA_REPLY", lambda r: [r, r], "nobody asked"),
+        ("P_RS_WRITE_ACK", lambda r: [r, r], "seq_num"),
+        ("P_COMPRESSED_BITMAP", lambda r: [r, r], "after its end"),
+        ("P_PING_ACK", lambda r: [r, r, r], "without a ping"),
+        ("P_AUTH_CHALLENGE", lambda r: [r, r], "one challenge"),
+        ("P_STATE_CHG_REPLY", lambda r: [r, r], "nobody asked"),
+        ("P_CONNECTION_FEATURES", changed(lambda r: r.with_body(r.body + bytes(8))), "80 bytes"),
+        ("P_INITIAL_DATA", lambda r: [], "not on a data socket"),
+    ],
+)
+def test_wrong_packet_is_refused(packet: str, edit: Edit, words: str) -> None:
+    records = list(good_run())
+    at = next((i for i, r in enumerate(records) if r.command == CODES[packet]), -1)
+    assert at >= 0, f"the run has no {packet}"
+    records[at : at + 1] = edit(records[at])
+    assert words in problems(records)
