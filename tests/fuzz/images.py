@@ -122,8 +122,9 @@ def fuzz_attach(data: bytes) -> None:
         assert error.message
         return
     volume = Volume(VolumeSettings(0, size_sectors=limit))
-    volume.attach_disk(prepared)
-    check_attach(volume.attach_command(), base)
+    size = min(prepared.superblock.la_size_sectors or prepared.usable_sectors, prepared.usable_sectors)
+    volume.attach_disk(prepared, size)
+    check_attach(volume.attach_command(prepared, size, all_bits=False), base)
     assert volume.superblock is not None
     superblock.parse(volume.superblock.serialise(), where="what would be written")
     # What the replay has left is clean: a second attach changes nothing.

@@ -61,12 +61,11 @@ class Packet:
 @dataclass(slots=True)
 class Epoch:
     number: bytes = b""
-    writes: dict[tuple[int, int], Write] = field(default_factory=dict)  # but those that a conflict discarded
+    writes: dict[tuple[int, int, int], Write] = field(default_factory=dict)  # but those that a conflict discarded
 
 
 @dataclass(slots=True)
 class Write:
-    sector: int
     size: int
     wants: frozenset[int]  # acks that may come
     epoch: Epoch
@@ -110,7 +109,7 @@ class Half:
         self.integrity = b""
         self.challenges = self.responses = 0
         self.volumes: dict[int, Volume] = {}
-        self.log: dict[tuple[int, int], Write] = {}
+        self.log: dict[tuple[int, int, int], Write] = {}
         self.epochs: deque[Epoch] = deque()
         self.is_open = False  # the last epoch takes writes
         self.pings = self.ping_acks = 0
@@ -376,13 +375,13 @@ class ProtocolChecker:
         v = half.volume(p.volume)
         _need(v.role == PRIMARY, f"from a node that said role {v.role}")
         _sequence(v, seq)
-        key = p.volume, block_id
+        key = p.volume, block_id, sector
         _need(key not in half.log, f"id {block_id:#x} is in use")
         if not half.is_open:
             half.epochs.append(Epoch())
             half.is_open = True
         epoch = half.epochs[-1]
-        write = Write(sector, size, _wanted_acks(pair.version, half.protocol, flags), epoch)
+        write = Write(size, _wanted_acks(pair.version, half.protocol, flags), epoch)
         half.log[key] = epoch.writes[key] = write
 
     def _ack(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
@@ -396,15 +395,15 @@ class ProtocolChecker:
                 _need(p.command in (0x17, 0x19), "for resync data")
                 _need(theirs.resynced.pop(sector, -1) == size, f"no resync data for sector {sector}, {size} bytes")
                 return
-            write = peer.log.get((p.volume, block_id))
-            _need(write is not None, f"id {block_id:#x} names no write")
+            write = peer.log.get((p.volume, block_id, sector))
+            _need(write is not None, f"id {block_id:#x} names no write at sector {sector}")
             assert write is not None
-            _need(write.sector == sector and write.size == size, f"sector {sector}, {size} bytes: not the write's")
+            _need(write.size == size, f"{size} bytes: not the write's")
             _need(p.command in write.wants, "not asked for")
             _need(p.command not in write.got and not write.got & ACKS_DONE, "acked already")
             write.got.add(p.command)
             if p.command in (0x18, 0x2C):  # the id is free, the epoch is smaller
-                del write.epoch.writes[p.volume, block_id], peer.log[p.volume, block_id]
+                del write.epoch.writes[p.volume, block_id, sector], peer.log[p.volume, block_id, sector]
         elif p.command == 0x1A:
             _need(theirs.reads.pop(block_id, (-1, -1)) == (sector, size), "no such read")
         elif p.command in (0x1B, 0x22, 0x29):
@@ -461,7 +460,7 @@ class ProtocolChecker:
         _need(block_id == SYNCER, f"id {block_id:#x}")
         _need(sector % 8 == 0 and (size % 4096 == 0 or is_last), f"not whole blocks: sector {sector}, {size} bytes")
         if p.command == 0x1E:
-            self._verify_request(v, peer.volume(p.volume), sector, size, is_last=is_last)
+            self._verify_request(pair, v, peer.volume(p.volume), sector, size, is_last=is_last)
             return
         _need(sector // 32768 == (sector + size // 512 - 1) // 32768, "over a 16 MiB boundary")
         _need(sector not in v.resync, "asked twice")
@@ -472,11 +471,12 @@ class ProtocolChecker:
         v.resync[sector] = size, p.command
 
     @staticmethod
-    def _verify_request(v: Volume, theirs: Volume, sector: int, size: int, *, is_last: bool) -> None:
+    def _verify_request(pair: Pair, v: Volume, theirs: Volume, sector: int, size: int, *, is_last: bool) -> None:
         _need(v.verify_alg != b"" and v.verify_alg == theirs.verify_alg, "no common verify-alg")
         _need(size == 4096 or is_last, f"{size} bytes")
-        _need(sector > v.verify_last, f"sector {sector} after {v.verify_last}")
-        v.verify_last = sector
+        is_second_look = pair.is_ours and sector <= v.verify_last and sector not in v.verify  # decision 0026
+        _need(sector > v.verify_last or is_second_look, f"sector {sector} after {v.verify_last}")
+        v.verify_last = max(sector, v.verify_last)
         v.verify[sector] = size
 
     def _reply(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
@@ -497,7 +497,7 @@ class ProtocolChecker:
         sector, size = struct.unpack_from(">QI", p.body)
         if not self.is_lenient:
             asked = _take(peer.volume(p.volume).resync, sector, size, in_parts=pair.is_ours)
-            _need(asked == 0x32, "no thin request")
+            _need(asked == 0x32 or (asked == 0x21 and pair.is_ours), "no thin request")
         half.volume(p.volume).resynced[sector] = size
 
     def _verify_reply(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:

@@ -104,7 +104,7 @@ def changed(edit: Callable[[Record], Record]) -> Edit:
         ("P_DATA", changed(lambda r: r.flip(22, 0x80)), "dp_flags"),
         ("P_DATA", lambda r: [r, r], "seq_num"),
         ("P_WRITE_ACK", changed(lambda r: r.flip(15)), "names no write"),
-        ("P_WRITE_ACK", changed(lambda r: r.flip(7)), "not the write's"),
+        ("P_WRITE_ACK", changed(lambda r: r.flip(18, 2)), "not the write's"),
         ("P_WRITE_ACK", changed(lambda r: r.change(command=0x15)), "not asked for"),
         ("P_WRITE_ACK", lambda r: [], "before the ack"),
         ("P_BARRIER", lambda r: [r, r], "without writes"),
