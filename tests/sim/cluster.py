@@ -200,6 +200,10 @@ class Cluster:
         if self.checker.problems:
             raise SimFailure("wire: " + "; ".join(self.checker.problems))
 
+    def judge(self, *nodes: int) -> None:
+        """Only what these nodes send has to be right: a test makes the others do wrong."""
+        self.checker.judged = frozenset(nodes)
+
     # ---- operators ----
 
     def fire(self, node: int, verb: str, **args: Any) -> Answer:

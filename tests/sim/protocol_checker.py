@@ -172,7 +172,7 @@ class ProtocolChecker:
         self.problems: list[str] = []
         self.packets = 0
         self.is_lenient = is_lenient  # bits flip on the way: answers may repeat what never was
-        self._judged = judged
+        self.judged = judged
         self._kinds: dict[int, int] = {}  # connection -> P_INITIAL_*
         self._pairs: dict[int, Pair] = {}  # by data connection
         self._pair_of: dict[int, int] = {}  # node -> its newest data connection
@@ -191,7 +191,7 @@ class ProtocolChecker:
             try:
                 self._packet(packet)
             except Wrong as wrong:
-                if node in self._judged and len(self.problems) < _PROBLEMS_MAX:
+                if node in self.judged and len(self.problems) < _PROBLEMS_MAX:
                     before = "".join(f"\n  {p}" for p in self._recent) if len(self.problems) < 2 else f" {packet}"
                     self.problems.append(f"node {node} sends {CODE_NAMES.get(command, hex(command))}: {wrong}{before}")
 

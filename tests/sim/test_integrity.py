@@ -78,10 +78,9 @@ def test_verify_request_without_algorithm_drops_the_link_and_nothing_else() -> N
     from repl.drbd import packets as pk
     from repl.drbd.packets import Packet
     from tests.sim.cluster import Cluster, Setup
-    from tests.sim.protocol_checker import ProtocolChecker
 
     with Cluster(9, Setup()) as cluster:
-        cluster.checker = ProtocolChecker(judged=frozenset((1,)))  # node 0 is the one that does wrong
+        cluster.judge(1)  # node 0 does wrong
         cluster.connect_fresh()
         request = pk.BlockRequest(sector=0, block_id=b"\xff" * 8, size_bytes=4096)
         cluster.node(0).connection.send(Packet.OV_REQUEST, request.encode())
