@@ -87,7 +87,7 @@ class Volume:
     disk: int = 0
     seq: int = 0
     seq_early: set[int] = field(default_factory=set)
-    reads: dict[int, tuple[int, int]] = field(default_factory=dict)
+    reads: dict[tuple[int, int], int] = field(default_factory=dict)
     resync: dict[int, tuple[int, int]] = field(default_factory=dict)  # sector -> (size, command)
     resynced: dict[int, int] = field(default_factory=dict)  # data given, not acked: sector -> size
     verify: dict[int, int] = field(default_factory=dict)
@@ -155,7 +155,8 @@ class Pair:
 
     def size(self, volume: int) -> int:
         """Sectors that both can have."""
-        said = [h.volume(volume).sizes for h in self.halves.values()]
+        sides = [h.volume(volume) for h in self.halves.values()]
+        said = [v.sizes for v in sides if v.disk or not v.has_state] or [v.sizes for v in sides]  # no disk: no limit
         return min((n for sizes in said if sizes for n in sizes if n), default=0)
 
     def request_max(self) -> int:
@@ -265,7 +266,9 @@ class ProtocolChecker:
     def _protocol(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
         number = int.from_bytes(p.body[:4], "big")
         _need(1 <= number <= 3, f"protocol {number}")
-        _need(p.body[-1] == 0 and p.length <= 24 + 64, "the integrity string has no NUL or is too long")
+        if pair.version >= 87:
+            ends = p.length > 24 and p.body[-1] == 0
+            _need(ends and p.length <= 24 + 64, "the integrity string has no NUL or is too long")
         if p.command == 0x0B:
             _need(not half.has_protocol, "twice")
             half.has_protocol = True
@@ -289,6 +292,8 @@ class ProtocolChecker:
         d_size, u_size, c_size, max_bio = struct.unpack_from(">QQQI", p.body)
         _need(max_bio <= pair.request_max(), f"max_bio_size {max_bio}")
         _need(d_size < 1 << 41 and c_size < 1 << 41, "impossible sizes")
+        if v.has_state and v.sizes is not None and v.sizes[2] != c_size:  # a resync of the new part follows
+            pair.sync_uuid_from.setdefault(p.volume, set()).update(pair.halves)
         v.sizes = d_size, u_size, c_size
 
     def _uuids(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
@@ -369,7 +374,7 @@ class ProtocolChecker:
             _need(0 < size <= (MAX_BATCH if pair.flags & 4 else MAX_BATCH_OLD), f"{size} bytes")
             _need(pair.flags & (8 if p.command == 0x36 else 1) != 0, f"features {pair.flags:#x}")
             wanted = 1024 if p.command == 0x36 else 64
-            _need(flags & wanted != 0, f"dp_flags {flags:#x}")
+            _need(flags & wanted != 0 or pair.version < 95, f"dp_flags {flags:#x}")
         _need(size % 512 == 0 and sector + size // 512 <= pair.size(p.volume), f"sector {sector}, {size} bytes")
         _need(flags & ~0x7FE == 0 and block_id != SYNCER, f"dp_flags {flags:#x}, id {block_id:#x}")
         v = half.volume(p.volume)
@@ -405,7 +410,7 @@ class ProtocolChecker:
             if p.command in (0x18, 0x2C):  # the id is free, the epoch is smaller
                 del write.epoch.writes[p.volume, block_id, sector], peer.log[p.volume, block_id, sector]
         elif p.command == 0x1A:
-            _need(theirs.reads.pop(block_id, (-1, -1)) == (sector, size), "no such read")
+            _need(theirs.reads.pop((block_id, sector), -1) == size, "no such read")
         elif p.command in (0x1B, 0x22, 0x29):
             self._resync_answer(p, pair, theirs, sector, size)
         elif p.command == 0x20:
@@ -453,8 +458,8 @@ class ProtocolChecker:
         _need(0 < size <= pair.request_max() and size % 512 == 0, f"{size} bytes")
         _need(sector + size // 512 <= end, f"beyond the device: sector {sector}, {size} bytes")
         if p.command == 0x08:
-            _need(block_id not in v.reads, "the id is in use")
-            v.reads[block_id] = sector, size
+            _need((block_id, sector) not in v.reads, "the id is in use")  # one request in parts has one id
+            v.reads[block_id, sector] = size
             return
         is_last = sector + size // 512 == end
         _need(block_id == SYNCER, f"id {block_id:#x}")
@@ -487,7 +492,7 @@ class ProtocolChecker:
         if self.is_lenient:
             return
         if p.command == 0x01:
-            _need(theirs.reads.pop(block_id, (-1, -1)) == (sector, size), "no such read")
+            _need(theirs.reads.pop((block_id, sector), -1) == size, "no such read")
             return
         _need(block_id == SYNCER, f"id {block_id:#x}")
         _take(theirs.resync, sector, size, in_parts=pair.is_ours)

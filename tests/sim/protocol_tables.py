@@ -14,7 +14,7 @@ _COMMANDS = {
     0x08: ("P_DATA_REQUEST", False, True, 24),
     0x09: ("P_RS_DATA_REQUEST", False, True, 24),
     0x0A: ("P_SYNC_PARAM", False, False, 4),
-    0x0B: ("P_PROTOCOL", False, False, 25),
+    0x0B: ("P_PROTOCOL", False, False, 24),
     0x0C: ("P_UUIDS", False, True, 48),
     0x0D: ("P_SIZES", False, False, 32),
     0x0E: ("P_STATE", False, True, 4),
