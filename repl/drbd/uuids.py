@@ -106,23 +106,31 @@ def adopt_current(uuids: Uuids, current: int, *, primary: bool) -> Uuids:
     return replace(uuids, current=with_primary_bit(current, primary), bitmap=0)
 
 
+def first_sync_uuid(current: int) -> int:
+    """Of a resync that no bitmap UUID precedes (a full one by order): looks random, follows from the generation."""
+    mixed = (base(current) + 0x9E3779B97F4A7C15) & UUID_MASK
+    mixed = ((mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9) & UUID_MASK
+    mixed = ((mixed ^ mixed >> 27) * 0x94D049BB133111EB) & UUID_MASK
+    return base(mixed ^ mixed >> 31)
+
+
 def start_source_sync_uuid(uuids: Uuids, random: RandomU64) -> Uuids:
     """Become resync source.  The new bitmap UUID of the result is what P_SYNC_UUID carries."""
     old = uuids.bitmap
-    new = sync_uuid_after(old)
+    # differs: without a bitmap UUID the driver takes a random one; ours is recognized later (decision 0036).
+    new = first_sync_uuid(uuids.current) if base(old) in (0, UUID_JUST_CREATED) else sync_uuid_after(old)
     # differs: 2^48 after the last possible value is 0 (or 4); those two have a meaning of their own, so
     # random.
-    if base(old) in (0, UUID_JUST_CREATED) or base(new) in (0, UUID_JUST_CREATED):
+    if base(new) in (0, UUID_JUST_CREATED):
         new = random_uuid(random)
     return replace(rotate_bitmap_into_history(uuids), bitmap=new)
 
 
 def sync_had_begun(uuids: Uuids) -> bool:
-    """A resync to the peer has begun under the current generation, and its end was not seen.
-
-    Not recognized: one without a bitmap UUID at its beginning (a full resync by order), whose UUID is random.
-    """
-    return base(uuids.history1) != 0 and base(uuids.bitmap) == base(sync_uuid_after(base(uuids.history1)))
+    """A resync to the peer has begun under the current generation, and its end was not seen."""
+    sync_uuid = base(uuids.bitmap)
+    after_bitmap = base(uuids.history1) != 0 and sync_uuid == base(sync_uuid_after(base(uuids.history1)))
+    return sync_uuid != 0 and (after_bitmap or sync_uuid == first_sync_uuid(uuids.current))
 
 
 def new_beside_sync(uuids: Uuids, random: RandomU64, *, primary: bool) -> Uuids:

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from repl.drbd.states import ConnectionState, DiskState, Role
 from tests.sim.stage import Stage
-from tests.sim.world import MIB, MS, SECOND, SimDisk
+from tests.sim.world import MIB, MS, SECOND, SimDisk, SimFailure
 
 ENOSPC, EIO = 28, 5
 READ, WRITE, FLUSH = 0, 1, 2
@@ -336,21 +337,131 @@ class Faults(Stage):
         self.oracle.disk_healed(node)
 
     def fault_disk_stuck(self) -> None:
-        disk, _ = self._some_disk(self.rng.randrange(2))
+        node = self.rng.randrange(2)
+        disk, number = self._some_disk(node)
         self.c.log(f"disk {disk.name}: hangs")
+        if self._times_out:
+            self.oracle.disk_fault(node, number)
         disk.hold()
         self.pause(8000)
         self.c.log(f"disk {disk.name}: goes on")
         disk.release()
+        if self._times_out:
+            self._wait_for_failure(node, disk)
+
+    @property
+    def _times_out(self) -> bool:
+        return any(v.disk_timeout_ms for v in self.c.shells[0].settings.volumes)
 
     def fault_slow(self) -> None:
         """Now and then an operation takes long, up to a minute."""
-        disk, _ = self._some_disk(self.rng.randrange(2))
-        disk.settings(slow_ppm=100_000, slow_ns=self.rng.choice((50, 900, 900, 60_000)) * MS)
+        node = self.rng.randrange(2)
+        disk, number = self._some_disk(node)
+        most = 60_000 if not self._times_out else 900
+        disk.settings(slow_ppm=100_000, slow_ns=self.rng.choice((50, 900, 900, most)) * MS)
         self.pause(4000)
         disk.settings(slow_ppm=0)
 
+    # ---- verify ----
+
+    def _verify(self, node: int, **args: object) -> dict[str, Any] | None:
+        """The report of a verify that ran to its end, None if it was refused or interrupted."""
+        if not self.try_ask(node, "verify", volume=0, **args):
+            return None
+        report = self.wait_report(node)
+        return report if report is not None and report.get("state") == "complete" else None
+
+    def wait_report(self, node: int) -> dict[str, Any] | None:
+        answer = self.c.fire(node, "wait-verify", volume=0)
+        self.wait_calmly(lambda: answer.is_done, 120_000)
+        if not answer.is_done:
+            raise SimFailure(f"P10: a verify does not end ({self.c.describe()})")
+        return None if answer.error is not None else answer.result
+
+    def fault_verify(self) -> None:
+        """An online verify beside the application finds nothing; now and then something happens to it."""
+        node = self.rng.randrange(2)
+        if not self.plan.setup.net.verify_alg or not self.c.in_sync or self.excused:
+            return
+        if self.rng.random() < 0.4:
+            self.c.later(self.rng.randint(1, 400), lambda: self.c.world.lib.re_sim_net_reset(self.c.world.sim, 0, 1))
+        report = self._verify(node)
+        if report is not None and report["differing_blocks"]:
+            raise SimFailure(f"P5: a verify of equal disks finds differences: {report['ranges']}")
+
+    def fault_rot(self) -> None:
+        """The Secondary's disk lies: bits rot, writes are lost or go astray.  A verify with repair puts it right."""
+        c, node = self.c, self.secondary
+        if not self.plan.setup.net.verify_alg or not c.in_sync or self.excused or self.served_node != 1 - node:
+            return
+        disk, sim, lib = c.shells[node].data, c.world.sim, c.world.lib
+        kind = self.rng.choice(("rot", "rot", lib.RE_SIM_MISHAP_LOST, lib.RE_SIM_MISHAP_MISDIRECTED))
+        c.log(f"disk {disk.name}: {kind}")
+        if kind == "rot":
+            for _ in range(self.rng.randint(1, 5)):
+                lib.re_sim_disk_flip_bit(sim, disk.number, self.rng.randrange(c.device_bytes), self.rng.randrange(8))
+        else:
+            lib.re_sim_disk_mishap(sim, disk.number, kind, self.rng.randint(1, 3), c.device_bytes)
+            c.run(self.rng.randint(1, 500))
+            lib.re_sim_disk_mishap(sim, disk.number, kind, 0, 0)
+        for _ in range(4):  # the first may be refused: a state change is under way
+            report = self._verify(1 - node, repair=True)
+            if report is not None and not report["differing_blocks"]:
+                break
+            self.wait_calmly(lambda: c.in_sync, 60_000)
+        if report is None or report["differing_blocks"]:
+            raise SimFailure(f"P5: a verify with repair does not put it right: {report} ({c.describe()})")
+        if not self.wait_calmly(lambda: c.in_sync, 60_000):
+            raise SimFailure(f"P10: not in sync after a repair ({c.describe()})")
+        self.stop_app()
+        c.wait_idle()
+        c.check_equal()
+
     # ---- operators ----
+
+    def fault_pause_resync(self) -> None:
+        """A resync, paused from either side and resumed."""
+        both, c = (0, 1), self.c
+        c.cut(silent=False)
+        self.wait_calmly(lambda: not c.connected, 20_000)
+        self.pause(1000)
+        c.heal()
+        c.wait(lambda: self.is_syncing, 5000)
+        paused = [node for node in both if self.rng.random() < 0.6 and self.alive(node)]
+        for node in paused:
+            self.try_ask(node, "pause-sync", volume=0)
+            self.pause(500)
+        if self.rng.random() < 0.3:
+            c.world.lib.re_sim_net_reset(c.world.sim, 0, 1)
+            self.pause(3000)
+        self.rng.shuffle(paused)
+        for node in paused:
+            if self.alive(node):
+                self.try_ask(node, "resume-sync", volume=0)
+                self.pause(500)
+
+    def fault_detach(self) -> None:
+        """A disk is taken away in order and comes back, with the peer there or not."""
+        node = self.secondary if self.rng.random() < 0.7 else self.wanted
+        if not self.alive(node) or self.oracle.is_only_holder(node) or not self.c.in_sync:
+            return
+        number = self.rng.choice(self.c.numbers)
+        if not self.try_ask(node, "detach", volume=number):
+            return
+        self.coverage("detached", 0)
+        self.pause(3000)
+        if self.rng.random() < 0.2:
+            self.c.world.lib.re_sim_net_reset(self.c.world.sim, 0, 1)
+        if self.alive(node) and not self.try_ask(node, "attach", volume=number):
+            self.pause(3000)
+        self.pause(2000)
+
+    def fault_invalidate_remote(self) -> None:
+        node = self.wanted
+        if self.alive(node) and self.c.in_sync:
+            self.oracle.may_lose(1 - node)
+            self.try_ask(node, "invalidate-remote", volume=self.rng.choice(self.c.numbers))
+            self.pause(2000)
 
     def fault_down_up(self) -> None:
         node = self.secondary if self.rng.random() < 0.8 else self.wanted
@@ -409,7 +520,8 @@ class Faults(Stage):
 
     def fault_operators(self) -> None:
         """Several people at once."""
-        verbs = ("disconnect", "connect", "primary", "secondary", "invalidate", "status", "down", "wait-connect")
+        verbs = ("disconnect", "connect", "primary", "secondary", "invalidate", "status", "down", "wait-connect",
+                 "pause-sync", "resume-sync", "verify", "attach", "why")  # fmt: skip
         answers = []
         self.stop_app()
         for _ in range(self.rng.randint(2, 4)):
@@ -419,6 +531,8 @@ class Faults(Stage):
                 continue  # nobody gets back what he throws away himself
             if self.alive(node):
                 args: dict[str, object] = {"timeout_s": 2} if verb.startswith("wait") else {}
+                if verb in ("pause-sync", "resume-sync", "verify", "attach"):
+                    args = {"volume": 0}
                 if verb == "invalidate":
                     args = {"volume": self.rng.choice(self.c.numbers)}
                     self.oracle.may_lose(node)
@@ -431,6 +545,7 @@ class Faults(Stage):
             self.oracle.process_ended(self.oracle.primary)
         self.back_all()
         for node in (0, 1):
+            self.try_ask(node, "resume-sync", volume=0)
             if self.c.node(node).cstate == ConnectionState.STANDALONE and not self.oracle.both_alone:
                 self.try_ask(node, "connect")
         for node in (0, 1):

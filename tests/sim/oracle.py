@@ -13,6 +13,7 @@ from repl.drbd.states import ConnectionState, DiskState, Role
 from tests.sim.cluster import Cluster
 from tests.sim.world import ACKED, CAUSAL, FLUSHED, STRICT, TAGS, SimFailure
 
+SOURCES = (ConnectionState.WF_BITMAP_S, ConnectionState.SYNC_SOURCE)
 TARGETS = (ConnectionState.WF_BITMAP_T, ConnectionState.SYNC_TARGET)
 
 
@@ -35,11 +36,13 @@ class Copies:
         self.diverged = [False, False]  # it may have writes that the base of the history lacks
         self.degraded: int | None = None  # audit mode after the only holder, not the Primary, has lost something
         self.alone = [False, False]  # it was Primary on its own since the nodes were in sync
+        self.won: int | None = None  # whose content a policy has chosen after both went on alone
         self.may_lose = [False, False]  # somebody has said that its writes may go, or broke its disk
         self._alone_from = [-1, -1]  # first operation of the present time alone
         self._exposed = [False, False]  # it acknowledged a write that the other one lacks
         self._roles = [Role.SECONDARY, Role.SECONDARY]
         self._was_good = [False, False]
+        self._has_policy = bool(self._net.after_sb_0pri or self._net.after_sb_1pri or self._net.after_sb_2pri)
         self.is_forced = True  # somebody declares data good
 
     # ---- what happens ----
@@ -50,6 +53,8 @@ class Copies:
         good, peer_good = disk == DiskState.UP_TO_DATE, connected and peer_disk == DiskState.UP_TO_DATE
         self._check_promotion(index, role, good=good, peer_good=peer_good)
         self._follow_time_alone(index, role, good=good, peer_there=connected and peer_disk >= DiskState.INCONSISTENT)
+        if conn in SOURCES and all(self.alone):
+            self.won = index
         if conn in TARGETS:
             self._check_target(index)
         if self.suspect[index] and disk < DiskState.INCONSISTENT:
@@ -99,7 +104,7 @@ class Copies:
         return False
 
     def _check_target(self, index: int) -> None:
-        if self._exposed[index] and not self.may_lose[index]:
+        if self._exposed[index] and not self.may_lose[index] and not (self._has_policy and all(self.alone)):
             raise SimFailure(f"P7: node {index} gives up writes that it alone has acknowledged ({self._c.describe()})")
 
     def _follow_primary(self, index: int, *, good: bool, peer_good: bool) -> None:
@@ -176,6 +181,8 @@ class Copies:
         """The audit mode for what this node would serve."""
         if self.degraded is not None:
             return self.degraded
+        if self.won is not None and self.won != self.source():
+            return TAGS
         if any(self.faulty) and self._net.protocol < 3 and (self.merged or self.primary_died):
             return TAGS  # a Primary without its disk and without its link has nothing, whoever is the source then
         if self.merged or self._c.volume_in_sync(self._number) and self.primary_died:
@@ -212,6 +219,7 @@ class Copies:
         self.lost_power, self.crashed = [False, False], [False, False]
         self.diverged, self.alone = [False, False], [False, False]
         self.faulty = list(self.suspect)
+        self.won = None
         self.may_lose, self._exposed = [False, False], [False, False]
         if self.primary_died:
             self.primary, self.primary_died, self.drained, self.merged = -1, False, False, False

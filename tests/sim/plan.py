@@ -7,6 +7,7 @@ import random
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from repl.drbd.split_brain import AfterSplitBrain
 from repl.engine.commands import Resync
 from repl.node.settings import NetSettings, VolumeSettings
 from tests.sim.cluster import Load, Setup
@@ -18,6 +19,7 @@ FAULTS = {
     "flip": 2, "secondary_crash": 2, "secondary_power": 2, "primary_crash": 2, "primary_power": 2, "both_power": 1,
     "both_crash": 1, "double_death": 3, "failover": 3, "crash_point": 4, "crash_loop": 2, "resync_cut": 4,
     "old_disk": 1, "freeze": 1, "disk_error": 3, "disk_range": 1, "disk_stuck": 1, "slow": 1,
+    "verify": 2, "rot": 2, "pause_resync": 2, "detach": 2, "invalidate_remote": 1,
     "down_up": 1, "switch": 2, "reconnect": 1, "invalidate": 1, "operators": 2, "split": 1, "upgrade": 1, "client": 1,
 }  # fmt: skip
 
@@ -72,8 +74,20 @@ def _net(rng: random.Random) -> NetSettings:
         data_integrity_alg=rng.choice(digests),
         verify_alg=rng.choice(digests[2:]),
         csums_alg=rng.choice(digests),
+        **(_policies(rng) if rng.random() < 0.3 else {}),
     )
     return made
+
+
+def _policies(rng: random.Random) -> dict[str, Any]:
+    """What is done about a split brain without asking anybody."""
+    p = AfterSplitBrain
+    zero = (p.DISCARD_ZERO_CHANGES, p.DISCARD_LEAST_CHANGES, p.DISCARD_YOUNGER_PRIMARY, p.DISCARD_OLDER_PRIMARY)
+    return {
+        "after_sb_0pri": int(rng.choice(zero)),
+        "after_sb_1pri": int(rng.choice((p.DISCONNECT, p.CONSENSUS, p.DISCARD_SECONDARY))),
+        "always_asbp": rng.random() < 0.5,
+    }
 
 
 def _setup(rng: random.Random, mib: int) -> Setup:
@@ -112,7 +126,10 @@ def _setup(rng: random.Random, mib: int) -> Setup:
 
 def _volume(rng: random.Random) -> dict[str, Any]:
     """Options of a volume's disk."""
-    return {}
+    return {
+        "on_io_error": rng.choice(("detach", "detach", "detach", "pass_on")),
+        "disk_timeout_ms": rng.choice((0, 0, 0, 2000)),
+    }
 
 
 def _load(rng: random.Random, mib: int) -> Load:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from repl.drbd.states import ConnectionState, Role
+from repl.drbd.states import ConnectionState, DiskState, Role
 from tests.sim.faults import Faults
 from tests.sim.plan import Plan, draw, short
 from tests.sim.reach import Reach
@@ -128,8 +128,25 @@ class Scenario(Faults):
                 if c.state(index)[1] != alone and "Split-Brain" not in c.node(1 - index).reason:
                     self.try_ask(index, "disconnect", force=True)
             self.resolve(bound)
+        for index in (0, 1):
+            self.try_ask(index, "resume-sync", volume=0)
+        if not c.wait(lambda: c.in_sync, 5000) and not self.is_syncing:
+            self.mend()
         if not c.wait(lambda: c.in_sync, SETTLE_MS):
             raise SimFailure(f"P10: connected, not in sync within {SETTLE_MS} ms ({c.describe()})")
+
+    def mend(self) -> None:
+        """A disk that has passed errors on gets its blocks with the next connection, one that is away is attached."""
+        c = self.c
+        for index in (0, 1):
+            for number in c.numbers:
+                if c.state(index, number)[2] < DiskState.INCONSISTENT:
+                    self.try_ask(index, "attach", volume=number)
+        self.try_ask(1 - max(self.oracle.primary, 0), "disconnect")
+        for index in (0, 1):
+            if c.node(index).cstate == ConnectionState.STANDALONE:
+                self.try_ask(index, "connect")
+        c.wait(lambda: c.connected, self.bound_ms())
 
     def bound_ms(self) -> int:
         """Until two nodes that can reach each other are connected."""

@@ -16,6 +16,7 @@ from tests.sim.plan import Plan
 from tests.sim.reach import Watch
 from tests.sim.world import SimFailure
 
+BUSY_MS = 2000  # of a pause, in which the applications work
 SAMPLE_MS = 150  # between two looks at a running resync
 
 
@@ -101,12 +102,9 @@ class Stage:
         """A long wait: the applications stay, and do nothing after the first second."""
         if self.c.wait(condition, min(ms, 1000)):
             return True
-        for app in self.apps:
-            app.end_load()
+        self.end_load()
         found = self.c.wait(condition, ms)
-        for app in self.apps:
-            if app.is_open and not app.is_closed:
-                app.load(self.plan.load)
+        self.load()
         return found
 
     def stop_app(self) -> None:
@@ -217,13 +215,28 @@ class Stage:
     # ---- time and checks ----
 
     def pause(self, most_ms: int = 3000) -> None:
-        """Let time pass; a resync that runs is looked at."""
+        """Let time pass; a resync that runs is looked at.  In a long one the applications do nothing in the end."""
         left = self.rng.choice((1, 20, 300, most_ms)) * self.rng.random() + 1
+        busy = BUSY_MS
         while left > 0:
-            part = min(left, SAMPLE_MS) if self.is_syncing else left
+            part = min(left, SAMPLE_MS) if self.is_syncing else left if busy <= 0 else min(left, busy)
             self.c.run(part)
             left -= part
+            busy -= part
+            if busy <= 0 < busy + part:
+                self.end_load()
             self.c.check_each_side("while it runs")
+        if busy <= 0:
+            self.load()
+
+    def end_load(self) -> None:
+        for app in self.apps:
+            app.end_load()
+
+    def load(self) -> None:
+        for app in self.apps:
+            if app.is_open and not app.is_closed:
+                app.load(self.plan.load)
 
     @property
     def is_syncing(self) -> bool:
@@ -278,7 +291,7 @@ class Stage:
         self.back(index)
 
     def bring_disk_back(self, index: int) -> None:
-        """There is no attach: down and up."""
+        """Down and up, so that nothing of what a failed flush left in the cache is taken for written."""
         c = self.c
         if all(c.state(index, n)[2] >= DiskState.INCONSISTENT for n in c.numbers):
             return

@@ -50,15 +50,22 @@ def test_resync_of_the_documented_example_gives_the_documented_uuids() -> None:
     assert uuids.finish_target(target, primary, primary=False) == ended
 
 
-def test_sync_uuid_without_bitmap_uuid_is_random() -> None:
-    assert uuids.start_source_sync_uuid(Uuids(A), numbers(C)) == Uuids(A, C, 0, 0)
+def test_sync_uuid_without_bitmap_uuid_follows_from_the_generation() -> None:
+    first = uuids.first_sync_uuid(A)
+    assert uuids.start_source_sync_uuid(Uuids(A | 1), numbers()) == Uuids(A | 1, first, 0, 0)
+    assert first == uuids.base(first) != uuids.first_sync_uuid(B)
 
 
-def test_sync_uuid_after_just_created_is_random_and_keeps_the_old_one_in_history() -> None:
-    assert uuids.start_source_sync_uuid(Uuids(A, 4), numbers(C)) == Uuids(A, C, 4, 0)
+def test_sync_uuid_after_just_created_follows_from_the_generation_and_keeps_the_old_one_in_history() -> None:
+    assert uuids.start_source_sync_uuid(Uuids(A, 4), numbers()) == Uuids(A, uuids.first_sync_uuid(A), 4, 0)
 
 
-@pytest.mark.parametrize("before", [Uuids(A, B), Uuids(A | 1, B | 1, C, D)])
+def test_sync_uuid_that_would_be_a_reserved_value_is_random() -> None:
+    last = (1 << 64) - (1 << 48)
+    assert uuids.start_source_sync_uuid(Uuids(A, last), numbers(C)) == Uuids(A, C, last, 0)
+
+
+@pytest.mark.parametrize("before", [Uuids(A), Uuids(A, B), Uuids(A | 1, B | 1, C, D)])
 def test_begun_resync_is_recognized_until_its_end(before: Uuids) -> None:
     source = uuids.start_source_sync_uuid(before, numbers())
     assert uuids.sync_had_begun(source)
