@@ -30,7 +30,7 @@ OUTPUT_TAIL_CHARS = 2000
 RES_TEMPLATE = """\
 resource {resource} {{
     net {{ protocol {protocol}; {net} }}
-    disk {{ c-plan-ahead 0; resync-rate 4000M; }}
+    disk {{ resync-priority fast; }}
 {hosts}}}
 """
 HOST_TEMPLATE = """\

@@ -18,7 +18,8 @@ enum {
     RESYNC_CSUM_BYTES_MAX = 64 << 10,       /* one difference costs the transfer of all of it */
     RESYNC_THIN_BYTES_MAX = 1 << 20,        /* where the answers before were holes */
     RESYNC_REQUESTS_MAX = 1024,             /* of a target, in flight */
-    RESYNC_ZERO_RUN_BYTES = 64 << 10,       /* zeroes in data that are worth a part of their own */
+    RESYNC_ZERO_RUN_BYTES = 16 << 10,       /* zeroes within data that are worth a part of their own */
+    RESYNC_ISLAND_BYTES = 64 << 10,         /* read at once among holes */
 };
 
 /* ---- target ---- */
@@ -86,14 +87,14 @@ struct source_read {
     uint32_t part;                  /* bytes of the part that is being read */
     uint64_t since_ns;              /* given to the disk */
     uint8_t digest[DIGEST_BYTES_MAX];   /* the target's */
-    struct disk_extent extents[2];  /* where it is looked for holes */
+    bool sparse;                    /* zeroes stand before what comes now, or are to be expected */
+    struct disk_extent extent;      /* what was found when it was looked for holes */
 };
 
 struct resync_source {
     struct list_head throttled;     /* requests that wait, oldest first */
     uint64_t throttle_ns;           /* when the next one may start; 0: none waits */
     struct speed_marks speed;
-    uint64_t data_begin, data_end;  /* bytes that were no hole when looked at last (a hint) */
 };
 
 /* ---- both ---- */

@@ -12,9 +12,6 @@
 #include "base/check.h"
 #include "engine/internal.h"
 
-/* How far one look for holes goes, so that a large file without holes costs few of them. */
-#define EXTENTS_LOOK_BYTES (UINT64_C(64) << 20)
-
 static struct source_read *read_of(const struct peer_request *pr)
 {
     const struct core *core = pr->volume->core;
@@ -87,27 +84,28 @@ static void answer_digest(struct peer_request *pr)
         answer_data(pr, 0, pr->bytes);
 }
 
-/* How many bytes from `at` on are zero, or not zero: runs of zeroes count from RESYNC_ZERO_RUN_BYTES on. */
-static uint32_t run_of(const uint8_t *data, uint32_t at, uint32_t end, bool *zero)
+/* How many bytes from `at` on are zero, or not zero: runs of zeroes count from `least` on, and at the end. */
+static uint32_t run_of(const uint8_t *data, uint32_t at, uint32_t end, uint32_t least, bool *zero)
 {
     uint32_t next = at;
     while (next < end && all_zero(data + next, u64_min(BLOCK_BYTES, end - next)))
         next += BLOCK_BYTES;
-    *zero = next - at >= RESYNC_ZERO_RUN_BYTES || next >= end;
+    *zero = next - at >= least || next >= end;
     if (*zero)
         return (uint32_t)u64_min(next, end) - at;
     uint32_t zeroes = 0;
-    for (; next < end && zeroes < RESYNC_ZERO_RUN_BYTES; next += BLOCK_BYTES)
+    for (; next < end && zeroes < least; next += BLOCK_BYTES)
         zeroes = all_zero(data + next, u64_min(BLOCK_BYTES, end - next)) ? zeroes + BLOCK_BYTES : 0;
-    return zeroes >= RESYNC_ZERO_RUN_BYTES ? next - zeroes - at : (uint32_t)u64_min(next, end) - at;
+    return zeroes >= least ? next - zeroes - at : (uint32_t)u64_min(next, end) - at;
 }
 
 static void answer_runs(struct peer_request *pr, uint32_t at, uint32_t bytes)
 {
+    struct source_read *read = read_of(pr);
+    uint32_t least = read->sparse ? BLOCK_BYTES : RESYNC_ZERO_RUN_BYTES;
     for (uint32_t end = at + bytes; at < end;) {
-        bool zero;
-        uint32_t run = run_of(pr->buf->data, at, end, &zero);
-        if (zero)
+        uint32_t run = run_of(pr->buf->data, at, end, least, &read->sparse);
+        if (read->sparse)
             answer_zero(pr, at, run);
         else
             answer_data(pr, at, run);
@@ -119,12 +117,39 @@ static void answer_runs(struct peer_request *pr, uint32_t at, uint32_t bytes)
 
 static void next_part(struct peer_request *pr);
 
+/* The part that was to be read begins with a hole: how much of it is answered as zeroes.  Whole blocks only. */
+static uint32_t hole_in(const struct peer_request *pr)
+{
+    const struct source_read *read = read_of(pr);
+    uint32_t left = pr->bytes - read->answered;
+    if (pr->op.extents_count == 0)
+        return 0;
+    if (read->extent.length >= left)
+        return left;
+    return link_peer_is_ours(pr->volume->core) ? (uint32_t)(read->extent.length / BLOCK_BYTES * BLOCK_BYTES) : 0;
+}
+
+static void submit(struct peer_request *pr, uint32_t bytes, bool looks);
+
+static void answer_part(struct peer_request *pr)
+{
+    struct volume *v = pr->volume;
+    struct source_read *read = read_of(pr);
+    if (pr->by_digest)
+        answer_digest(pr);
+    else if (pr->thin && link_peer_is_ours(v->core))
+        answer_runs(pr, read->answered, read->part);
+    else if (pr->thin && all_zero(pr->buf->data, pr->bytes))
+        answer_zero(pr, 0, pr->bytes);
+    else
+        answer_data(pr, 0, pr->bytes);
+}
+
 static void read_done(struct disk_op *op)
 {
     struct peer_request *pr = op->owner;
     struct volume *v = pr->volume;
     struct source_read *read = read_of(pr);
-    bool in_parts = pr->thin && link_peer_is_ours(v->core);
     volume_disk_finished(v, op);
     v->look.usage.disk_ns += v->core->io->now_ns(v->core->io_ctx) - read->since_ns;
     if (op->error) {
@@ -136,19 +161,23 @@ static void read_done(struct disk_op *op)
         refuse(pr);
         return;
     }
-    v->stats.resync_disk_bytes += op->length;
     if (!is_current(pr)) {
         finish(pr);
         return;
     }
-    if (pr->by_digest)
-        answer_digest(pr);
-    else if (in_parts)
-        answer_runs(pr, read->answered, read->part);
-    else if (pr->thin && all_zero(pr->buf->data, pr->bytes))
-        answer_zero(pr, 0, pr->bytes);
-    else
-        answer_data(pr, 0, pr->bytes);
+    if (op->extents_count) {
+        uint32_t hole = hole_in(pr);
+        if (hole == 0) {    /* a block with a hole in it, or one that has to be answered as a whole */
+            submit(pr, read->part, false);
+            return;
+        }
+        read->part = hole;
+        read->sparse = true;
+        answer_zero(pr, read->answered, hole);
+    } else {
+        v->stats.resync_disk_bytes += op->length;
+        answer_part(pr);
+    }
     read->answered += read->part;
     if (read->answered < pr->bytes)
         next_part(pr);
@@ -156,93 +185,35 @@ static void read_done(struct disk_op *op)
         finish(pr);
 }
 
-static void submit(struct peer_request *pr, struct disk_op op, void (*done)(struct disk_op *))
+static void submit(struct peer_request *pr, uint32_t bytes, bool looks)
 {
     struct volume *v = pr->volume;
-    pr->op = op;
-    pr->op.fd = v->disk.data_fd;
-    read_of(pr)->since_ns = v->core->io->now_ns(v->core->io_ctx);
-    volume_disk_submit(v, &pr->op, done, pr);
-}
-
-static void read_part(struct peer_request *pr, uint32_t bytes)
-{
     struct source_read *read = read_of(pr);
     read->part = bytes;
-    submit(pr,
-           (struct disk_op){.kind = DISK_READ,
-                            .offset = pr->sector * SECTOR_BYTES + read->answered,
-                            .length = bytes,
-                            .data = pr->buf->data + read->answered},
-           read_done);
+    read->since_ns = v->core->io->now_ns(v->core->io_ctx);
+    pr->op = (struct disk_op){.kind = DISK_READ,
+                              .fd = v->disk.data_fd,
+                              .offset = pr->sector * SECTOR_BYTES + read->answered,
+                              .length = bytes,
+                              .data = pr->buf->data + read->answered,
+                              .extents = &read->extent,
+                              .extents_max = looks ? 1 : 0};
+    volume_disk_submit(v, &pr->op, read_done, pr);
 }
 
-/* ---- holes ---- */
-
-static void extents_done(struct disk_op *op)
-{
-    struct peer_request *pr = op->owner;
-    struct volume *v = pr->volume;
-    struct source_read *read = read_of(pr);
-    uint32_t left = pr->bytes - read->answered;
-    volume_disk_finished(v, op);
-    v->look.usage.disk_ns += v->core->io->now_ns(v->core->io_ctx) - read->since_ns;
-    if (!is_current(pr)) {
-        finish(pr);
-        return;
-    }
-    if (v->state.connection == C_AHEAD) {
-        refuse(pr);
-        return;
-    }
-    const struct disk_extent *first = &read->extents[0];
-    uint64_t length = op->error || op->extents_count == 0 ? left : first->length;
-    bool hole = !op->error && op->extents_count && first->hole;
-    if (hole && length < left)
-        length -= length % BLOCK_BYTES;
-    if (!hole) {
-        v->source.data_begin = op->offset;
-        v->source.data_end = op->offset + length;
-        length = length < left ? u64_min((length + BLOCK_BYTES - 1) / BLOCK_BYTES * BLOCK_BYTES, left) : left;
-    } else if (length == 0) {   /* a block with a hole in it */
-        hole = false;
-        length = u64_min(BLOCK_BYTES, left);
-    }
-    uint32_t bytes = (uint32_t)u64_min(length, left);
-    bool in_parts = link_peer_is_ours(v->core);
-    if (!hole || (!in_parts && bytes < left)) {
-        read_part(pr, in_parts ? bytes : left);
-        return;
-    }
-    answer_zero(pr, read->answered, bytes);
-    read->answered += bytes;
-    if (read->answered < pr->bytes)
-        next_part(pr);
-    else
-        finish(pr);
-}
-
+/* Among holes data comes in islands: little is read at once, until it turns out to be more. */
 static void next_part(struct peer_request *pr)
 {
     struct volume *v = pr->volume;
     struct source_read *read = read_of(pr);
-    uint64_t offset = pr->sector * SECTOR_BYTES + read->answered;
     if (!volume_disk_usable(v) || v->state.disk != D_UP_TO_DATE || !is_source(v)) {
         refuse(pr);
         return;
     }
-    bool is_data = offset >= v->source.data_begin && offset + (pr->bytes - read->answered) <= v->source.data_end;
-    if (!pr->thin || is_data) {
-        read_part(pr, pr->bytes - read->answered);
-        return;
-    }
-    submit(pr,
-           (struct disk_op){.kind = DISK_EXTENTS,
-                            .offset = offset,
-                            .length = u64_min(EXTENTS_LOOK_BYTES, v->size_bytes - offset),
-                            .extents = read->extents,
-                            .extents_max = 2},
-           extents_done);
+    uint64_t left = pr->bytes - read->answered;
+    if (pr->thin && link_peer_is_ours(v->core))
+        left = u64_min(left, read->sparse ? RESYNC_ISLAND_BYTES : RESYNC_REQUEST_BYTES_MAX);
+    submit(pr, (uint32_t)left, pr->thin);
 }
 
 /* ---- requests ---- */
@@ -269,7 +240,7 @@ void resync_source_received(struct peer_request *pr, const uint8_t *digest)
     struct volume *v = pr->volume;
     struct source_read *read = read_of(pr);
     v->stats.unacked++;
-    *read = (struct source_read){0};
+    *read = (struct source_read){.sparse = pr->bytes > RESYNC_REQUEST_BYTES_MAX};
     if (digest)
         memcpy(read->digest, digest, digest_bytes((enum digest_alg)v->core->link.options.csums_alg));
     if (is_source(v) && (!list_empty(&v->source.throttled) || must_wait(v))) {
@@ -314,7 +285,6 @@ void resync_source_start(struct volume *v)
 {
     struct re_volume_stats *stats = &v->stats;
     v->source_finished_reported = false;
-    v->source.data_begin = v->source.data_end = 0;
     stats->resync_total_bits = v->bitmap ? v->bitmap->count : 0;
     stats->resync_done_bits = 0;
     stats->resync_failed_bits = 0;

@@ -163,6 +163,26 @@ static void run_extents(struct disk_op *op)
         add_extent(op, end - at, false);
 }
 
+/* Only the beginning of the next data is asked for: to find its end the kernel may look at every page of it. */
+static bool begins_with_hole(struct disk_op *op)
+{
+    op->extents_count = 0;
+    off_t data = lseek(op->fd, (off_t)op->offset, SEEK_DATA);
+    uint64_t data_at = data < 0 ? UINT64_MAX : (uint64_t)data;
+    if ((data < 0 && errno != ENXIO) || data_at <= op->offset)
+        return false;
+    uint64_t hole = data_at - op->offset;
+    struct stat status;
+    /* ENXIO is also the answer for what lies beyond the end, which reads as an error. */
+    if (data < 0 && (fstat(op->fd, &status) != 0 || (uint64_t)status.st_size < op->offset + op->length))
+        return false;
+    if (data < 0)
+        hole = (uint64_t)status.st_size - op->offset;
+    op->extents[0] = (struct disk_extent){.length = hole, .hole = true};
+    op->extents_count = 1;
+    return true;
+}
+
 void disk_run(struct disk_op *op)
 {
     bool sync = !(op->flags & DISK_NO_SYNC);
@@ -175,6 +195,8 @@ void disk_run(struct disk_op *op)
         return;
     switch ((enum disk_op_kind)op->kind) {
     case DISK_READ:
+        if (op->extents_max > 0 && begins_with_hole(op))
+            return;
         op->error = run_read(op->fd, op->data, op->length, op->offset);
         return;
     case DISK_WRITE:

@@ -19,7 +19,8 @@
 #include "base/list.h"
 
 enum disk_op_kind {
-    DISK_READ,
+    DISK_READ,      /* with extents_max > 0: if the range begins with a hole, its length (which may be more than the
+                     * range) is told and nothing is read */
     DISK_WRITE,     /* with DISK_FUA: stable when done; with DISK_PREFLUSH: all earlier finished writes stable first */
     DISK_FLUSH,     /* all earlier finished writes on this descriptor are stable when done */
     DISK_ZERO,      /* the range reads as zeroes afterwards; DISK_MAY_UNMAP: give the space back if possible;
@@ -51,9 +52,9 @@ struct disk_op {
     uint64_t offset;                /* bytes */
     uint64_t length;                /* bytes; at most 1 MiB for READ and WRITE, at most 128 MiB for ZERO */
     uint8_t *data;                  /* READ and WRITE; aligned to 4096 when the descriptor is O_DIRECT */
-    struct disk_extent *extents;    /* EXTENTS: filled by the shell */
-    uint32_t extents_max;           /* EXTENTS: room */
-    uint32_t extents_count;         /* EXTENTS: result */
+    struct disk_extent *extents;    /* EXTENTS, READ: filled by the shell */
+    uint32_t extents_max;           /* EXTENTS: room; READ: 1 = look for a hole first */
+    uint32_t extents_count;         /* EXTENTS: result; READ: 1 = the range begins with a hole */
     int error;                      /* result: 0 or an errno */
     void (*done)(struct disk_op *op);   /* called by the core from core_tick(), never by the shell */
     void *owner;                    /* for the callback */

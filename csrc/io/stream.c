@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 
+enum { LARGE_PAYLOAD_BYTES = 32 << 10, AFTER_LARGE_BYTES = 4096 };
 enum { TX_SEGMENTS_START = 256, ARENA_BYTES_START = 16384, IOV_MAX_SEND = 256 };
 
 enum re_status stream_init(struct stream *stream, int number, const struct io_ops *io, void *io_ctx,
@@ -79,9 +80,13 @@ enum re_status stream_fill(struct stream *stream)
         CHECK(stream->rx_begin == stream->rx_end);
         iov[count++] = (struct iovec){.iov_base = stream->payload, .iov_len = payload_part};
     }
-    if (stream->rx_end < stream->rx_capacity)
-        iov[count++] = (struct iovec){.iov_base = stream->rx + stream->rx_end,
-                                      .iov_len = stream->rx_capacity - stream->rx_end};
+    if (stream->rx_end < stream->rx_capacity) {
+        size_t room = stream->rx_capacity - stream->rx_end;
+        /* Behind a large payload another one may follow: it should not take the way over the window. */
+        if (payload_part >= LARGE_PAYLOAD_BYTES && room > AFTER_LARGE_BYTES)
+            room = AFTER_LARGE_BYTES;
+        iov[count++] = (struct iovec){.iov_base = stream->rx + stream->rx_end, .iov_len = room};
+    }
     if (count == 0)
         return RE_AGAIN;    /* the window is full: the owner has to parse first */
     ssize_t got = stream->io->stream_receive(stream->io_ctx, stream->number, iov, count);

@@ -159,6 +159,36 @@ static void test_disk_extents_tell_data_and_holes_of_the_whole_range(void)
     close(fd);
 }
 
+static void test_disk_read_that_looks_first_tells_a_hole_or_reads(void)
+{
+    int fd = open_temporary(4 * MIB);
+    struct disk_extent extent;
+    uint8_t *data = calloc(1, MIB);
+    CHECK(data);
+    fill(fd, 2 * MIB, MIB, 0xab);
+    struct disk_op op = make_op(DISK_READ, fd, MIB, data, MIB);
+    op.extents = &extent;
+    op.extents_max = 1;
+    disk_run(&op);
+    CHECK(op.error == 0 && op.extents_count == 1 && extent.hole && extent.length == MIB);
+    op.offset = MIB + MIB / 2;
+    disk_run(&op);
+    CHECK(op.error == 0 && op.extents_count == 1 && extent.length == MIB / 2);
+    op.offset = 2 * MIB;
+    disk_run(&op);
+    CHECK(op.error == 0 && op.extents_count == 0 && data[0] == 0xab && data[MIB - 1] == 0xab);
+    op.offset = 3 * MIB;
+    op.length = BLOCK;
+    disk_run(&op);
+    CHECK(op.error == 0 && op.extents_count == 1 && extent.length == MIB);   /* all of it */
+    op.offset = 4 * MIB - BLOCK;
+    op.length = 2 * BLOCK;
+    disk_run(&op);
+    CHECK(op.error == EIO && op.extents_count == 0);    /* beyond the end is no hole */
+    free(data);
+    close(fd);
+}
+
 static void test_disk_extents_of_what_has_none_are_one_allocated_extent(void)
 {
     int fd = open("/dev/zero", O_RDWR | O_CLOEXEC);
@@ -239,7 +269,8 @@ int main(void)
         test_disk_zero_in_every_mode_reads_zeroes_and_spares_the_rest();
         test_disk_zero_fast_either_zeroes_or_leaves_everything();
         test_disk_extents_tell_data_and_holes_of_the_whole_range();
-        test_disk_extents_of_what_has_none_are_one_allocated_extent();
+        test_disk_read_that_looks_first_tells_a_hole_or_reads();
+    test_disk_extents_of_what_has_none_are_one_allocated_extent();
         test_disk_writes_merge_only_when_adjacent_and_plain();
         test_disk_merged_writes_that_fail_halfway_have_errors_of_their_own();
     }

@@ -404,6 +404,18 @@ static void fill_extents(const struct disk *d, struct disk_op *op)
     }
 }
 
+static bool begins_with_hole(const struct disk *d, struct disk_op *op)
+{
+    uint64_t length = op->length;
+    op->length = d->size - op->offset;
+    fill_extents(d, op);
+    op->length = length;
+    if (op->extents_count && op->extents[0].hole)
+        return true;
+    op->extents_count = 0;
+    return false;
+}
+
 /* A flush that failed: nobody knows what it has done, and no later one makes up for it. */
 static void flush_failed(struct re_sim *sim, struct disk *d, uint64_t order)
 {
@@ -451,7 +463,9 @@ void disk_finish(struct re_sim *sim, uint32_t index, uint64_t serial)
                       (unsigned long long)io->offset, (unsigned long long)io->length);
     d->order++;
     carry_out(sim, d, io);
-    if (io->kind == DISK_READ && !io->error)
+    if (io->kind == DISK_READ && !io->error && op->extents_max && begins_with_hole(d, op))
+        ;
+    else if (io->kind == DISK_READ && !io->error)
         memcpy(op->data, d->layers[RE_SIM_CURRENT] + io->offset, io->length);
     else if (io->kind == DISK_EXTENTS)
         fill_extents(d, op);
