@@ -87,6 +87,13 @@ class NbdClient:
         self._request(Command.WRITE_ZEROES, offset, length)
         self._reply(f"write-zeroes of {length} bytes at {offset}")
 
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def wait_without_limit(self) -> None:
+        """Requests may take as long as they like from now on (and the socket is a blocking one)."""
+        self._socket.settimeout(None)
+
     def close(self) -> None:
         """Orderly end."""
         try:

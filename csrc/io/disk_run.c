@@ -9,6 +9,8 @@
 #endif
 #include "io/disk_run.h"
 
+#include "io/disk_nbd.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -189,6 +191,10 @@ void disk_run(struct disk_op *op)
     bool stable = sync && (op->flags & DISK_FUA);
 
     op->error = 0;
+    if (op->flags & DISK_NBD) {
+        disk_nbd_run(op);
+        return;
+    }
     if (sync && (op->flags & DISK_PREFLUSH))
         op->error = run_sync(op->fd);
     if (op->error)
@@ -219,7 +225,7 @@ void disk_run(struct disk_op *op)
 
 static bool is_plain_write(const struct disk_op *op)
 {
-    return op->kind == DISK_WRITE &&
+    return op->kind == DISK_WRITE && !(op->flags & DISK_NBD) &&
            ((op->flags & DISK_NO_SYNC) || !(op->flags & (DISK_FUA | DISK_PREFLUSH)));
 }
 

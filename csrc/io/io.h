@@ -35,6 +35,7 @@ enum disk_op_flags {
     DISK_FAST = 8,
     DISK_INLINE = 16,   /* run on the engine's thread (memory file systems) */
     DISK_NO_SYNC = 32,  /* ignore FUA and PREFLUSH (flushes are switched off) */
+    DISK_NBD = 128,     /* the descriptor is an NBD connection */
     DISK_GIVEN_UP = 64, /* of a finished operation: the disk did not answer and may still use its buffer */
 };
 

@@ -20,6 +20,7 @@ from repl.cli.client import Client, NotRunning
 from repl.config.model import Config, NodeView, Resource
 from repl.daemon.addresses import own_addresses
 from repl.daemon.main import DEFAULT_CONFIG, given_config, given_node
+from repl.daemon.nbd_file import with_lower_devices
 from repl.daemon.run_dir import RunDir, default_run_dir
 from repl.errors import ConfigError, ReplError, UsageError
 
@@ -91,7 +92,8 @@ class Session:
         return RunDir((self.run_folder or default_run_dir()).absolute(), resource)
 
     def view(self, resource: str) -> NodeView:
-        return config.resource_for_node(self.config, resource, self.node, addresses=self.addresses)
+        view = config.resource_for_node(self.config, resource, self.node, addresses=self.addresses)
+        return with_lower_devices(view, self.run_dir(resource).folder)
 
     def volumes(self, target: Target) -> list[int]:
         """The volume that is meant, or all of the resource."""

@@ -402,6 +402,9 @@ class StartupOptions:
     become_primary_on: tuple[str, ...]
 
 
+STACKED_PREFIX = "lower:"  # in front of RESOURCE/VOLUME where a disk is another resource's device
+
+
 @dataclass(frozen=True, slots=True)
 class VolumeView:
     """A volume on this node.  ``disk_path`` None: diskless on purpose, then ``meta_disk`` means nothing."""

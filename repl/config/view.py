@@ -15,6 +15,7 @@ from pathlib import Path
 from repl.config.build import build, is_safe_name
 from repl.config.check import finish, resync_after_target
 from repl.config.model import (
+    STACKED_PREFIX,
     Address,
     Config,
     Endpoint,
@@ -128,8 +129,6 @@ def _find_peer(resource: Resource, me: Host) -> Host:
 
 
 def _refuse_unsupported_form(resource: Resource, me: Host) -> None:
-    if me.kind is HostKind.STACKED:
-        raise error_at(me.where, f"resource {resource.name}: stacked resources are not supported yet.")
     if not is_safe_name(resource.name):
         raise error_at(
             resource.where,
@@ -211,12 +210,14 @@ def _end_address(endpoint: Endpoint, host: Host) -> Address:
 def _volumes(config: Config, resource: Resource, me: Host, peer: Host) -> tuple[VolumeView, ...]:
     views: list[VolumeView] = []
     for number, volume in host_volumes(resource, me).items():
-        assert volume.device is not None and volume.disk is not None  # check.py
+        is_stacked = me.kind is HostKind.STACKED
+        assert volume.device is not None and (is_stacked or volume.disk is not None)  # check.py
+        disk = f"{STACKED_PREFIX}{me.lower}/{number}" if volume.disk is None else volume.disk.path
         options = disk_options_of(config, resource, me, number, peer)
         after = options.get("resync-after")
         target = resync_after_target(dict(config.resources), after) if after is not None else None
         if target is None:
             options.pop("resync-after", None)  # warned about by check.py
         meta = volume.meta_disk or MetaDisk(MetaDiskKind.INTERNAL)
-        views.append(VolumeView(number, volume.device, volume.disk.path, meta, typed_disk(options), target))
+        views.append(VolumeView(number, volume.device, disk, meta, typed_disk(options), target))
     return tuple(views)

@@ -41,6 +41,8 @@ def logical_sector_bytes(fd: int) -> int:
 class FdBlockFile:
     """Owns ``fd``; ``close`` releases it (and with it the locks)."""
 
+    is_nbd = False
+
     def __init__(self, fd: int, name: str, *, is_direct: bool = False) -> None:
         self.fd = fd
         self.name = name

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from repl.config.model import MetaDisk, MetaDiskKind, VolumeView
 from repl.daemon.block_file import FdBlockFile, logical_sector_bytes
+from repl.daemon.nbd_file import NbdBlockFile, is_nbd
 from repl.drbd.layout import INDEXED_SLOT_SECTORS, MetadataKind
 from repl.engine.commands import AttachFlags
 from repl.errors import ConfigError, MetadataError, RequestRefused
@@ -51,8 +52,8 @@ class OpenedDisk:
     """A disk in use.  ``flags``: ``AttachFlags`` that depend on the files (DIRECT, INLINE)."""
 
     place: DiskPlace
-    data: FdBlockFile
-    md: FdBlockFile
+    data: FdBlockFile | NbdBlockFile
+    md: FdBlockFile | NbdBlockFile
     flags: AttachFlags
 
     def prepare(self, size_limit_sectors: int) -> Prepared:
@@ -87,6 +88,10 @@ def open_disk(view: VolumeView, *, read_only: bool = False) -> OpenedDisk:
         flags = AttachFlags(0)
         if data.is_direct or md.is_direct:
             flags |= AttachFlags.DIRECT
+        if data.is_nbd:
+            flags |= AttachFlags.DATA_NBD
+        if md is not data and md.is_nbd:
+            flags |= AttachFlags.MD_NBD
         if all(is_in_memory(file.fd) for file in (data, md)):
             flags |= AttachFlags.INLINE
         if not view.options.rs_discard_granularity_bytes and is_fully_allocated(data.fd):
@@ -156,7 +161,9 @@ def _check_metadata_device(view: VolumeView) -> None:
         )
 
 
-def _open(path: str, view: VolumeView, *, is_metadata: bool, read_only: bool) -> FdBlockFile:
+def _open(path: str, view: VolumeView, *, is_metadata: bool, read_only: bool) -> FdBlockFile | NbdBlockFile:
+    if is_nbd(path):
+        return NbdBlockFile(path)
     if not os.path.isabs(path):
         raise ConfigError(f"volume {view.number}: the path '{path}' is not absolute.",
                           advice="A daemon has no current directory: write the whole path.")

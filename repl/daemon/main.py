@@ -20,6 +20,7 @@ from pathlib import Path
 import repl
 from repl import config
 from repl.daemon.addresses import own_addresses
+from repl.daemon.nbd_file import with_lower_devices
 from repl.daemon.production import make_service, run_loop
 from repl.daemon.run_dir import RunDir, default_run_dir
 from repl.daemon.service import Service
@@ -85,6 +86,7 @@ def run(argv: Sequence[str]) -> int:
     addresses = () if is_chosen else own_addresses()
     view = config.resource_for_node(read, options.resource, node, addresses=addresses)
     folder = options.run_dir or default_run_dir()
+    view = with_lower_devices(view, folder.absolute())
     service = make_service(view, RunDir(folder.absolute(), view.name), config_file)
     return run_loop(run_to_the_end(service, up=options.up))
 

@@ -78,6 +78,8 @@ class AttachFlags(enum.IntFlag):
     KEEP_ALLOCATED = 128
     PASS_ON = 256
     NO_AL = 512
+    DATA_NBD = 1024
+    MD_NBD = 2048
 
 
 class NbdFlags(enum.IntFlag):

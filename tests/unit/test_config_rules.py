@@ -506,7 +506,7 @@ def test_more_than_one_peer_is_refused_when_the_resource_is_used() -> None:
         resource_for_node(config, "x", "h1")
 
 
-def test_stacked_resource_is_refused_on_its_upper_node_and_runs_on_the_remote_one() -> None:
+def test_stacked_resource_lies_on_the_device_of_the_lower_one() -> None:
     text = (
         resource("")
         + """resource top {
@@ -514,8 +514,7 @@ def test_stacked_resource_is_refused_on_its_upper_node_and_runs_on_the_remote_on
         on gamma { device minor 9; disk /dev/g; address 203.0.113.9:7009; } }"""
     )
     config = read(text)
-    with pytest.raises(ConfigError, match="stacked"):
-        resource_for_node(config, "top", "alpha")
+    assert resource_for_node(config, "top", "alpha").volumes[0].disk_path == "lower:x/0"
     assert resource_for_node(config, "top", "gamma").peer_address.host == "203.0.113.1"
 
 
