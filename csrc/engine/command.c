@@ -233,6 +233,8 @@ void core_command(struct core *core, const struct re_command *c, const uint8_t *
         break;
     case RE_CMD_LINK_OPTIONS: {
         int32_t data = core->link.options.data_stream, meta = core->link.options.meta_stream;
+        if (length && core->link.phase == LINK_UP)
+            stream_queue_bytes(&core->link.data->stream, blob, length);
         core->link.options = c->link;
         core->link.options.data_stream = data;
         core->link.options.meta_stream = meta;

@@ -414,8 +414,8 @@ static enum handled on_write_ack(struct core *core, const struct packet_view *p,
         if (!r->marked)
             split_clear_dirty(r, ack->sector);
     }
-    /* In protocol C a P_RECV_ACK (both flags were asked for) is not the protocol's point. */
-    if (p->header.command == P_RECV_ACK && core->link.options.protocol == 3)
+    /* Where the peer's disk counts a P_RECV_ACK is not the point; the protocol may have changed since it was sent. */
+    if (p->header.command == P_RECV_ACK && r->write_ack)
         return HANDLED;
     if (!negative && r->parts_left > 1) {
         r->parts_left--;

@@ -121,6 +121,7 @@ static uint32_t write_flags(const struct core *core, struct request *r)
             flags |= DP_SEND_RECEIVE_ACK;
     }
     r->ack_expected = write_ack || options->protocol == 2;
+    r->write_ack = write_ack;
     return flags;
 }
 

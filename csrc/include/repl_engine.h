@@ -63,7 +63,8 @@ enum re_command_type {
     RE_CMD_LINK_RESOLVE,
     /* Send P_PING; DONE when its P_PING_ACK arrives (RE_ECANCELED when the link breaks first). */
     RE_CMD_PING,
-    /* New values of `link` while the link is up (protocol, timeouts). */
+    /* New values of `link` while the link is up (protocol, timeouts).  The blob is sent on the data socket before
+     * anything that is made under them. */
     RE_CMD_LINK_OPTIONS,
     /* Send this volume's whole bitmap.  DONE when it is queued completely. */
     RE_CMD_BITMAP_SEND,

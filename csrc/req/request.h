@@ -82,6 +82,7 @@ struct request {
     bool local_pending, local_ok;   /* local part running / succeeded */
     bool net_pending, net_ok;       /* network part short of the protocol's point / succeeded */
     bool ack_expected;          /* an ack packet for it may still come */
+    bool write_ack;             /* and a P_RECV_ACK is not the point that it waits for */
     bool in_transfer_log;       /* waits for the barrier ack of its epoch */
     bool completed;             /* the owner was told */
     bool marked;                /* its bits are set already */

@@ -15,7 +15,21 @@ from pathlib import Path
 import click
 
 import repl
-from repl.cli import configuration, disks, freezing, life, look, metadata, output, resync, undo, verify, waiting, why
+from repl.cli import (
+    configuration,
+    disks,
+    freezing,
+    life,
+    look,
+    metadata,
+    net,
+    output,
+    resync,
+    undo,
+    verify,
+    waiting,
+    why,
+)
 from repl.cli.session import CommandFailed, Session
 from repl.errors import InternalError, ReplError, UsageError
 
@@ -38,7 +52,7 @@ def cli(context: click.Context, config_path: Path | None, node_name: str | None,
     context.obj = Session(config_path, node_name, run_folder, is_json, is_debug)
 
 
-for _group in (life, disks, freezing, resync, verify, waiting, look, why, undo, metadata, configuration):
+for _group in (life, disks, freezing, net, resync, verify, waiting, look, why, undo, metadata, configuration):
     for _command in _group.COMMANDS:
         cli.add_command(_command)
 

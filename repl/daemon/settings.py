@@ -7,7 +7,19 @@ Errors: ``ConfigError`` for addresses that this program cannot use.
 
 from __future__ import annotations
 
-from repl.config.model import Address, AddressFamily, DiskOptions, NetOptions, NodeView, VolumeView
+from collections.abc import Iterable
+from typing import Any
+
+from repl.config.model import (
+    Address,
+    AddressFamily,
+    DiskOptions,
+    NetOptions,
+    NodeView,
+    Options,
+    VolumeView,
+    typed_net,
+)
 from repl.drbd.split_brain import AfterSplitBrain
 from repl.engine.commands import Resync
 from repl.errors import ConfigError
@@ -87,6 +99,40 @@ def _resync(options: DiskOptions) -> Resync:
         min_rate_kib=options.c_min_rate_kib_s,
         discard_granularity=options.rs_discard_granularity_bytes,
     )
+
+
+# Options of ``net`` that a running resource can change, and what NetSettings calls them.
+NET_FIELDS = {
+    "protocol": "protocol",
+    "timeout": "timeout_ms",
+    "ping-int": "ping_int_ms",
+    "ping-timeout": "ping_timeout_ms",
+    "connect-int": "connect_int_ms",
+    "ko-count": "ko_count",
+    "max-epoch-size": "max_epoch_size",
+    "max-buffers": "max_buffers",
+    "allow-two-primaries": "two_primaries",
+    "after-sb-0pri": "after_sb_0pri",
+    "after-sb-1pri": "after_sb_1pri",
+    "after-sb-2pri": "after_sb_2pri",
+    "always-asbp": "always_asbp",
+    "rr-conflict": "rr_conflict",
+    "on-congestion": "on_congestion",
+    "congestion-fill": "congestion_fill_sectors",
+    "congestion-extents": "congestion_extents",
+    "data-integrity-alg": "data_integrity_alg",
+    "verify-alg": "verify_alg",
+    "csums-alg": "csums_alg",
+    "csums-after-crash-only": "csums_after_crash_only",
+    "use-rle": "use_rle",
+    "strict-flush": "strict_flush",
+}
+
+
+def net_changes(options: Options, names: Iterable[str]) -> dict[str, Any]:
+    """Fields of NetSettings for these names: as in ``options``, or DRBD's default."""
+    settings = _net(typed_net(options))
+    return {NET_FIELDS[name]: getattr(settings, NET_FIELDS[name]) for name in names}
 
 
 def _net(net: NetOptions) -> NetSettings:

@@ -419,10 +419,11 @@ class Ping:
 
 @dataclass(frozen=True, slots=True)
 class LinkOptions:
-    """New protocol and timeouts while the link is up."""
+    """New options while the link is up.  ``packet`` goes out on the data socket before anything under the new ones."""
 
     type: ClassVar[CommandType] = CommandType.LINK_OPTIONS
     link: Link
+    packet: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,7 @@ class Commands:
             "pause-sync": self._pause_sync,
             "resume-sync": self._resume_sync,
             "disk-options": self._disk_options,
+            "net-options": self._net_options,
             "verify": self._verify,
             "verify-abort": self._verify_abort,
             "wait-verify": self._wait_verify,
@@ -457,6 +458,10 @@ class Commands:
 
     async def _resume_sync(self, args: dict[str, Any]) -> dict[str, Any]:
         await self._node.resync.pauses.resume(self._volume(args))
+        return {}
+
+    async def _net_options(self, args: dict[str, Any]) -> dict[str, Any]:
+        await self._node.net_options.change(args)
         return {}
 
     async def _disk_options(self, args: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from repl.drbd import packets as pk
 from repl.drbd.digests import digest_number
 from repl.drbd.farewell import Farewell
 from repl.drbd.packets import Packet, SizeFlag
+from repl.drbd.split_brain import AfterSplitBrain
 from repl.drbd.states import ConnectionState, DiskState, Role, StateChange, StateWord
 from repl.drbd.uuids import Feature, UuidFlag
 from repl.engine import commands as ec
@@ -474,6 +475,23 @@ class Connection:
                 ec.StreamSend(self._meta_stream, pk.encode(packet, body, volume=volume, version=self.agreed.version))
             )
 
+    def own_protocol(self) -> pk.Protocol:
+        """P_PROTOCOL of this node as it is configured now."""
+        net, flags = self.node.settings.net, pk.ConnectionFlag.NONE
+        if self.discard_my_data:
+            flags |= pk.ConnectionFlag.DISCARD_MY_DATA
+        if self.is_tentative:
+            flags |= pk.ConnectionFlag.DRY_RUN
+        return pk.Protocol(
+            protocol=pk.ReplicationProtocol(net.protocol),
+            after_sb_0p=AfterSplitBrain(net.after_sb_0pri),
+            after_sb_1p=AfterSplitBrain(net.after_sb_1pri),
+            after_sb_2p=AfterSplitBrain(net.after_sb_2pri),
+            conn_flags=flags,
+            integrity_alg=net.data_integrity_alg,
+            two_primaries=net.two_primaries,
+        )
+
     def link_up(self, agreed: pk.Agreed) -> None:
         """Version and features are known: the engine takes both sockets."""
         self.agreed = agreed
@@ -512,7 +530,7 @@ class Connection:
             peer_is_ours=self.peer_is_ours,
             two_primaries=net.two_primaries,
             keep_data=net.fencing == RESOURCE_AND_STONITH or self.node.settings.on_no_data == "suspend-io",
-            on_congestion=net.on_congestion != "block",
+            on_congestion=net.on_congestion == "disconnect" or (net.on_congestion, net.protocol) == ("pull-ahead", 1),
             congestion_fill_bytes=net.congestion_fill_sectors * 512,
             congestion_extents=net.congestion_extents,
         )
@@ -532,6 +550,11 @@ class Connection:
         if self.node.is_connected or state is not None:
             word = (state or volume.state).pack()
             self.send(Packet.STATE, pk.State(StateWord.unpack(word)).encode(), volume=volume.number)
+
+    def send_sync_param(self, volume: Volume) -> None:
+        version = self.agreed.version
+        body = self.node.resync.options.packet(volume).encode(version)
+        self.send(pk.SyncParam.packet_for(version), body, volume=volume.number)
 
     def send_uuids(self, volume: Volume, *, extra_flags: int = 0) -> None:
         if not volume.attached:

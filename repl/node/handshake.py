@@ -19,6 +19,7 @@ from repl.drbd.uuids import Feature, UuidFlag, base
 from repl.engine.events import Event
 from repl.errors import ProtocolError
 from repl.node.drops import FinalDrop
+from repl.node.settings import NetSettings
 from repl.node.settlement import end_dry_run, settle
 from repl.node.volume import Volume
 
@@ -39,8 +40,11 @@ class Handshake:
     def __init__(self, connection: Connection) -> None:
         self._c = connection
         self._node = connection.node
-        self._net = connection.node.settings.net
         self._late: set[int] = set()  # volumes whose generation is sent when the peer's size is known
+
+    @property
+    def _net(self) -> NetSettings:
+        return self._node.settings.net
 
     async def run(self) -> None:
         await self._features()
@@ -134,29 +138,11 @@ class Handshake:
     def _peer(self) -> str:
         return self._node.settings.peer
 
-    def _my_protocol(self) -> pk.Protocol:
-        net = self._net
-        flags = pk.ConnectionFlag.NONE
-        if self._c.discard_my_data:
-            flags |= pk.ConnectionFlag.DISCARD_MY_DATA
-        if self._c.is_tentative:
-            flags |= pk.ConnectionFlag.DRY_RUN
-        return pk.Protocol(
-            protocol=pk.ReplicationProtocol(net.protocol),
-            after_sb_0p=AfterSplitBrain(net.after_sb_0pri),
-            after_sb_1p=AfterSplitBrain(net.after_sb_1pri),
-            after_sb_2p=AfterSplitBrain(net.after_sb_2pri),
-            conn_flags=flags,
-            integrity_alg=net.data_integrity_alg,
-            two_primaries=net.two_primaries,
-        )
-
     def _send_parameters(self) -> None:
         c, version = self._c, self._c.agreed.version
-        c.send(Packet.PROTOCOL, self._my_protocol().encode(version))
+        c.send(Packet.PROTOCOL, self._c.own_protocol().encode(version))
         for volume in self._node.volumes.values():
-            param = self._node.resync.options.packet(volume)
-            c.send(pk.SyncParam.packet_for(version), param.encode(version), volume=volume.number)
+            c.send_sync_param(volume)
             c.send_sizes(volume)
             if volume.has_unused_room:  # what grows now is marked before the peer is told how much is
                 self._late.add(volume.number)
@@ -200,7 +186,7 @@ class Handshake:
             c.resume()
 
     def _check_protocol(self, event: Event) -> None:
-        mine, theirs = self._my_protocol(), pk.Protocol.decode(event.blob, self._c.agreed.version)
+        mine, theirs = self._c.own_protocol(), pk.Protocol.decode(event.blob, self._c.agreed.version)
         own_integrity = mine.integrity_alg or "" if theirs.integrity_alg is not None else ""
         pairs: list[tuple[str, object, object]] = [
             ("protocol", mine.protocol.name, theirs.protocol.name),

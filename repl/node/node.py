@@ -28,6 +28,7 @@ from repl.node.disks import Disks
 from repl.node.fencing import DONT_CARE, Fencing
 from repl.node.flow import Cancelled, Flow, Mutex, Promise, Scheduler
 from repl.node.handlers import Handlers
+from repl.node.net_options import NetOptions
 from repl.node.resize import Measured, Resize
 from repl.node.resync import ResyncControl
 from repl.node.settings import NodeSettings
@@ -80,6 +81,7 @@ class Node:
         self.scheduler = Scheduler()
         self.connection = Connection(self)
         self.resync = ResyncControl(self)
+        self.net_options = NetOptions(self)
         self.verify = VerifyControl(self)
         self.congestion = Congestion(self)
         self.disks = Disks(self)

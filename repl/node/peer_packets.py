@@ -15,8 +15,7 @@ from repl.drbd.states import ConnectionState, DiskState, Role, StateChange, Stat
 from repl.drbd.uuids import UUID_JUST_CREATED, UuidFlag, Uuids, adopt_current, base, new_current
 from repl.engine import commands as ec
 from repl.engine.events import Event
-from repl.errors import ConfigError, ProtocolError
-from repl.node.drops import FinalDrop
+from repl.errors import ProtocolError
 from repl.node.handshake import check_exposed, evaluate, real_disk
 from repl.node.leaving import peer_asks_to_leave
 from repl.node.verify import VERIFYING
@@ -59,6 +58,7 @@ class PeerPackets:
             theirs = pk.SyncParam.decode(event.blob, self._c.agreed.version)
             volume.peer_verify_alg = theirs.verify_alg
             self._node.resync.options.adopt(volume, theirs)
+            self._node.net_options.adopt_verify(theirs.verify_alg)
         else:
             raise ProtocolError(f"Packet 0x{event.packet:x} is not expected now.")
 
@@ -69,18 +69,7 @@ class PeerPackets:
         if event.packet == Packet.PROTOCOL:
             raise ProtocolError("P_PROTOCOL came a second time.")
         theirs = pk.Protocol.decode(event.blob, self._c.agreed.version)
-        if int(theirs.protocol) != self._node.settings.net.protocol:
-            raise FinalDrop(
-                f"{self._node.settings.peer} changed to protocol {theirs.protocol.name}, "
-                f"this node is configured for another one.",
-                reason="settings-differ",
-                advice="Use the same configuration on both nodes.",
-            )
-        try:  # from the next packet on the peer digests with this; we go on with ours
-            options = self._c.link_options(theirs.integrity_alg or "")
-        except ConfigError as error:
-            raise FinalDrop(error.message, reason="settings-differ", advice=error.advice) from None
-        self._node.send(ec.LinkOptions(options))
+        self._node.net_options.adopt(theirs)
 
     # ---- P_STATE ----
 

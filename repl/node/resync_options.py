@@ -115,9 +115,7 @@ class ResyncOptions:
         self.tell_engine(volume)
         node = self._node
         if node.is_connected:
-            version = node.connection.agreed.version
-            body = self.packet(volume).encode(version)
-            node.connection.send(pk.SyncParam.packet_for(version), body, volume=volume.number)
+            node.connection.send_sync_param(volume)
         node.emit("resync", f"controller: {describe(volume)}", volume=volume.number)
         node.notify_watchers()
 

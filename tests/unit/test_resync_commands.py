@@ -56,6 +56,24 @@ def test_disk_options_that_make_no_sense_are_refused(box: Box, words: list[str],
     assert found == 1 and said in err
 
 
+def test_net_options_reads_values_as_the_configuration_does(box: Box, daemon: Start) -> None:  # noqa: F811
+    running = daemon(answers)
+    words = ["net-options", "web", "--protocol", "A", "--timeout", "50", "--after-sb-0pri", "discard-zero-changes"]
+    assert box.run(*words, "--allow-two-primaries", "no", "--congestion-fill", "1M")[0] == 0
+    values = {"protocol": 1, "timeout_ms": 5000, "after_sb_0pri": 3, "two_primaries": False}
+    assert running.calls == [("net-options", {**values, "congestion_fill_sectors": 2048})]
+    assert box.run("net-options", "web", "--set-defaults", "--protocol", "B")[0] == 0
+    (_verb, changed) = running.calls[-1]
+    assert changed["protocol"] == 2 and changed["timeout_ms"] == 6000 and changed["on_congestion"] == "block"
+    assert "shared_secret" not in changed
+
+
+@pytest.mark.parametrize("words", [["--protocol", "D"], ["--timeout", "0"], []])
+def test_net_options_that_make_no_sense_are_refused(box: Box, words: list[str]) -> None:  # noqa: F811
+    found, _out, err = box.run("net-options", "web", *words)
+    assert found == 1 and (" ".join(words) or "nothing to change") in err
+
+
 def two(first: str, second: str) -> str:
     return "".join(
         f"resource {name} {{ device minor {n}; meta-disk internal; disk /d{n}; {body}\n"
