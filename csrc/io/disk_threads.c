@@ -28,6 +28,8 @@
 enum {
     HOLD_BACK_MAX = 16,        /* finished operations that the engine need not know of yet */
     MERGE_BYTES_MAX = 1 << 20, /* of one vectored write */
+    PER_DISK_MAX = DISK_THREADS_MAX / 2, /* threads that one disk may hold: if it hangs, others go on */
+    DISK_COUNTS = 64,
 };
 
 #define FAST_NS 20000ull      /* operations below this are page-cache work: waking a thread costs as much */
@@ -55,6 +57,7 @@ struct disk_threads {
     int running;            /* threads alive */
     uint64_t average_ns;    /* of recent operations, exponentially weighted */
     uint64_t started;       /* operations ever started */
+    uint8_t threads_of[DISK_COUNTS]; /* threads at work, by descriptor (modulo) */
     bool fresh;             /* something was put into the empty queue since poll looked last */
     struct slot slots[DISK_THREADS_MAX];
     int done_fd;           /* constant */
@@ -85,13 +88,29 @@ static void wake_one(struct disk_threads *pool)
     }
 }
 
+static uint8_t *threads_of(struct disk_threads *pool, const struct disk_op *op)
+{
+    return &pool->threads_of[(unsigned)op->fd % DISK_COUNTS];
+}
+
+/* Lock held: the oldest operation of a disk that may have one more thread; NULL: none. */
+static struct list_head *next_work(struct disk_threads *pool)
+{
+    struct list_head *first = list_first(&pool->queue);
+    if (first == NULL || *threads_of(pool, list_entry(first, struct disk_op, link)) < PER_DISK_MAX)
+        return first;
+    list_for_each(link, &pool->queue) if (*threads_of(pool, list_entry(link, struct disk_op, link)) < PER_DISK_MAX)
+        return link;
+    return NULL;
+}
+
 /* Lock held: the next operation, and those behind it that one vectored write can do with it. */
 static int take_work(struct disk_threads *pool, struct disk_op **ops)
 {
     uint64_t bytes = 0;
     int count = 0;
 
-    for (struct list_head *link; count < DISK_RUN_MERGE_MAX && (link = list_first(&pool->queue)) != NULL;) {
+    for (struct list_head *link; count < DISK_RUN_MERGE_MAX && (link = next_work(pool)) != NULL;) {
         struct disk_op *op = list_entry(link, struct disk_op, link);
         if (count > 0 && (!disk_run_can_merge(ops[count - 1], op) || bytes + op->length > MERGE_BYTES_MAX))
             break;
@@ -100,6 +119,8 @@ static int take_work(struct disk_threads *pool, struct disk_op **ops)
         ops[count++] = op;
     }
     pool->started += (uint64_t)count;
+    if (count > 0)
+        (*threads_of(pool, ops[0]))++;
     return count;
 }
 
@@ -168,6 +189,7 @@ static void *thread_run(void *opaque)
         uint64_t took_ns = clock_ns() - begin_ns;
 
         pthread_mutex_lock(&pool->lock);
+        (*threads_of(pool, ops[0]))--;
         if (put_done(pool, ops, count, took_ns)) {
             pthread_mutex_unlock(&pool->lock);
             tell_engine(pool->done_fd);

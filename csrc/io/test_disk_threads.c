@@ -270,18 +270,38 @@ static void test_disk_threads_when_all_are_stuck_more_are_started_and_end_later(
 static void test_disk_threads_never_exceed_their_limit(void)
 {
     struct rig rig;
-    struct stuck stuck = {.count = 0};
+    struct stuck stuck = {.count = 0}, other = {.count = 0};
     struct disk_op op = {.kind = DISK_FLUSH, .flags = DISK_NO_SYNC};
 
     rig_start(&rig, DISK_THREADS_MAX - 1);
-    stuck_submit(&rig, &stuck, DISK_THREADS_MAX + 1);
+    stuck_submit(&rig, &stuck, DISK_THREADS_MAX / 2 + 1);
+    stuck_submit(&rig, &other, DISK_THREADS_MAX / 2);
     submit_one(&rig, &op);
     uint64_t end_ns = clock_ns() + 500 * 1000000ull;
     while (clock_ns() < end_ns)
         CHECK(!rig_turn(&rig, 100));
     CHECK(disk_threads_count(rig.pool) == DISK_THREADS_MAX);
     stuck_release(&stuck);
+    stuck_release(&other);
     rig_wait_count(&rig, DISK_THREADS_MAX + 2);
+    stuck_end(&stuck);
+    stuck_end(&other);
+    rig_end(&rig);
+}
+
+static void test_disk_threads_a_disk_that_hangs_with_many_operations_leaves_threads_for_others(void)
+{
+    struct rig rig;
+    struct stuck stuck = {.count = 0};
+    struct disk_op op = {.kind = DISK_FLUSH, .flags = DISK_NO_SYNC};
+
+    rig_start(&rig, 2);
+    stuck_submit(&rig, &stuck, DISK_THREADS_MAX);
+    submit_one(&rig, &op);
+    rig_wait_count(&rig, 1);
+    CHECK(disk_threads_count(rig.pool) <= DISK_THREADS_MAX / 2 + 2);
+    stuck_release(&stuck);
+    rig_wait_count(&rig, DISK_THREADS_MAX + 1);
     stuck_end(&stuck);
     rig_end(&rig);
 }
@@ -378,6 +398,7 @@ int main(void)
     test_disk_threads_completions_held_back_by_a_stuck_thread_are_told();
     test_disk_threads_when_all_are_stuck_more_are_started_and_end_later();
     test_disk_threads_never_exceed_their_limit();
+    test_disk_threads_a_disk_that_hangs_with_many_operations_leaves_threads_for_others();
     test_disk_threads_stop_gives_up_on_a_stuck_thread();
     test_disk_threads_stop_drops_what_was_not_started();
     return 0;
