@@ -417,6 +417,8 @@ static enum handled on_write_ack(struct core *core, const struct packet_view *p,
     /* Where the peer's disk counts a P_RECV_ACK is not the point; the protocol may have changed since it was sent. */
     if (p->header.command == P_RECV_ACK && r->write_ack)
         return HANDLED;
+    if (!negative && r->needs_barrier)
+        return HANDLED;
     if (!negative && r->parts_left > 1) {
         r->parts_left--;
         return HANDLED;

@@ -110,7 +110,10 @@ static uint32_t write_flags(const struct core *core, struct request *r)
     bool write_ack = options->protocol == 3 || resync || v->state.disk != D_UP_TO_DATE;
     if (resync)
         flags |= DP_MAY_SET_IN_SYNC;
-    if (options->version < 95)      /* nothing else is defined there */
+    /* Nothing else is defined there: what these flags ask for, only a barrier ack can promise. */
+    r->needs_barrier =
+        options->version < 95 && options->protocol == 3 && (r->flags & (REQUEST_FUA | REQUEST_PREFLUSH));
+    if (options->version < 95)
         flags &= DP_RW_SYNC | DP_MAY_SET_IN_SYNC;
     if (options->version < 100)     /* what is acknowledged follows from the protocol */
         write_ack = options->protocol == 3;
@@ -133,7 +136,7 @@ static void sent(struct core *core, struct request *r)
     r->net_pending = true;
     if (link->options.protocol == 1 && r->volume->state.disk == D_UP_TO_DATE)
         list_add_tail(&link->unsent, &r->sent);
-    else if (!r->ack_expected)      /* only the barrier ack will tell */
+    else if (!r->ack_expected || r->needs_barrier)  /* only the barrier ack will tell */
         sender_close_epoch(core, NULL);
 }
 
