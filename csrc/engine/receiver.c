@@ -614,6 +614,10 @@ static enum handled one_packet(struct core *core, struct peer_stream *peer, stru
         return illegal(core, ILLEGAL_HEADER);
     p->body = bytes + p->header.header_bytes;
     p->body_available = available - p->header.header_bytes;
+    if (!peer->in_link && p->header.header_bytes == PACKET_HEADER_MAX) {
+        peer->paused = true;    /* the peer is through with the handshake already: read it when the link is up */
+        return NEEDS_MORE;
+    }
     if (!peer->in_link)
         return p->header.length > CONTROL_BODY_MAX ? illegal(core, ILLEGAL_LENGTH) : on_control(core, peer, p);
     /* From version 100 on only the long header is legal, before only the short ones. */

@@ -341,6 +341,7 @@ class NetOptions:
     congestion_extents: int
     fencing: str
     strict_flush: bool
+    accept_from: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -602,6 +603,7 @@ def typed_net(options: Options) -> NetOptions:
         congestion_extents=read.number("congestion-extents"),
         fencing=read.text("fencing"),
         strict_flush=read.bool("strict-flush"),
+        accept_from=read.text("accept-from"),
     )
 
 

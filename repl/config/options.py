@@ -254,6 +254,7 @@ def _net_table() -> dict[str, OptionSpec]:
         net.number(name, 0, 10485760, 0, _ACCEPT)
     net.string("_name", _ACCEPT)
     net.boolean("strict-flush", True, _YES)
+    net.enum("accept-from", ("peer", "any"), _YES)
     return net.rows
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import logging
 import os
 import socket
@@ -22,6 +23,7 @@ LISTEN_BACKLOG = 5
 LISTEN_RETRY_S = 1.0
 ACCEPTS_PER_WAKE_MAX = 16
 ACCEPT_PAUSE_S = 0.2
+STRANGERS_NAMED_MAX = 16
 
 _log = logging.getLogger("repl.daemon.link")
 
@@ -34,6 +36,7 @@ class LinkPlaces:
     peer: Address
     send_buffer_bytes: int = 0
     receive_buffer_bytes: int = 0
+    accepts_any: bool = False  # net { accept-from any; }: the peer's address is translated on the way
 
 
 class LinkSockets:
@@ -56,6 +59,7 @@ class LinkSockets:
         self._listener: socket.socket | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._dials: set[asyncio.Task[None]] = set()
+        self._strangers: set[str] = set()
 
     @property
     def is_listening(self) -> bool:
@@ -103,7 +107,7 @@ class LinkSockets:
             if listener is None:  # closed by what the last connection led to
                 return
             try:
-                sock, _address = listener.accept()
+                sock, address = listener.accept()
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
@@ -112,6 +116,9 @@ class LinkSockets:
                 _log.warning("a connection to %s cannot be accepted: %s", self._places.mine.endpoint, error)
                 self._pause_accepting(listener)
                 return
+            if not self._is_expected(str(address[0])):
+                sock.close()
+                continue
             try:
                 sock.setblocking(False)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -119,6 +126,19 @@ class LinkSockets:
                 sock.close()
                 continue
             self._on_accepted(sock.detach())
+
+    def _is_expected(self, host: str) -> bool:
+        """Only the configured peer may connect; a stranger is named once."""
+        if self._places.accepts_any or _plain_ip(host) == _plain_ip(self._places.peer.host):
+            return True
+        if host not in self._strangers and len(self._strangers) < STRANGERS_NAMED_MAX:
+            self._strangers.add(host)
+            _log.warning(
+                "refused a connection from %s: the peer is %s (net { accept-from any; } accepts everybody)",
+                host,
+                self._places.peer.host,
+            )
+        return False
 
     def _pause_accepting(self, listener: socket.socket) -> None:
         """Out of descriptors: the listener stays readable and would keep the loop busy."""
@@ -196,6 +216,13 @@ class LinkSockets:
             sock.close()
             raise
         return sock
+
+
+def _plain_ip(host: str) -> str:
+    """One spelling for each address; IPv4 within IPv6 is IPv4."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address)
 
 
 def _sockaddr(address: Address, *, port: int | None = None) -> tuple[Any, ...]:

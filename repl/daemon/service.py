@@ -103,7 +103,11 @@ class Service:
             node,
             engine,
             places=LinkPlaces(
-                self._view.my_address, self._view.peer_address, net.sndbuf_size_bytes, net.rcvbuf_size_bytes
+                self._view.my_address,
+                self._view.peer_address,
+                net.sndbuf_size_bytes,
+                net.rcvbuf_size_bytes,
+                accepts_any=net.accept_from == "any",
             ),
             volumes={volume.number: volume for volume in self._view.volumes},
             journal=self._journal,

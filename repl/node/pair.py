@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from repl.node.node import Node
 
 PEER_STREAMS_MAX = 16
+PEER_SOCKETS_MAX = 12  # without the two of a link: some numbers are always free
 FIRST_PACKET_PING_TIMEOUTS = 4
 
 
@@ -62,6 +63,7 @@ class PairMaker:
         self._next_dial = 1
         self.last_dial_error = ""
         self.is_open = False
+        self._next_stream = 0
 
     # ---- the shell's and the engine's side ----
 
@@ -209,14 +211,26 @@ class PairMaker:
             self._drop(socket)
 
     def _add(self, fd: int, *, is_accepted: bool) -> PeerSocket | None:
-        for stream in range(PEER_STREAMS_MAX):
+        if len(self._sockets) >= PEER_SOCKETS_MAX:
+            self._make_room()
+        # In turn: an event of a socket that was just closed must not be taken for one of its successor.
+        for number in range(self._next_stream, self._next_stream + PEER_STREAMS_MAX):
+            stream = number % PEER_STREAMS_MAX
             if stream not in self._sockets and not self._node.connection.uses_stream(stream):
+                self._next_stream = stream + 1
                 socket = PeerSocket(stream, is_accepted)
                 self._sockets[stream] = socket
                 self._node.send(ec.StreamAdd(stream, fd))
                 return socket
         self._node.act(act.CloseFd(fd))  # too many at once: a real peer dials again
         return None
+
+    def _make_room(self) -> None:
+        """Whoever has waited longest without saying who he is goes: strangers cannot keep the peer out."""
+        for socket in list(self._sockets.values()):
+            if socket.is_accepted and socket.kind is None:
+                self._drop(socket)
+                return
 
     def _drop(self, socket: PeerSocket) -> None:
         if self._sockets.get(socket.stream) is socket:

@@ -529,7 +529,10 @@ class ProtocolChecker:
         v.bitmap_started = True
         if p.command == 0x24:
             _need(pair.version >= 90 and p.body[0] & 15 == 2, f"code {p.body[0]:#x}")
-            v.bitmap_bits += run_bits(p.body)
+            try:
+                v.bitmap_bits += run_bits(p.body)
+            except AssertionError as error:
+                raise Wrong(str(error)) from error
             _need(v.bitmap_bits <= bits, f"{v.bitmap_bits} of {bits} bits")
             v.bitmap_plain = False
             v.bitmap_done = v.bitmap_bits == bits
