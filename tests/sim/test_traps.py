@@ -304,6 +304,7 @@ def test_packets_on_the_meta_socket_before_the_handshake_wait(stages: list[Stage
     stage = Stage(serves=False)
     stages.append(stage)
     peer = stage.peer
+    stage.cluster.judge()  # nobody has a version to speak yet
     peer.connect()
     peer.say_meta("P_PING")
     peer.features()

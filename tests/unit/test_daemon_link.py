@@ -25,8 +25,8 @@ def accepted(peer_host: str, *, accepts_any: bool = False) -> tuple[int, bytes]:
             count += 1
             os.close(fd)
 
-        mine = Address("127.0.0.1", free_port(), AddressFamily.IPV4)
-        places = LinkPlaces(mine, Address(peer_host, 7789, AddressFamily.IPV4), accepts_any=accepts_any)
+        mine = Address(AddressFamily.IPV4, "127.0.0.1", str(free_port()))
+        places = LinkPlaces(mine, Address(AddressFamily.IPV4, peer_host, "7789"), accepts_any=accepts_any)
         link = LinkSockets(
             places,
             on_accepted=on_accepted,
