@@ -403,5 +403,5 @@ def test_replctl_that_is_interrupted_ends_quietly(box: Box, daemon: Start) -> No
         assert process.stdout is not None
         assert process.stdout.readline() == b"web role:Primary\n"
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and not err.strip()
