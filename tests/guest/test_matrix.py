@@ -218,7 +218,7 @@ CELLS: dict[str, tuple[Callable[[Sides], None], dict[str, object]]] = {
     "data-integrity": (data_integrity, {"net": "data-integrity-alg crc32c;"}),
     "verify with a difference": (verify_with_a_difference, {"net": "verify-alg crc32c;"}),
     "online grow": (online_grow, {"can_discard": True}),
-    "split brain": (split_brain, {"allowed": "error receiving|sock was|Split-Brain|incompatible"}),
+    "split brain": (split_brain, {"allowed": f"{LINK_LOST}|Split-Brain|incompatible"}),
 }
 # Always run in protocol C; the others only with --interop.
 SMOKE = ("writes with flushes", "trim")
