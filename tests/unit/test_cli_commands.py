@@ -399,6 +399,8 @@ def test_replctl_that_is_interrupted_ends_quietly(box: Box, daemon: Start) -> No
     with subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        # A shell starts background jobs with the signal ignored, and they hand it on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stdout.readline() == b"web role:Primary\n"
