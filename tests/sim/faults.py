@@ -479,7 +479,7 @@ class Faults(Stage):
             shell = self.c.shells[node]
             net = replace(
                 shell.settings.net,
-                protocol_max=self.rng.choice((100, 101)),
+                protocol_max=self.rng.choice((100, 101)) if shell.settings.net.protocol_max >= 100 else 97,
                 use_rle=self.rng.random() < 0.5,
                 max_buffers=self.rng.choice((32, 2048)),
                 max_epoch_size=self.rng.choice((1, 64)),
@@ -521,7 +521,7 @@ class Faults(Stage):
     def fault_operators(self) -> None:
         """Several people at once."""
         verbs = ("disconnect", "connect", "primary", "secondary", "invalidate", "status", "down", "wait-connect",
-                 "pause-sync", "resume-sync", "verify", "attach", "why")  # fmt: skip
+                 "pause-sync", "resume-sync", "verify", "attach", "why", "suspend-io", "resume-io")  # fmt: skip
         answers = []
         self.stop_app()
         for _ in range(self.rng.randint(2, 4)):
@@ -546,6 +546,7 @@ class Faults(Stage):
         self.back_all()
         for node in (0, 1):
             self.try_ask(node, "resume-sync", volume=0)
+            self.try_ask(node, "resume-io")
             if self.c.node(node).cstate == ConnectionState.STANDALONE and not self.oracle.both_alone:
                 self.try_ask(node, "connect")
         for node in (0, 1):

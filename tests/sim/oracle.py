@@ -36,6 +36,7 @@ class Copies:
         self.diverged = [False, False]  # it may have writes that the base of the history lacks
         self.degraded: int | None = None  # audit mode after the only holder, not the Primary, has lost something
         self.alone = [False, False]  # it was Primary on its own since the nodes were in sync
+        self.reads_ahead = False  # a Primary without a good copy shows writes that its peer may lack (decision 0015)
         self.won: int | None = None  # whose content a policy has chosen after both went on alone
         self.may_lose = [False, False]  # somebody has said that its writes may go, or broke its disk
         self._alone_from = [-1, -1]  # first operation of the present time alone
@@ -64,6 +65,8 @@ class Copies:
                 self.alone[index] = True
             elif disk < DiskState.INCONSISTENT and peer_good:
                 self.alone[1 - index] = True  # a diskless Primary writes to its peer's disk only
+            if index == self.primary and not good:
+                self.reads_ahead = True
             if index == self.primary and not self.primary_died:
                 self._follow_primary(index, good=good, peer_good=peer_good)
         elif index == self.primary and not self.primary_died and role == Role.SECONDARY and not self.drained:
@@ -185,9 +188,9 @@ class Copies:
             return TAGS
         if any(self.faulty) and self._net.protocol < 3 and (self.merged or self.primary_died):
             return TAGS  # a Primary without its disk and without its link has nothing, whoever is the source then
-        if self.merged or self._c.volume_in_sync(self._number) and self.primary_died:
-            return self.allowed(self.source())
-        return self.allowed(index)
+        merged = self.merged or (self._c.volume_in_sync(self._number) and self.primary_died)
+        found = self.allowed(self.source() if merged else index)
+        return ACKED if found == STRICT and self.reads_ahead else found
 
     # ---- checks ----
 
@@ -206,6 +209,7 @@ class Copies:
                 if node != copy and not self._c.volume_in_sync(self._number):
                     self.diverged[node] = self.diverged[node] or node == self.primary or mode != STRICT
         self.primary = server
+        self.reads_ahead = False
         self.primary_died = self.merged = self.drained = False
         self.degraded = None
         self.holders = {copy}
@@ -220,6 +224,7 @@ class Copies:
         self.diverged, self.alone = [False, False], [False, False]
         self.faulty = list(self.suspect)
         self.won = None
+        self.reads_ahead = False
         self.may_lose, self._exposed = [False, False], [False, False]
         if self.primary_died:
             self.primary, self.primary_died, self.drained, self.merged = -1, False, False, False

@@ -24,6 +24,10 @@ FAULTS = {
 }  # fmt: skip
 
 
+OLD_VERSIONS = (86, 88, 89, 90, 91, 94, 95, 96, 97, 99)
+FIRST_TO_SKIP_SYNC, FIRST_WITH_VOLUMES = 90, 100
+
+
 @dataclass(frozen=True)
 class Plan:
     """What the seed has drawn."""
@@ -51,14 +55,17 @@ def draw(seed: int) -> Plan:
     mib = rng.choice((1, 1, 1, 2, 2, 2, 4, 4, 8, 16, 64)) if rng.random() < 0.9 else rng.randint(1, 64)
     setup = _setup(rng, mib)
     load = _load(rng, mib * setup.volumes)
-    return Plan(setup, load, faults, tuple(steps), rng.choice((50, 300, 1000)), rng.random() < 0.1)
+    initial_sync = rng.random() < 0.1 or setup.net.protocol_max < FIRST_TO_SKIP_SYNC
+    return Plan(setup, load, faults, tuple(steps), rng.choice((50, 300, 1000)), initial_sync)
 
 
 def _net(rng: random.Random) -> NetSettings:
     digests = ("", "", "", "crc32c", "xxhash64", "md5", "sha1", "sha256")
+    ahead = {"protocol": 1, "on_congestion": "pull-ahead", "congestion_fill_sectors": rng.choice((64, 512))}
     made: NetSettings = known(
         NetSettings,
-        protocol=rng.choice((1, 2, 3, 3, 3)),
+        **{"protocol": rng.choice((1, 2, 3, 3, 3)), **(ahead if rng.random() < 0.1 else {})},
+        fencing=rng.choice(("dont-care", "dont-care", "dont-care", "dont-care", "resource-only")),
         timeout_ms=rng.choice((600, 1000, 2000, 6000)),
         ping_int_ms=rng.choice((1000, 2000, 5000, 10000)),
         ping_timeout_ms=rng.choice((200, 300, 500)),
@@ -68,7 +75,7 @@ def _net(rng: random.Random) -> NetSettings:
         max_buffers=rng.choice((32, 64, 131, 2048)),
         use_rle=rng.random() < 0.8,
         strict_flush=rng.random() < 0.8,
-        protocol_max=rng.choice((101, 101, 101, 100)),
+        protocol_max=rng.choice((101, 101, 101, 101, 100, 100, rng.choice(OLD_VERSIONS))),
         cram_hmac_alg=rng.choice(("", "", "sha1", "sha256")),
         shared_secret="secret",
         data_integrity_alg=rng.choice(digests),
@@ -106,7 +113,7 @@ def _setup(rng: random.Random, mib: int) -> Setup:
     )
     return Setup(
         disk_bytes=mib * MIB + rng.choice((64 << 10, 72 << 10, (64 << 10) + 512 * 8 * rng.randint(0, 4))),
-        volumes=2 if mib <= 4 and rng.random() < 0.15 else 1,
+        volumes=2 if mib <= 4 and net.protocol_max >= FIRST_WITH_VOLUMES and rng.random() < 0.15 else 1,
         al_extents=rng.choice((7, 7, 8, 67)) if large else rng.choice((2, 2, 7, 67)),
         net=net,
         resync=resync,
@@ -120,6 +127,7 @@ def _setup(rng: random.Random, mib: int) -> Setup:
         tiny_ppm=rng.choice((0, 1000, 20_000)),
         buffer_bytes=rng.choice((8 << 10, 64 << 10, 256 << 10)),
         odd_sectors=rng.choice((0, 0, 1, 5)),
+        handlers=("fence-peer", "unfence-peer") if net.fencing != "dont-care" else (),
         overrides={k: v for k, v in _volume(rng).items() if k in {f.name for f in fields(VolumeSettings)}},
     )
 
