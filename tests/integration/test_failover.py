@@ -6,6 +6,7 @@ What was acknowledged has to be found, what is resynced has to be little, and bo
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 
@@ -173,6 +174,8 @@ SLOW = {"c-plan-ahead": "0", "resync-rate": "4M"}
 
 def test_initial_sync_goes_on_by_bitmap_after_either_node_was_killed(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(size_mib=32, disk=SLOW)
+    with cluster.nodes[ALICE].image.open("r+b") as image:
+        image.write(os.urandom(30 * MIB))  # holes would be told in no time
     cluster.start_pair(is_synced=False)
     cluster.call(ALICE, "primary", force=True)
     size = cluster.size_bytes()
