@@ -12,6 +12,7 @@ from tests.sim.world import MIB, MS, SECOND, SimDisk, SimFailure
 
 ENOSPC, EIO = 28, 5
 READ, WRITE, FLUSH = 0, 1, 2
+FIRST_TO_VERIFY = 88
 
 
 class Faults(Stage):
@@ -364,6 +365,11 @@ class Faults(Stage):
 
     # ---- verify ----
 
+    @property
+    def _can_verify(self) -> bool:
+        net = self.plan.setup.net
+        return bool(net.verify_alg) and net.protocol_max >= FIRST_TO_VERIFY
+
     def _verify(self, node: int, **args: object) -> dict[str, Any] | None:
         """The report of a verify that ran to its end, None if it was refused or interrupted."""
         if not self.try_ask(node, "verify", volume=0, **args):
@@ -381,7 +387,7 @@ class Faults(Stage):
     def fault_verify(self) -> None:
         """An online verify beside the application finds nothing; now and then something happens to it."""
         node = self.rng.randrange(2)
-        if not self.plan.setup.net.verify_alg or not self.c.in_sync or self.excused:
+        if not self._can_verify or not self.c.in_sync or self.excused:
             return
         if self.rng.random() < 0.4:
             self.c.later(self.rng.randint(1, 400), lambda: self.c.world.lib.re_sim_net_reset(self.c.world.sim, 0, 1))
@@ -392,7 +398,7 @@ class Faults(Stage):
     def fault_rot(self) -> None:
         """The Secondary's disk lies: bits rot, writes are lost or go astray.  A verify with repair puts it right."""
         c, node = self.c, self.secondary
-        if not self.plan.setup.net.verify_alg or not c.in_sync or self.excused or self.served_node != 1 - node:
+        if not self._can_verify or not c.in_sync or self.excused or self.served_node != 1 - node:
             return
         disk, sim, lib = c.shells[node].data, c.world.sim, c.world.lib
         kind = self.rng.choice(("rot", "rot", lib.RE_SIM_MISHAP_LOST, lib.RE_SIM_MISHAP_MISDIRECTED))

@@ -142,7 +142,7 @@ class Scenario(Faults):
             for number in c.numbers:
                 if c.state(index, number)[2] < DiskState.INCONSISTENT:
                     self.try_ask(index, "attach", volume=number)
-        self.try_ask(1 - max(self.oracle.primary, 0), "disconnect")
+        self.try_ask(1 - max(self.oracle.primary, 0), "disconnect", force=True)
         for index in (0, 1):
             if c.node(index).cstate == ConnectionState.STANDALONE:
                 self.try_ask(index, "connect")
