@@ -273,6 +273,16 @@ uint64_t conflict_deadline(const struct core *core)
     return epoch ? epoch->barrier_sent_ns + FLUSH_WRITE_AFTER_MS * NS_PER_MS : UINT64_MAX;
 }
 
+static void send_flush_write(struct volume *v, struct request *r)
+{
+    r->volume = v;
+    r->kind = REQUEST_WRITE;
+    r->flags = REQUEST_PREFLUSH;
+    r->started_ns = v->core->now_ns;
+    r->completed = r->told = r->started = true;
+    sender_write(v->core, r);
+}
+
 /* Nothing follows such an epoch: an empty write with a flush does, so that its barrier ack releases both. */
 void conflict_tick(struct core *core)
 {
@@ -286,13 +296,40 @@ void conflict_tick(struct core *core)
     const struct request *kept = list_entry(list_first(&oldest->requests), struct request, tl);
     struct request *r = link->spare;
     link->spare = NULL;
-    r->volume = kept->volume;
-    r->kind = REQUEST_WRITE;
-    r->flags = REQUEST_PREFLUSH;
-    r->started_ns = core->now_ns;
-    r->completed = r->told = r->started = true;
-    sender_write(core, r);
+    send_flush_write(kept->volume, r);
     sender_close_epoch(core, NULL);
+}
+
+bool conflict_can_keep(const struct core *core)
+{
+    uint32_t volumes = 0;
+    for (int i = 0; i < RE_VOLUMES_MAX; i++)
+        volumes += core->volumes[i] ? 1 : 0;
+    return core->requests.free_count >= volumes;
+}
+
+/* The link was lost and I/O frozen, and now the same peer is back.  What it has acknowledged is not sent again: that
+ * could overwrite what the peer has written since.  A flush makes it stable; until that is acknowledged as well it
+ * stays in the log. */
+void conflict_keep_acknowledged(struct core *core)
+{
+    struct link *link = &core->link;
+    bool any[RE_VOLUMES_MAX] = {false};
+    list_for_each_safe(pos, following, &link->kept)
+    {
+        struct request *r = list_entry(pos, struct request, tl);
+        if (!r->net_ok || !volume_replicates(r->volume))
+            continue;
+        list_del(&r->tl);
+        transfer_log_append(&link->log, r);
+        r->epoch->count--;
+        any[r->volume->number] = true;
+    }
+    for (int i = 0; i < RE_VOLUMES_MAX; i++)
+        if (any[i])
+            send_flush_write(core->volumes[i], request_take(&core->requests));
+    sender_close_epoch(core, NULL);
+    sender_barrier(core);
 }
 
 void conflict_link_lost(struct core *core)

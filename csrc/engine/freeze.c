@@ -78,6 +78,12 @@ void freeze_keep(struct core *core)
             struct request *r = list_entry(list_first(&epoch->requests), struct request, tl);
             transfer_log_remove(&link->log, r);
             list_del(&r->sent);
+            if (r->length == 0) {       /* a write that nobody asked for (conflict.c) */
+                request_left_log(r);
+                request_net_done(r, false);
+                request_settle(r);
+                continue;
+            }
             r->in_transfer_log = true;
             r->kept_epoch = epoch->serial;
             list_add_tail(&link->kept, &r->tl);
@@ -131,6 +137,8 @@ static void send_all(struct core *core)
 {
     struct link *link = &core->link;
     uint64_t epoch = 0;
+    if (link->options.two_primaries)
+        conflict_keep_acknowledged(core);
     while (freeze_has_kept(core)) {
         struct request *r = take_first(link);
         if (!can_be_sent(r)) {      /* a resync will bring it, or there is nobody to have it */
@@ -240,10 +248,14 @@ void freeze_resend(struct core *core, uint64_t cookie)
     }
     link->resend_cookie = cookie;
     link->resend_generation = link->generation;
-    link->resend_failed = freeze_has_kept(core) && any_overwritten(core);
+    if (link->options.two_primaries)
+        link->resend_failed = !conflict_can_keep(core);
+    else
+        link->resend_failed = freeze_has_kept(core) && any_overwritten(core);
     for (struct list_head *l = link->kept.next; l != &link->kept && !link->resend_failed; l = l->next) {
         struct request *r = list_entry(l, struct request, tl);
-        if (volume_replicates(r->volume) && needs_reading(r) && !read_back(r))
+        bool stays = link->options.two_primaries && r->net_ok;
+        if (!stays && volume_replicates(r->volume) && needs_reading(r) && !read_back(r))
             link->resend_failed = true;
     }
     check_ready(core);

@@ -560,6 +560,8 @@ bool conflict_release_older(struct core *core, uint32_t number);
 void conflict_tick(struct core *core);
 uint64_t conflict_deadline(const struct core *core);
 void conflict_link_lost(struct core *core);
+bool conflict_can_keep(const struct core *core);
+void conflict_keep_acknowledged(struct core *core);     /* of what was kept without a link */
 void conflict_settle_epoch(struct core *core, const struct receive_epoch *epoch);   /* one of its discarded writes */
 
 /* congestion.c */

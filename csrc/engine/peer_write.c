@@ -336,10 +336,13 @@ void peer_write_received(struct core *core, struct peer_request *pr)
         return;
     if (v->state.peer_disk < D_INCONSISTENT && v->state.connection >= C_CONNECTED)
         volume_set_dirty(v, pr->sector * SECTOR_BYTES, pr->bytes);  /* the writer has no disk: only we have this */
-    uint64_t length = pr->bytes ? pr->bytes : SECTOR_BYTES;
+    if (!pr->bytes) {       /* only a flush: it waits for its epoch's turn, not for a range */
+        write_start(pr);
+        return;
+    }
     if (v->verify.open)
         verify_answer_start(v);     /* it was asked before this write */
-    if (volume_lock_range(v, &pr->lock, pr->sector * SECTOR_BYTES, length, true, write_granted))
+    if (volume_lock_range(v, &pr->lock, pr->sector * SECTOR_BYTES, pr->bytes, true, write_granted))
         write_start(pr);
     else {
         resync_target_yield(v, &pr->lock.range);

@@ -241,3 +241,29 @@ def test_short_window_of_two_primaries_for_a_migration(clusters: Any) -> None:
     second.stop()
     check(cluster)
     assert cluster.state(1)[1:] == (ConnectionState.CONNECTED, DiskState.UP_TO_DATE, DiskState.UP_TO_DATE)
+
+
+def test_short_interruption_under_stonith_sends_both_nodes_writes_again(clusters: Any, sim_seed: int) -> None:
+    from tests.sim.cluster import Load
+    from tests.sim.node_shell import Script
+
+    cluster = clusters(sim_seed, net={"fencing": "resource-and-stonith"}, handlers=("fence-peer", "unfence-peer"),
+                       latency_max_us=3000)  # fmt: skip
+    cluster.connect_fresh()
+    apps = [cluster.serve(0), cluster.serve(1)]
+    for shell in cluster.shells:
+        shell.scripts["fence-peer"] = Script(1, delay_ms=200)  # it does not help: I/O stays frozen
+    for app in apps:
+        app.load(Load(read_percent=0, span_length=128 << 10, queue_depth=6, think_max_ms=3, align_bytes=512))
+    for _ in range(4):
+        cluster.run(200 + sim_seed % 5 * 17)
+        cluster.cut(silent=bool(sim_seed % 2))
+        cluster.until(lambda: not any(cluster.node(n).is_connected for n in (0, 1)), 20_000, "the loss of the link")
+        cluster.run(300)
+        cluster.heal()
+        cluster.until(lambda: cluster.in_sync or cluster.stand_alone, 60_000, "the connection")
+    for app in apps:
+        cluster.world.lib.re_sim_workload_stop(cluster.world.sim, app.number)
+    assert not cluster.stand_alone
+    cluster.until(lambda: all(app.is_idle or app.is_closed for app in apps), 60_000, "the last answers")
+    check(cluster)
