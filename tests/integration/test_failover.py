@@ -609,6 +609,8 @@ def test_wait_connect_for_a_node_that_is_not_there_ends_with_5(make_cluster: Mak
 
 def test_wait_sync_that_is_too_short_ends_with_5_and_a_longer_one_with_0(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(size_mib=32, disk={"c-plan-ahead": "0", "resync-rate": "10M"})
+    with cluster.nodes[ALICE].image.open("r+b") as image:
+        image.write(os.urandom(30 * MIB))
     cluster.start_pair(is_synced=False)
     cluster.call(ALICE, "primary", force=True)
     cluster.ctl(BOB, "wait-sync", "--timeout", "0.5", "r0", status=5)
