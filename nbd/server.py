@@ -37,6 +37,8 @@ from repl.limits import NBD_CLIENTS_MAX, NBD_NEGOTIATION_TIMEOUT_S
 
 RECEIVE_BYTES_MAX = 64 * 1024
 OPEN_TIMEOUT_S = 60.0
+PLACE_TIMEOUT_S = 1.0
+PLACE_POLL_S = 0.01
 ACCEPT_RETRY_S = 0.2
 LOG_BURST = 10
 LOG_INTERVAL_S = 60.0
@@ -135,12 +137,22 @@ class NbdServer:
                 self._log.warning("accept", "nbd: cannot accept a client on %s: %s", listener.label, error)
                 await asyncio.sleep(ACCEPT_RETRY_S)
                 continue
+            await self._wait_for_place()
             self._admit(sock, listener)
             # sock_accept does not yield while clients queue up; a flood of them must not stop the loop.
             await asyncio.sleep(0)
 
+    def _is_full(self) -> bool:
+        return len(self._negotiating) + self._provider.served_clients() >= self._clients_max
+
+    async def _wait_for_place(self) -> None:
+        """The places of clients that have just left are free in a moment: no reason to refuse their successors."""
+        end = asyncio.get_running_loop().time() + PLACE_TIMEOUT_S
+        while self._is_full() and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(PLACE_POLL_S)
+
     def _admit(self, sock: socket.socket, listener: Listener) -> None:
-        if len(self._negotiating) + self._provider.served_clients() >= self._clients_max:
+        if self._is_full():
             sock.close()
             self._log.warning("full", "nbd: refused a client on %s: %d clients are connected",
                               listener.label, self._clients_max)

@@ -105,6 +105,7 @@ def test_kernels_replaced_disk_is_filled_completely(make_pair: PairMaker) -> Non
     pair.compare()
 
 
+@pytest.mark.interop
 def test_disks_leave_and_come_back_under_the_kernels_load(make_pair: PairMaker) -> None:
     pair = make_pair()
     pair.kernel_primary()

@@ -197,6 +197,7 @@ def test_full_sync_by_order_of_either_side(make_pair: PairMaker) -> None:
     pair.compare()
 
 
+@pytest.mark.interop
 def test_large_bitmaps_of_plain_and_coded_parts_are_exchanged(make_pair: PairMaker) -> None:
     pair = make_pair(our_bytes=256 * MIB, kernel_bytes=256 * MIB)
     pair.up()

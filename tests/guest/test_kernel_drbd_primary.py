@@ -7,6 +7,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.lib.interop import LINK_LOST, MIB, ROUNDS, PairMaker
 from tests.lib.tools import find_tool, require
 
@@ -101,6 +103,7 @@ def test_kernel_primary_resyncs_us_after_the_cable_was_pulled(make_pair: PairMak
     pair.compare()
 
 
+@pytest.mark.interop
 def test_kernel_primary_writes_while_it_resyncs_us(make_pair: PairMaker) -> None:
     pair = make_pair(rate="8M")
     pair.up()
@@ -144,6 +147,7 @@ def test_kernel_primary_that_lost_its_disk_reads_and_writes_ours(make_pair: Pair
     pair.compare()
 
 
+@pytest.mark.interop
 def test_kernel_that_pauses_a_resync_towards_us_resumes_it(make_pair: PairMaker) -> None:
     pair = make_pair(rate="8M")
     pair.up()
@@ -200,6 +204,7 @@ def test_we_take_over_from_a_kernel_that_lost_power(make_pair: PairMaker) -> Non
         client.write(0, os.urandom(4096))
 
 
+@pytest.mark.interop
 def test_kernel_primary_whose_link_comes_and_goes_under_load_keeps_us_in_step(make_pair: PairMaker) -> None:
     pair = make_pair(net="ping-int 1;", rate="40M", allowed=LINK_LOST)
     pair.kernel_primary()

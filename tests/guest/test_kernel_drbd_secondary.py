@@ -7,6 +7,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.lib.interop import LINK_LOST, MIB, ROUNDS, OurLoad, PairMaker
 from tests.lib.tools import find_tool, require
 
@@ -208,6 +210,7 @@ def test_kernel_takes_over_from_our_killed_primary_which_comes_back_as_target(ma
     pair.compare()
 
 
+@pytest.mark.interop
 def test_our_primary_whose_link_comes_and_goes_under_load_keeps_the_kernel_in_step(make_pair: PairMaker) -> None:
     pair = make_pair(net="ping-int 1;", rate="40M", allowed=LINK_LOST)
     pair.our_primary()

@@ -107,6 +107,7 @@ def test_our_primary_is_frozen_until_fence_peer_has_stopped_the_kernel(make_pair
     pair.compare()
 
 
+@pytest.mark.interop
 def test_our_frozen_primary_sends_again_when_the_kernel_is_back(make_pair: PairMaker, handler: Handler) -> None:
     pair = make_pair(net=QUICK, disk=STONITH, more=handler.section, allowed=LINK_LOST)
     pair.our_primary()

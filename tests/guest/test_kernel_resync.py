@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import pytest
+
 from tests.lib.interop import DISK_BYTES, LINK_LOST, MIB, KernelPair, PairMaker
 
 SLOW = "4M"
@@ -31,6 +33,7 @@ def our_data(pair: KernelPair, blocks: int = 512) -> None:
 # ---- digests ----
 
 
+@pytest.mark.interop
 def test_kernel_target_asks_us_with_digests(make_pair: PairMaker) -> None:
     pair = make_pair(net="csums-alg md5;")
     pair.our_primary()

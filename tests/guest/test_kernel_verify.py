@@ -105,6 +105,7 @@ def test_verify_both_ways_under_the_kernels_writes_gives_no_false_alarm(make_pai
     pair.compare()
 
 
+@pytest.mark.interop
 def test_our_verify_that_is_stopped_ends_at_the_kernel_too(make_pair: PairMaker) -> None:
     pair = make_pair(net=VERIFY.format("crc32c"), rate="4M")
     pair.our_primary()

@@ -442,7 +442,9 @@ def test_nbd_port_that_is_taken_ends_the_start_with_a_message(make_cluster: Make
 
 @pytest.mark.parametrize("name", NODES)
 def test_sigterm_in_a_resync_ends_in_order_and_the_resync_goes_on_later(make_cluster: MakeCluster, name: str) -> None:
-    cluster = make_cluster(size_mib=32, disk={"resync-rate": "10M"})
+    cluster = make_cluster(size_mib=32, disk={"c-plan-ahead": "0", "resync-rate": "10M"})
+    with cluster.nodes[ALICE].image.open("r+b") as image:
+        image.write(os.urandom(30 * MIB))  # holes would be there at once
     cluster.start_pair(is_synced=False)
     cluster.call(ALICE, "primary", force=True)
     total = cluster.size_bytes()

@@ -460,6 +460,17 @@ def test_client_above_the_limit_is_closed_and_a_place_that_is_left_is_given_agai
     asyncio.run(run())
 
 
+def test_client_gets_the_place_that_another_one_is_just_leaving(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with serving(tmp_path, clients_max=2) as (bench, _):
+            bench.provider.served = 2
+            client = await bench.connect()
+            asyncio.get_running_loop().call_later(0.1, setattr, bench.provider, "served", 1)
+            await client.start()
+
+    asyncio.run(run())
+
+
 def test_close_drops_clients_that_are_negotiating_but_not_those_handed_over(tmp_path: Path) -> None:
     async def run() -> None:
         async with serving(tmp_path) as (bench, server):
