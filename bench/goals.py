@@ -55,6 +55,10 @@ def _replicated(question: str, cell: str, metric: str, other: str, limit: float 
     return Goal("replicated", question, cell, metric, "ours-C", other, limit, unit.startswith("us"), unit)
 
 
+def _checked(question: str, cell: str, metric: str, limit: float, unit: str) -> Goal:
+    return Goal("replicated", question, cell, metric, "ours-C-crc32c", "", limit, unit.startswith("us"), unit)
+
+
 GOALS: tuple[Goal, ...] = (
     _plain("plain 4 KiB randwrite QD32, IOPS / nbdkit", RANDWRITE_QD32, "iops", "nbdkit", 1.8),
     _plain("plain 4 KiB randread QD32, IOPS / nbdkit", RANDREAD_QD32, "iops", "nbdkit", 1.8),
@@ -79,11 +83,22 @@ GOALS: tuple[Goal, ...] = (
     _replicated("protocol C QD32, IOPS / qemu-mirror-nbdkit", RANDWRITE_QD32, "iops", "qemu-mirror-nbdkit", None),
     _replicated("protocol C QD1, IOPS / qemu-mirror", RANDWRITE_QD1, "iops", "qemu-mirror", 2),
     _replicated("protocol C 1 MiB seqwrite", SEQWRITE, "mb_per_s", "", 1000, "MB/s"),
+    _checked("C with crc32c integrity, 4 KiB randwrite QD32, IOPS", RANDWRITE_QD32, "iops", 100_000, "/s"),
+    _checked("C with crc32c integrity, QD32, CPU of both nodes", RANDWRITE_QD32, "server_cpu_us_per_op", 10, "us/op"),
+    _checked("C with crc32c integrity, 1 MiB seqwrite", SEQWRITE, "mb_per_s", 1000, "MB/s"),
     _replicated("replicated / plain, randwrite QD1 (DRBD C: 0.52)", RANDWRITE_QD1, "iops", "ours", 0.6),
     _replicated("replicated / plain, randwrite QD32 (DRBD C: 0.60)", RANDWRITE_QD32, "iops", "ours", 0.6),
     _replicated("replicated / plain, 1 MiB seqwrite (DRBD C: 0.31)", SEQWRITE, "mb_per_s", "ours", 0.5),
-    Goal("verify", "online verify with crc32c, controller open", FULL_SYNC, "mb_per_s", "ours-crc32c", "", 1500,
-         unit="MB/s"),  # fmt: skip
+    Goal(
+        "verify",
+        "online verify with crc32c, controller open",
+        FULL_SYNC,
+        "mb_per_s",
+        "ours-crc32c",
+        "",
+        1500,
+        unit="MB/s",
+    ),  # fmt: skip
     Goal("resync", "full resync, controller open", FULL_SYNC, "mb_per_s", "ours-C", "", 1000, unit="MB/s"),
 )
 

@@ -209,6 +209,13 @@ class OursC(Ours):
     name = "ours-C"
 
 
+class OursChecked(Ours):
+    """Protocol C with a digest on every write, as a careful administrator sets it."""
+
+    name = "ours-C-crc32c"
+    net = "data-integrity-alg crc32c; verify-alg crc32c; csums-alg crc32c;"
+
+
 class OursSync(Ours):
     """The initial full synchronisation of a pair."""
 

@@ -56,6 +56,7 @@ from bench.ours import (  # noqa: E402
     OursA,
     OursB,
     OursC,
+    OursChecked,
     OursPlain,
     OursSync,
     OursVerify,
@@ -67,7 +68,7 @@ BASELINES = {"plain": "nbdkit", "replicated": "qemu-mirror", "resync": "qemu-mir
 WHOLE_DEVICE = ("resync", "verify")
 CONTENDERS: dict[str, tuple[type[Contender], ...]] = {
     "plain": (Nbdkit, QemuNbd, NbdServer, OursPlain),
-    "replicated": (QemuMirror, QemuMirrorNbdkit, QemuQuorum, OursA, OursB, OursC, OursPlain),
+    "replicated": (QemuMirror, QemuMirrorNbdkit, QemuQuorum, OursA, OursB, OursC, OursChecked, OursPlain),
     "resync": (QemuMirrorSync, OursSync),
     "verify": (OursVerify, OursVerifySha1),
 }
@@ -286,11 +287,12 @@ def print_goals(verdicts: Sequence[Verdict]) -> None:
     say("\ngoals")
     rows = []
     for verdict in verdicts:
-        measured = "-"
         if verdict.measured is not None:
             measured = f"{number(verdict.measured, 2 if verdict.unit == 'x' else 1)} {verdict.unit}"
-        rows.append([verdict.question, verdict.goal, measured, verdict.verdict])
+            rows.append([verdict.question, verdict.goal, measured, verdict.verdict])
     print_table(["question", "goal", "measured", ""], rows)
+    if len(rows) < len(verdicts):
+        say(f"    ({len(verdicts) - len(rows)} goals were not measured in this run)")
 
 
 def cpu_model() -> str:
