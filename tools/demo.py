@@ -26,9 +26,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from rich.console import Console  # noqa: E402
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn  # noqa: E402
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn  # noqa: E402
 
 from nbd.client import NbdClient  # noqa: E402
+from repl.cli.waiting import SpeedColumn  # noqa: E402
 from repl.errors import PeerLost, ReplError  # noqa: E402
 
 MIB = 1 << 20
@@ -143,7 +144,7 @@ def wait_synced(pair: Pair, node: str, title: str) -> int:
         TextColumn("  {task.description}"),
         BarColumn(),
         DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
+        SpeedColumn(),
     )
     most = 0
     with Progress(*columns, console=console) as progress:

@@ -11,17 +11,20 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import click
+from rich import filesize
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    Task,
     TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
 
 from repl.cli import output, status_text
 from repl.cli.client import Client
@@ -113,6 +116,17 @@ class StepReporter:
                     output.print_line(status_text.progress_text(self._resource, volume))
 
 
+class SpeedColumn(TransferSpeedColumn):
+    """The rate of the last moments; at the end, and before there were two looks, the mean so far."""
+
+    def render(self, task: Task) -> Text:
+        if not task.finished and task.speed:
+            return super().render(task)
+        if not task.completed or not task.elapsed:
+            return Text()
+        return Text(f"{filesize.decimal(int(task.completed / task.elapsed))}/s", style="progress.data.speed")
+
+
 class Bars:
     def __init__(self, resource: str) -> None:
         self._resource = resource
@@ -122,7 +136,7 @@ class Bars:
             BarColumn(),
             TaskProgressColumn(),
             DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
+            SpeedColumn(),
             TimeRemainingColumn(),
             console=Console(),
         )
