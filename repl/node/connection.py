@@ -224,7 +224,7 @@ class Connection:
 
     async def _set_connection(self, cstate: ConnectionState, reason: str = "") -> None:
         await self.node.transition(
-            lambda v, s: replace(s, conn=cstate), cstate=cstate, peer_role=Role.UNKNOWN, reason=reason
+            lambda v, s: replace(s, conn=cstate), cstate=cstate, peer_role=Role.UNKNOWN, reason=reason, goes_on=True
         )
 
     async def _attempt(self) -> None:
@@ -234,9 +234,10 @@ class Connection:
             await self._set_connection(_C.WF_CONNECTION)
         if not self.wanted:
             return
+        self._may_cancel = True
+        await node.late.settled()
         self.pairs.open()
         node.act(act.Listen(True))
-        self._may_cancel = True
         pair = await self.pairs.make()
         node.act(act.Listen(False))
         self.pairs.close()
@@ -392,6 +393,7 @@ class Connection:
             cstate=state,
             peer_role=Role.UNKNOWN,
             reason=text,
+            goes_on=True,
         )
         if had_link:
             await node.suspension.link_is_gone()

@@ -50,7 +50,7 @@ class Handlers:
         command = node.settings.handlers.get(name)
         if not command:
             return None
-        await node.metadata_is_stable()
+        await node.metadata_is_stable(volume if isinstance(volume, Volume) else None)
         number = volume.number if isinstance(volume, Volume) else -1 if volume is None else volume
         handler_id, self._next_id = self._next_id, self._next_id + 1
         running = _Running(name, number, node.clock_ms(), Promise())

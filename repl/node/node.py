@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from repl.drbd.layout import Layout
@@ -28,6 +29,7 @@ from repl.node.disks import Disks
 from repl.node.fencing import DONT_CARE, Fencing
 from repl.node.flow import Cancelled, Flow, Mutex, Promise, Scheduler
 from repl.node.handlers import Handlers
+from repl.node.late import LateMetadata, Step
 from repl.node.net_options import NetOptions
 from repl.node.resize import Measured, Resize
 from repl.node.resync import ResyncControl
@@ -87,6 +89,7 @@ class Node:
         self.disks = Disks(self)
         self.undo = Undo(self)
         self.resize = Resize(self)
+        self.late = LateMetadata(self)
         self.commands = Commands(self)
         self.handlers = Handlers(self)
         self.fencing = Fencing(self)
@@ -374,8 +377,10 @@ class Node:
         """``async with``: no transition takes place meanwhile."""
         return self._lock
 
-    async def metadata_is_stable(self) -> None:
-        """Every transition that was under way has its metadata on the disk."""
+    async def metadata_is_stable(self, volume: Volume | None = None) -> None:
+        """Every transition that was under way has its metadata on the disk (that of ``volume`` even if it is late)."""
+        if volume is not None:
+            await self.late.settled(volume)
         async with self._lock:
             pass
 
@@ -383,8 +388,7 @@ class Node:
         """The engine ends the clients' writes with an error from now on."""
         async with self._lock:
             for volume in self.volumes.values():
-                state = replace(volume.state, role=Role.SECONDARY)
-                self.send(ec.VolumeState(volume.number, self._engine_state(state)))
+                self.tell_engine(volume, replace(volume.state, role=Role.SECONDARY))
 
     async def transition(
         self,
@@ -397,11 +401,15 @@ class Node:
         full_sync: bool | None = None,
         only: Volume | None = None,
         reason: str = "",
+        goes_on: bool = False,
     ) -> None:
         """Change states of all volumes (or ``only`` one): metadata first, then the engine, then the log.
 
         ``change`` and ``uuids`` are called with the state as it is when the transition has its turn.
+        ``goes_on``: do not wait for volumes whose metadata does not answer (see :mod:`repl.node.late`).
         """
+        late: list[Promise[None]] = []
+        step = Step(change, uuids, full_sync, reason)
         async with self._lock:
             if role is not None:
                 self._log_change("role", self.role, role, reason=reason)
@@ -412,49 +420,76 @@ class Node:
             if cstate is not None and cstate != self.cstate:
                 self._log_change("connection", self.cstate, cstate, reason=reason)
                 self.cstate = cstate
-            plans: list[tuple[Volume, StateWord]] = []
-            writes: list[Promise[Event]] = []
             targets = [only] if only is not None else list(self.volumes.values())
             for volume in targets:
-                if volume.attached and self._ends_replay(volume, self._sanitized(volume, change(volume, volume.state))):
-                    await self.ask(ec.BitmapWrite(volume.number))  # it flushes the data as well
+                if not self.late.holds(volume) and self.ends_replay(volume, step):
+                    written = self.ask(ec.BitmapWrite(volume.number))  # it flushes the data as well
+                    await self.late.in_time([written])
+                    if not written.is_done:
+                        self.late.hold(volume, written, lambda: None)
+            late += [self.late.defer(volume, step) for volume in targets if self.late.holds(volume)]
+            targets = [volume for volume in targets if not self.late.holds(volume)]
             wanted = {v.number: change(v, v.state) for v in targets}  # once: it may take a disk over
             planned = [(v, wanted.get(v.number, v.state)) for v in self.volumes.values()]
             self.suspension.observe([(v, self._sanitized(v, state)) for v, state in planned])
+            plans: list[tuple[Volume, StateWord, Promise[Event] | None]] = []
             for volume, state in planned:
-                after = self._sanitized(volume, state)
-                if volume not in targets and after == volume.state:
+                if self.late.holds(volume) or (volume not in targets and self._sanitized(volume, state) == state):
                     continue
-                if after.disk == DiskState.UP_TO_DATE and after.pdsk == DiskState.UP_TO_DATE:
-                    volume.crashed_primary = volume.has_left_over = False
-                new_uuids = uuids(volume) if uuids is not None and volume in targets else volume.uuids
-                new_uuids = set_primary(new_uuids, self.role == Role.PRIMARY) if new_uuids.current else new_uuids
-                full = full_sync if volume in targets else None
-                block = volume.superblock_for(after, new_uuids, full_sync=full)
-                volume.uuids = new_uuids
-                if block is not None:
-                    volume.superblock = block
-                    data = block.serialise()
-                    if data != volume.written:
-                        volume.written = data
-                        writes.append(self.ask(ec.MdWrite(volume.number, data)))
-                plans.append((volume, after))
-            for write in writes:
-                await write
-            for volume, after in plans:
-                before, volume.state = volume.state, after
-                self._log_volume(volume, before, after, reason)
-                self.verify.state_changed(volume, before, after)
-                self.send(ec.VolumeState(volume.number, self._engine_state(after)))
+                plans.append((volume, *self.plan(volume, state, step if volume in targets else Step())))
+            await self.late.in_time([write for _, _, write in plans if write is not None])
+            for volume, after, write in plans:
+                if write is None or write.is_done:
+                    self.apply(volume, after, reason)
+                    continue
+                waits = self.late.hold(volume, write, partial(self.apply, volume, after, reason))
+                if volume in targets:
+                    late.append(waits)
         self.resync.pauses.look()
         self.notify_watchers()
+        for promise in late if not goes_on else ():
+            await promise
+
+    def plan(self, volume: Volume, state: StateWord, step: Step) -> tuple[StateWord, Promise[Event] | None]:
+        """The state that follows, and the write that makes it stable if one is needed."""
+        after = self._sanitized(volume, state)
+        if after.disk == DiskState.UP_TO_DATE and after.pdsk == DiskState.UP_TO_DATE:
+            volume.crashed_primary = volume.has_left_over = False
+        uuids = step.uuids(volume) if step.uuids is not None else volume.uuids
+        uuids = set_primary(uuids, self.role == Role.PRIMARY) if uuids.current else uuids
+        block = volume.superblock_for(after, uuids, full_sync=step.full_sync)
+        volume.uuids = uuids
+        if block is None:
+            return after, None
+        volume.superblock = block
+        data = block.serialise()
+        if data == volume.written:
+            return after, None
+        volume.written = data
+        return after, self.ask(ec.MdWrite(volume.number, data))
+
+    def apply(self, volume: Volume, after: StateWord, reason: str) -> None:
+        """Its metadata is stable."""
+        before, volume.state = volume.state, after
+        self._log_volume(volume, before, after, reason)
+        self.verify.state_changed(volume, before, after)
+        self.tell_engine(volume)
+
+    def tell_engine(self, volume: Volume, state: StateWord | None = None) -> None:
+        """What the engine acts on; application I/O of a volume whose metadata is late is frozen."""
+        told = self._engine_state(volume.state if state is None else state)
+        if self.late.holds(volume):
+            told = replace(told, suspended=True)
+        self.send(ec.VolumeState(volume.number, told))
 
     def _sanitized(self, volume: Volume, state: StateWord) -> StateWord:
         return sanitize(self._with_node_states(state), negotiating_falls_to=volume.falls_to)
 
-    @staticmethod
-    def _ends_replay(volume: Volume, after: StateWord) -> bool:
+    def ends_replay(self, volume: Volume, step: Step) -> bool:
         """The next attach will not mark the activity log's extents any more: the bitmap has to say all of it."""
+        if not volume.attached:
+            return False
+        after = self._sanitized(volume, step.change(volume, volume.state))
         block = volume.superblock_for(after, volume.uuids)
         if block is None or volume.superblock is None:
             return False

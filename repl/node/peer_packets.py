@@ -136,11 +136,23 @@ class PeerPackets:
             await node.congestion.fall_behind(volume, theirs)
             return
         await node.transition(
-            lambda v, s: replace(s, pdsk=peer_disk, peer_isp=theirs.pauses_resync) if v is volume else s,
+            lambda v, s: replace(s, pdsk=peer_disk, peer_isp=theirs.pauses_resync),
             uuids=uuids,
             peer_role=theirs.role,
+            only=volume,
             reason="told by the peer",
+            goes_on=True,
         )
+        if node.late.holds(volume):  # the other volumes' packets do not wait for it
+            self._c.child(node.start(self._followed_late(volume, theirs, new_generation), "follow the peer late"))
+        else:
+            self._followed(volume, theirs, new_generation)
+
+    async def _followed_late(self, volume: Volume, theirs: StateWord, new_generation: bool) -> None:
+        await self._node.late.settled(volume)
+        self._followed(volume, theirs, new_generation)
+
+    def _followed(self, volume: Volume, theirs: StateWord, new_generation: bool) -> None:
         if new_generation:
             self._c.send_uuids(volume)
         if theirs.disk == _D.NEGOTIATING:  # we have nothing to compare it with: it goes on by itself
@@ -166,8 +178,9 @@ class PeerPackets:
             return
         await node.ask(ec.BitmapClearAll(volume.number))
         await node.transition(
-            lambda v, s: replace(s, disk=_D.UP_TO_DATE, pdsk=_D.UP_TO_DATE) if v is volume else s,
-            uuids=lambda v: adopt_current(v.uuids, report.uuids.current, primary=False) if v is volume else v.uuids,
+            lambda v, s: replace(s, disk=_D.UP_TO_DATE, pdsk=_D.UP_TO_DATE),
+            uuids=lambda v: adopt_current(v.uuids, report.uuids.current, primary=False),
+            only=volume,
             reason="initial sync skipped by order",
         )
         self._c.send_state(volume)  # an older P_STATE of ours may have reached the peer after its own change

@@ -251,7 +251,7 @@ class Resize:
         """Metadata durable at every step; nothing else may write the superblock meanwhile."""
         node, name = self._node, self._name(volume)
         before = volume.size_sectors
-        async with node.exclusively():
+        async with node.late.exclusively(volume):
             block = volume.superblock
             if block is None or volume.prepared is None:
                 raise DiskFailed(f"{name}: its disk is gone.", errno=5)

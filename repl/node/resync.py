@@ -85,7 +85,7 @@ class ResyncControl:
         node = self._node
         if not await node.ask_ok(ec.BitmapWrite(volume.number)):
             return
-        await node.transition(lambda v, s: replace(s, conn=_C.WF_SYNC_UUID) if v is volume else s)
+        await node.transition(lambda v, s: replace(s, conn=_C.WF_SYNC_UUID), only=volume)
         node.ask(ec.BitmapSend(volume.number))
         volume.waiting_for_sync_uuid.keep(None)
 
@@ -103,8 +103,9 @@ class ResyncControl:
             return
         dirty = node.dirty_bits(volume)
         await node.transition(
-            lambda v, s: replace(s, conn=_C.SYNC_SOURCE, pdsk=_D.INCONSISTENT) if v is volume else s,
+            lambda v, s: replace(s, conn=_C.SYNC_SOURCE, pdsk=_D.INCONSISTENT),
             uuids=uuids,
+            only=volume,
             reason=f"{dirty} blocks ({dirty * 4} KiB) to be sent",
         )
         volume.corrected = None
@@ -121,9 +122,8 @@ class ResyncControl:
             # differs: without a trace in the generations the next handshake would find both equal (decision 0022).
             await node.transition(
                 lambda v, s: s,
-                uuids=lambda v: (
-                    new_current(v.uuids, node.random, primary=node.role == Role.PRIMARY) if v is volume else v.uuids
-                ),
+                uuids=lambda v: new_current(v.uuids, node.random, primary=node.role == Role.PRIMARY),
+                only=volume,
             )
         node.connection.end_for_good(_veto("before-resync-source", status))
         return False
@@ -170,10 +170,9 @@ class ResyncControl:
         self.options.choose_csums(volume)
         dirty = node.dirty_bits(volume)
         await node.transition(
-            lambda v, s: (
-                replace(s, conn=_C.SYNC_TARGET, disk=_D.INCONSISTENT, pdsk=_D.UP_TO_DATE) if v is volume else s
-            ),
-            uuids=lambda v: target_accept_sync_uuid(v.uuids, uuid) if v is volume else v.uuids,
+            lambda v, s: replace(s, conn=_C.SYNC_TARGET, disk=_D.INCONSISTENT, pdsk=_D.UP_TO_DATE),
+            uuids=lambda v: target_accept_sync_uuid(v.uuids, uuid),
+            only=volume,
             reason=f"{dirty} blocks ({dirty * 4} KiB) to be fetched",
         )
         self._child(self._save_progress(volume), "save resync progress")
@@ -186,7 +185,8 @@ class ResyncControl:
             return
         if failed:
             await node.transition(
-                lambda v, s: replace(s, conn=_C.CONNECTED, disk=_D.INCONSISTENT) if v is volume else s,
+                lambda v, s: replace(s, conn=_C.CONNECTED, disk=_D.INCONSISTENT),
+                only=volume,
                 reason=f"resync ended, {failed} blocks failed",
             )
             node.connection.send_state(volume)
@@ -205,6 +205,7 @@ class ResyncControl:
             uuids=lambda v: (
                 finish_target(v.uuids, report.uuids, primary=node.role == Role.PRIMARY) if is_it(v) else v.uuids
             ),
+            only=volume,
             reason="resync done",
         )
         if volume.state.conn != _C.CONNECTED or not volume.attached:
@@ -223,10 +224,9 @@ class ResyncControl:
         if done:
             await node.ask(ec.BitmapWrite(volume.number))
         await node.transition(
-            lambda v, s: (
-                replace(s, conn=_C.CONNECTED, pdsk=_D.UP_TO_DATE if done else _D.INCONSISTENT) if v is volume else s
-            ),
-            uuids=lambda v: finish_source(v.uuids) if v is volume and done else v.uuids,
+            lambda v, s: replace(s, conn=_C.CONNECTED, pdsk=_D.UP_TO_DATE if done else _D.INCONSISTENT),
+            uuids=lambda v: finish_source(v.uuids) if done else v.uuids,
+            only=volume,
             peer_role=peer_role,
             reason="resync done" if done else f"resync ended, {left} blocks are still different",
         )
@@ -244,7 +244,7 @@ class ResyncControl:
             return
         volume.expects_sync_uuid = True
         await self._node.transition(
-            lambda v, s: replace(s, conn=_C.WF_SYNC_UUID) if v is volume else s, reason="the device has grown"
+            lambda v, s: replace(s, conn=_C.WF_SYNC_UUID), only=volume, reason="the device has grown"
         )
         volume.waiting_for_sync_uuid.keep(None)
 
@@ -318,7 +318,7 @@ class ResyncControl:
     async def _start_full_sync_source(self, volume: Volume) -> None:
         node = self._node
         await node.transition(
-            lambda v, s: replace(s, conn=_C.STARTING_SYNC_S) if v is volume else s, reason="full sync by order"
+            lambda v, s: replace(s, conn=_C.STARTING_SYNC_S), only=volume, reason="full sync by order"
         )
         if await node.ask_ok(ec.BitmapSetAll(volume.number)):
             await self._become_source(volume)

@@ -61,7 +61,8 @@ class PauseControl:
 
     async def _set_user(self, volume: Volume, on: bool) -> None:
         await self._node.transition(
-            lambda v, s: replace(s, user_isp=on) if v is volume else s,
+            lambda v, s: replace(s, user_isp=on),
+            only=volume,
             reason="resync paused by order" if on else "resync resumed by order",
         )
         self._node.connection.send_state(volume)
@@ -104,7 +105,8 @@ class PauseControl:
         self._changing.discard(volume.number)
         after = _text(volume.settings.resync_after)
         await self._node.transition(
-            lambda v, s: replace(s, aftr_isp=self._must_wait(volume)) if v is volume else s,
+            lambda v, s: replace(s, aftr_isp=self._must_wait(volume)),
+            only=volume,
             reason=f"resync-after {after}",
         )
         self._node.connection.send_state(volume)

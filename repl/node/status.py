@@ -71,6 +71,7 @@ def _volume_status(node: Node, volume: Volume) -> dict[str, Any]:
         "minor": volume.settings.minor,
         "disk": str(volume.state.disk),
         "disk_error": volume.disk_error,
+        "metadata_late_s": node.late.waited_s(volume),
         "write_ordering": volume.write_ordering,
         "peer_disk": str(volume.state.pdsk),
         "replication": str(volume.state.conn) if node.is_connected else "Off",

@@ -199,13 +199,16 @@ class Suspension:
         if node.cstate >= _C.WF_REPORT_PARAMS:
             return False
         await node.transition(
-            lambda v, s: s if pdsk is None else _with_peer_disk(s, pdsk), uuids=self._new_generation, reason=reason
+            lambda v, s: s if pdsk is None else _with_peer_disk(s, pdsk),
+            uuids=self._new_generation,
+            reason=reason,
+            goes_on=True,
         )
         if self.kept:
             await node.ask(ec.LinkResolve())
             self.kept = False
         self._clear(user=user, fencing=fencing, no_data=no_data)
-        await node.transition(lambda v, s: s)
+        await node.transition(lambda v, s: s, goes_on=True)
         return True
 
     def _clear(self, *, user: bool, fencing: bool, no_data: bool) -> None:
@@ -227,7 +230,7 @@ class Suspension:
     async def suspend(self) -> None:
         if not self.user:
             self.user = True
-            await self._node.transition(lambda v, s: s, reason="suspend-io")
+            await self._node.transition(lambda v, s: s, reason="suspend-io", goes_on=True)
             self._node.emit("suspended", "application I/O is suspended by order", level="warning")
 
     async def resume(self) -> None:
@@ -244,7 +247,7 @@ class Suspension:
                         return
                     continue
                 self._clear(user=True, fencing=True, no_data=True)
-                await node.transition(lambda v, s: s, reason="resume-io")
+                await node.transition(lambda v, s: s, reason="resume-io", goes_on=True)
                 return
 
     async def before_demotion(self, *, force: bool) -> None:

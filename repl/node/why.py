@@ -84,6 +84,11 @@ def _disk(node: Node, volume: Volume) -> list[Finding]:
     """The own disk."""
     name, peer, number = f"{node.settings.resource}/{volume.number}", node.settings.peer, volume.number
     state = volume.state
+    late_s = node.late.waited_s(volume)
+    if late_s is not None:
+        text = f"The metadata of {name} has not answered for {late_s:.0f} s: its I/O waits, and so does the connection."
+        step = f'Check the disk. To go on without it: "replctl detach --force {name}".'
+        return [Finding("metadata-late", text, step, number)]
     if state.conn in _TARGETS:
         paused = " (paused)" if state.conn == _C.PAUSED_SYNC_T else ""
         text = f"{name} is being resynced from {peer}{paused}, {_dirty(node, volume)} to go."
