@@ -53,10 +53,12 @@ class Setup:
     buffer_bytes: int = 256 << 10
     other_net: NetSettings | None = None  # node 1, where it differs
     other_disk_bytes: int = 0  # node 1, where it differs
+    room_bytes: int = 0  # by which the disks can grow; one volume
     has_metadata: bool = True
     volumes: int = 1
     odd_sectors: int = 0  # the device is so much smaller than a whole number of 4 KiB blocks
     on_no_data: str = "io-error"
+    resync_in_turn: bool = False  # resync-after: each volume after the one before it
     handlers: tuple[str, ...] = ()  # those that are configured; what they do: NodeShell.scripts
     overrides: dict[str, Any] = field(default_factory=dict)  # of VolumeSettings
 
@@ -83,13 +85,14 @@ class Cluster:
         places = [place for shell in self.shells for place in shell.places] if setup.has_metadata else []
         usable = [node_disk.usable_sectors(p, node_disk.find_superblock(p)[1]) for p in places]
         self.device_bytes = (min(usable or [0]) - setup.odd_sectors) * 512  # of each volume
-        size = max(self.device_bytes, 512) * setup.volumes
+        size = max(self.device_bytes, 512) * setup.volumes + setup.room_bytes
         self.history = int(world.lib.re_sim_history_create(world.sim, size))
 
     def _place(self, index: int, number: int) -> DiskPlace:
         setup, world, suffix = self.setup, self.world, f".{number}" if number else ""
         size = setup.other_disk_bytes if index and setup.other_disk_bytes else setup.disk_bytes
-        data = SimDisk(world, index, size, f"disk{index}{suffix}")
+        data = SimDisk(world, index, size + setup.room_bytes, f"disk{index}{suffix}")
+        data.size_bytes = size
         md = SimDisk(world, index, MIB, f"md{index}{suffix}") if setup.external else data
         for disk in {id(data): data, id(md): md}.values():
             disk.settings(read_min_ns=20_000, read_max_ns=setup.write_max_us * 500,
@@ -109,6 +112,8 @@ class Cluster:
             if setup.odd_sectors:
                 limit = node_disk.usable_sectors(place, node_disk.find_superblock(place)[1]) - setup.odd_sectors
             made = VolumeSettings(number, size_sectors=limit, al_extents=setup.al_extents, resync=setup.resync)
+            if setup.resync_in_turn and number:
+                made = replace(made, resync_after=("r0", number - 1))
             volumes.append(replace(made, **setup.overrides))
         settings = NodeSettings(
             resource="r0",
@@ -356,6 +361,9 @@ class Cluster:
         self.until(lambda: all(map(self._is_idle, (0, 1))), 30_000, "idle disks and clear bitmaps")
         self.run(2 * self.setup.latency_max_us / 1000 + 5)  # an asynchronous write may still be between the sockets
         self.until(lambda: all(map(self._is_idle, (0, 1))), 30_000, "idle disks and clear bitmaps")
+        if any(self.node(index).settings.net.protocol == 1 for index in (0, 1)):  # a slow link may have much to bring
+            self.wait(lambda: not any(map(self.differing, self.numbers)), 30_000)
+            self.until(lambda: all(map(self._is_idle, (0, 1))), 30_000, "idle disks and clear bitmaps")
 
     def _is_idle(self, index: int) -> bool:
         for number in self.numbers:

@@ -12,7 +12,7 @@ from tests.sim.world import MIB, MS, SECOND, SimDisk, SimFailure
 
 ENOSPC, EIO = 28, 5
 READ, WRITE, FLUSH = 0, 1, 2
-FIRST_TO_VERIFY = 88
+FIRST_WITH_INTEGRITY, FIRST_TO_VERIFY = 87, 88
 
 
 class Faults(Stage):
@@ -45,7 +45,7 @@ class Faults(Stage):
 
     def fault_silence(self) -> None:
         """A little shorter or longer than one of the timers."""
-        net = self.plan.setup.net
+        net = self.c.shells[0].settings.net
         timer = self.rng.choice(
             (net.timeout_ms, net.ping_int_ms, net.ping_timeout_ms, net.connect_int_ms, net.ping_int_ms + net.timeout_ms)
         )
@@ -92,7 +92,9 @@ class Faults(Stage):
 
     def fault_flip(self) -> None:
         """Single bits of payloads flip: no disk ever gets them, as long as digests go with the data."""
-        if not self.plan.setup.net.data_integrity_alg:
+        nets = [shell.settings.net for shell in self.c.shells]
+        nets += [shell.node.settings.net for shell in self.c.shells if shell.node is not None]
+        if not all(n.data_integrity_alg and n.protocol_max >= FIRST_WITH_INTEGRITY for n in nets) or not self.c.in_sync:
             return
         self.c.world.net(flip_payload_ppm=self.rng.choice((10_000, 100_000)))
         self.pause(4000)
@@ -274,6 +276,7 @@ class Faults(Stage):
                 self.oracle.disk_fault(node, number)
             self.oracle.may_lose(node)
             self.stale.add(node)
+            self.undo.forget(node)
             self.excused = True
             self.back(node)
             if self.wait_calmly(lambda: c.in_sync, 60_000):
@@ -400,9 +403,12 @@ class Faults(Stage):
         c, node = self.c, self.secondary
         if not self._can_verify or not c.in_sync or self.excused or self.served_node != 1 - node:
             return
+        if self.plan.setup.overrides["read_balancing"] != "prefer-local":
+            return  # somebody would read it
         disk, sim, lib = c.shells[node].data, c.world.sim, c.world.lib
         kind = self.rng.choice(("rot", "rot", lib.RE_SIM_MISHAP_LOST, lib.RE_SIM_MISHAP_MISDIRECTED))
         c.log(f"disk {disk.name}: {kind}")
+        self.undo.forget(node)
         if kind == "rot":
             for _ in range(self.rng.randint(1, 5)):
                 lib.re_sim_disk_flip_bit(sim, disk.number, self.rng.randrange(c.device_bytes), self.rng.randrange(8))
@@ -411,7 +417,7 @@ class Faults(Stage):
             c.run(self.rng.randint(1, 500))
             lib.re_sim_disk_mishap(sim, disk.number, kind, 0, 0)
         for _ in range(4):  # the first may be refused: a state change is under way
-            report = self._verify(1 - node, repair=True)
+            report = self._verify(1 - node, repair=True, start_sector=0)
             if report is not None and not report["differing_blocks"]:
                 break
             self.wait_calmly(lambda: c.in_sync, 60_000)

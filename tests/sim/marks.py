@@ -8,6 +8,8 @@ from typing import Any
 
 from repl.drbd import activity_log, layout, superblock
 from repl.drbd.superblock import MdFlag, Superblock
+from repl.errors import MetadataError
+from repl.node import moved
 from repl.node.disk import DiskPlace
 from tests.sim.world import BLOCK, SimDisk
 
@@ -17,10 +19,9 @@ Read = Callable[[int, int], bytes]
 def covered(place: DiskPlace, *, layer: int = 0, image: Read | None = None) -> int:
     """Blocks of a device that would be taken for different after a restart."""
     read = image or _reader(place, layer)
-    found = superblock.parse(read(_superblock_byte(place), BLOCK))
+    found, where = _find(place, read)
     if found.la_size_sectors == 0 or found.all_dirty:
         return (1 << max(1, -(-place.data.size_bytes // BLOCK))) - 1
-    where = _layout(place)
     bits = int.from_bytes(read(where.bitmap_byte, where.bitmap_bytes), "little")
     return bits | _hot(found, where, read)
 
@@ -28,8 +29,8 @@ def covered(place: DiskPlace, *, layer: int = 0, image: Read | None = None) -> i
 def hot(place: DiskPlace, *, layer: int = 0) -> int:
     """Blocks that the activity log alone marks."""
     read = _reader(place, layer)
-    found = superblock.parse(read(_superblock_byte(place), BLOCK))
-    return _hot(found, _layout(place), read)
+    found, where = _find(place, read)
+    return _hot(found, where, read)
 
 
 def _hot(found: Superblock, where: Any, read: Read) -> int:
@@ -51,12 +52,27 @@ def _reader(place: DiskPlace, layer: int) -> Read:
     return lambda offset, length: disk.content(offset, length, layer=layer)
 
 
-def _superblock_byte(place: DiskPlace) -> int:
-    return layout.superblock_position(place.kind, place.md.size_bytes, place.index)
+class _Image:
+    """What is read, as a file."""
+
+    def __init__(self, place: DiskPlace, read: Read) -> None:
+        self.name, self.size_bytes, self.pread = place.md.name, place.md.size_bytes, read
 
 
-def _layout(place: DiskPlace) -> Any:
-    return layout.calculate(place.kind, place.md.size_bytes, index=place.index, al_stripes=1, al_stripe_size_4k=8)
+def _find(place: DiskPlace, read: Read) -> tuple[Superblock, Any]:
+    """At the end of the disk, or where that was before the disk grew."""
+    position = layout.superblock_position(place.kind, place.md.size_bytes, place.index)
+    try:
+        found = superblock.parse(read(position, BLOCK))
+    except MetadataError:
+        image: Any = _Image(place, read)
+        moved_from = moved.search(DiskPlace(image, image, place.kind)) if place.md is place.data else None
+        if moved_from is None:
+            raise
+        return moved_from
+    return found, layout.calculate(
+        place.kind, place.md.size_bytes, index=place.index, al_stripes=1, al_stripe_size_4k=8
+    )
 
 
 def numbers(bits: int) -> str:

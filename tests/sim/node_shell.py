@@ -105,6 +105,7 @@ class NodeShell:
         self.on_engine_state: Callable[[int, ec.State], None] | None = None  # every state that the engine is told
         self.undo_disks: dict[int, tuple[SimDisk, SimDisk]] = {}  # overlay and map
         self.undo_facts: dict[int, dict[str, Any]] = {}  # of the undos that exist
+        self.on_undo: Callable[[int, int], None] | None = None  # one begins: node, volume
         self._log = log
         self._on_state = on_state
         self._process = 0
@@ -317,8 +318,8 @@ class NodeShell:
 
     def _open_undo(self, volume: int, facts: dict[str, Any]) -> None:
         """Its files are two more disks; their names and facts are stable at once."""
-        if volume not in self.undo_disks:
-            size = int(facts["size_bytes"])
+        size = int(facts["size_bytes"])
+        if volume not in self.undo_disks or self.undo_disks[volume][0].size_bytes < size:
             pages = -(-size // (4096 * 8 * 4096))
             self.undo_disks[volume] = (
                 SimDisk(self.world, self.index, -(-size // 4096) * 4096, f"undo{self.index}"),
@@ -328,6 +329,8 @@ class NodeShell:
         for disk in (overlay, undo_map):
             disk.load(0, bytes(disk.size_bytes))
         self.undo_facts[volume] = {**facts, "created_s": self.world.now / 1e9}
+        if self.on_undo is not None:
+            self.on_undo(self.index, volume)
         self._call(lambda node: node.undo_opened(volume, self._undo_found(volume)))
 
     def _undo_found(self, volume: int) -> UndoFound:

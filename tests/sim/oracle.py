@@ -9,6 +9,9 @@ no node gives up what it alone has acknowledged unless somebody has said so (P7)
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from repl.drbd.states import ConnectionState, DiskState, Role
 from tests.sim.cluster import Cluster
 from tests.sim.world import ACKED, CAUSAL, FLUSHED, STRICT, TAGS, SimFailure
@@ -122,6 +125,10 @@ class Copies:
             self.lost_power[node] = self.crashed[node] = self.diverged[node] = False
         self.holders = now
 
+    def net_changes(self, values: dict[str, Any]) -> None:
+        self._net = replace(self._net, protocol=min(self._net.protocol, values.get("protocol", 3)))
+        self._has_policy = self._has_policy or bool(values.get("after_sb_0pri"))
+
     def process_died(self, index: int) -> None:
         if self._alone_from[index] >= 0:
             end = int(self._c.world.lib.re_sim_op_count(self._c.world.sim))
@@ -136,6 +143,9 @@ class Copies:
 
     def power_lost(self, index: int) -> None:
         self.process_died(index)
+        self.cache_lost(index)
+
+    def cache_lost(self, index: int) -> None:
         self.lost_power[index] = True
         self._degrade(index)
 
@@ -267,12 +277,17 @@ class Oracle:
 
     def cache_lost(self, index: int) -> None:
         for copies in self.volumes:
-            copies.lost_power[index] = True
+            copies.cache_lost(index)
 
     def may_lose(self, index: int) -> None:
         """Somebody throws away what this node has, or his orders may lead to that."""
         for copies in self.volumes:
             copies.may_lose[index] = True
+
+    def net_changes(self, values: dict[str, Any]) -> None:
+        """Network options, at run time: the weaker promise counts from now on."""
+        for copies in self.volumes:
+            copies.net_changes(values)
 
     # ---- looking ----
 

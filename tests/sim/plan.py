@@ -10,6 +10,7 @@ from typing import Any
 from repl.drbd.split_brain import AfterSplitBrain
 from repl.engine.commands import Resync
 from repl.node.settings import NetSettings, VolumeSettings
+from repl.node.volume import READ_BALANCING
 from tests.sim.cluster import Load, Setup
 from tests.sim.world import MIB
 
@@ -21,9 +22,12 @@ FAULTS = {
     "old_disk": 1, "freeze": 1, "disk_error": 3, "disk_range": 1, "disk_stuck": 1, "slow": 1,
     "verify": 2, "rot": 2, "pause_resync": 2, "detach": 2, "invalidate_remote": 1,
     "down_up": 1, "switch": 2, "reconnect": 1, "invalidate": 1, "operators": 2, "split": 1, "upgrade": 1, "client": 1,
+    "net_options": 2, "disk_options": 1, "discard": 1, "tentative": 1, "suspend": 1, "diskless": 1, "resize": 3,
 }  # fmt: skip
 
 
+HANDLERS = ("split-brain", "initial-split-brain", "pri-lost", "pri-lost-after-sb", "pri-on-incon-degr", "out-of-sync",
+            "local-io-error", "before-resync-target", "after-resync-target", "before-resync-source")  # fmt: skip
 OLD_VERSIONS = (86, 88, 89, 90, 91, 94, 95, 96, 97, 99)
 FIRST_TO_SKIP_SYNC, FIRST_WITH_VOLUMES = 90, 100
 
@@ -62,10 +66,14 @@ def draw(seed: int) -> Plan:
 def _net(rng: random.Random) -> NetSettings:
     digests = ("", "", "", "crc32c", "xxhash64", "md5", "sha1", "sha256")
     ahead = {"protocol": 1, "on_congestion": "pull-ahead", "congestion_fill_sectors": rng.choice((64, 512))}
+    shape = {"protocol": rng.choice((1, 2, 3, 3, 3)), **(ahead if rng.random() < 0.1 else {})}
+    fencing = rng.choice((*["dont-care"] * 7, "resource-only", "resource-and-stonith"))
+    if fencing == "resource-and-stonith" and shape["protocol"] == 1:
+        fencing = "resource-only"
     made: NetSettings = known(
         NetSettings,
-        **{"protocol": rng.choice((1, 2, 3, 3, 3)), **(ahead if rng.random() < 0.1 else {})},
-        fencing=rng.choice(("dont-care", "dont-care", "dont-care", "dont-care", "resource-only")),
+        **shape,
+        fencing=fencing,
         timeout_ms=rng.choice((600, 1000, 2000, 6000)),
         ping_int_ms=rng.choice((1000, 2000, 5000, 10000)),
         ping_timeout_ms=rng.choice((200, 300, 500)),
@@ -81,6 +89,7 @@ def _net(rng: random.Random) -> NetSettings:
         data_integrity_alg=rng.choice(digests),
         verify_alg=rng.choice(digests[2:]),
         csums_alg=rng.choice(digests),
+        rr_conflict=rng.choice((*["disconnect"] * 4, "call-pri-lost", "retry-connect", "auto-discard")),
         **(_policies(rng) if rng.random() < 0.3 else {}),
     )
     return made
@@ -111,9 +120,14 @@ def _setup(rng: random.Random, mib: int) -> Setup:
         discard_granularity=rng.choice((0, 0, 4096, 65536)),
         use_csums=bool(net.csums_alg),
     )
+    volumes = 2 if mib <= 4 and net.protocol_max >= FIRST_WITH_VOLUMES and rng.random() < 0.15 else 1
+    room = MIB * rng.randint(1, 4) if volumes == 1 and rng.random() < 0.25 else 0
     return Setup(
         disk_bytes=mib * MIB + rng.choice((64 << 10, 72 << 10, (64 << 10) + 512 * 8 * rng.randint(0, 4))),
-        volumes=2 if mib <= 4 and net.protocol_max >= FIRST_WITH_VOLUMES and rng.random() < 0.15 else 1,
+        volumes=volumes,
+        room_bytes=room,
+        resync_in_turn=volumes > 1 and rng.random() < 0.5,
+        on_no_data=rng.choice(("io-error", "io-error", "suspend-io")),
         al_extents=rng.choice((7, 7, 8, 67)) if large else rng.choice((2, 2, 7, 67)),
         net=net,
         resync=resync,
@@ -126,10 +140,15 @@ def _setup(rng: random.Random, mib: int) -> Setup:
         partial_ppm=rng.choice((0, 100_000, 500_000)),
         tiny_ppm=rng.choice((0, 1000, 20_000)),
         buffer_bytes=rng.choice((8 << 10, 64 << 10, 256 << 10)),
-        odd_sectors=rng.choice((0, 0, 1, 5)),
-        handlers=("fence-peer", "unfence-peer") if net.fencing != "dont-care" else (),
+        odd_sectors=0 if room else rng.choice((0, 0, 1, 5)),
+        handlers=_handlers(rng, net),
         overrides={k: v for k, v in _volume(rng).items() if k in {f.name for f in fields(VolumeSettings)}},
     )
+
+
+def _handlers(rng: random.Random, net: NetSettings) -> tuple[str, ...]:
+    fencing = ("fence-peer", "unfence-peer") if net.fencing != "dont-care" else ()
+    return (*fencing, *(HANDLERS if rng.random() < 0.3 else ()))
 
 
 def _volume(rng: random.Random) -> dict[str, Any]:
@@ -137,6 +156,9 @@ def _volume(rng: random.Random) -> dict[str, Any]:
     return {
         "on_io_error": rng.choice(("detach", "detach", "detach", "pass_on")),
         "disk_timeout_ms": rng.choice((0, 0, 0, 2000)),
+        "read_balancing": rng.choice((*["prefer-local"] * 8, *READ_BALANCING)),
+        "split_brain_undo": rng.random() < 0.3,
+        "split_brain_undo_on_error": rng.choice(("stop", "drop")),
     }
 
 

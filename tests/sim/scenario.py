@@ -12,15 +12,16 @@ import random
 from collections.abc import Sequence
 
 from repl.drbd.states import ConnectionState, DiskState, Role
-from tests.sim.faults import Faults
+from tests.sim.orders import Orders
 from tests.sim.plan import Plan, draw, short
 from tests.sim.reach import Reach
+from tests.sim.stage import TOO_OLD
 from tests.sim.world import STRICT, SimFailure
 
 SETTLE_MS = 240_000
 
 
-class Scenario(Faults):
+class Scenario(Orders):
     """One run."""
 
     def __init__(
@@ -62,6 +63,7 @@ class Scenario(Faults):
             self.c.log(f"---- {name} ({self.c.describe()})")
             getattr(self, f"fault_{name}")()
             self.no_false_alarm()
+            self.undo.check(f"after {name}")
             if not self.apps or any(app.is_closed for app in self.apps):
                 self.serve(self.wanted)
         self.rng = random.Random(f"{self.seed}/end")
@@ -81,9 +83,11 @@ class Scenario(Faults):
         slow = [disk for shell in c.shells for disk in shell.disks if disk.in_flight]
         c.wait(lambda: not any(disk.in_flight for disk in slow), 130_000)  # what takes a minute or two
         self.settle()
+        self.adopt_size()
         c.wait_idle()
         c.check_equal()
         c.check_coverage("idle")
+        self.undo.check("idle")
         self.oracle.settled()
         # A pair in sync works: the application is served again, and nothing that it writes gets lost.
         server = self.rng.randrange(2)
@@ -98,10 +102,13 @@ class Scenario(Faults):
         c.log("==== phase 3: both lose power and come back")
         self.power(0, 1)
         self.apps = []
+        self.undo.check("both are without power")
         self.back(0, 1)
         self.settle()
+        self.adopt_size()
         c.wait_idle()
         c.check_equal()
+        self.undo.check("at the end")
         self.oracle.settled()
 
     # ---- P10 ----
@@ -132,6 +139,9 @@ class Scenario(Faults):
             self.try_ask(index, "resume-sync", volume=0)
         if not c.wait(lambda: c.in_sync, 5000) and not self.is_syncing:
             self.mend()
+        if c.wait(lambda: c.in_sync or c.stand_alone, SETTLE_MS) and not c.in_sync:
+            if any(TOO_OLD in c.node(index).reason for index in (0, 1)):  # what was resynced was interrupted
+                self.resolve(bound)
         if not c.wait(lambda: c.in_sync, SETTLE_MS):
             raise SimFailure(f"P10: connected, not in sync within {SETTLE_MS} ms ({c.describe()})")
 
@@ -148,12 +158,6 @@ class Scenario(Faults):
                 self.try_ask(index, "connect")
         c.wait(lambda: c.connected, self.bound_ms())
 
-    def bound_ms(self) -> int:
-        """Until two nodes that can reach each other are connected."""
-        nets = [shell.settings.net for shell in self.c.shells]
-        one = [max(1, n.ko_count) * n.timeout_ms + n.ping_int_ms + n.ping_timeout_ms + n.connect_int_ms for n in nets]
-        return 3 * max(one) + 5000
-
     def resolve(self, bound: int) -> None:
         """A split brain: the copy that served last wins."""
         c = self.c
@@ -166,9 +170,9 @@ class Scenario(Faults):
         c.log(f"operator: split brain, node {winner} wins")
         for index in (0, 1):
             if c.node(index).role == Role.PRIMARY and index != winner:
-                c.ask(index, "secondary")
+                self.demote(index)
         self.oracle.may_lose(1 - winner)
-        if any("Unrelated" in c.node(index).reason for index in (0, 1)):
+        if any(text in c.node(index).reason for index in (0, 1) for text in ("Unrelated", TOO_OLD)):
             self.recreate(1 - winner)
         else:
             self.fire_and_wait(1 - winner, "connect", discard_my_data=True)

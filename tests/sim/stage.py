@@ -11,12 +11,15 @@ from repl.drbd.states import ConnectionState, DiskState, Role
 from repl.errors import ReplError
 from repl.node import disk as node_disk
 from tests.sim.cluster import App, Cluster
+from tests.sim.frozen import FrozenWatch
 from tests.sim.node_shell import Script
 from tests.sim.oracle import Oracle
 from tests.sim.plan import Plan
 from tests.sim.reach import Watch
+from tests.sim.undo_watch import UndoWatch
 from tests.sim.world import SimFailure
 
+TOO_OLD = "This resync decision needs protocol"
 BUSY_MS = 2000  # of a pause, in which the applications work
 SAMPLE_MS = 150  # between two looks at a running resync
 
@@ -34,13 +37,22 @@ class Stage:
         self.wanted = 0  # where the application should run
         self.stale: set[int] = set()  # came back with a disk that had failed: not to be promoted alone
         self.excused = False  # a node may refuse the other one for good: its disk is not what it was
+        self.options_changed = False
         self.crash_by_power = False
         self.crashed_at_point: set[int] = set()
         self.c.on_crash_point = self.crash_point_reached
         for shell in self.c.shells:
             status = self.rng.choice((1, 3, 4, 5, 6, 7))  # some of them lies
             shell.scripts["fence-peer"] = Script(status, delay_ms=self.rng.choice((0, 100, 3000, 20_000)))
+            patience = plan.setup.net.timeout_ms * (plan.setup.net.ko_count or 7) // (4 * plan.setup.volumes)
+            for name in ("before-resync-target", "before-resync-source", "local-io-error"):
+                # The link stands still meanwhile.
+                shell.scripts[name] = Script(0, delay_ms=min(self.rng.choice((0, 0, 100, 2000)), patience))
+            for name in ("split-brain", "pri-lost", "out-of-sync"):
+                shell.scripts[name] = Script(self.rng.choice((0, 1, None)))
         self.watch = Watch(self.c)
+        self.undo = UndoWatch(self.c)
+        self.frozen = FrozenWatch(self.c, lambda: self.apps)
 
     # ---- applications ----
 
@@ -259,6 +271,8 @@ class Stage:
                 continue
             if "This Primary has no disk" in node.reason:
                 continue
+            if TOO_OLD in node.reason or self.options_changed and "Incompatible settings" in node.reason:
+                continue  # the versions below 91 know no way; options are told to one node after the other
             if "Both nodes are Primary" in node.reason or "Unrelated" in node.reason:
                 continue  # one of them without good data; a history that many interrupted resyncs have used up (0036)
             if "disconnect" not in node.reason and not self.oracle.both_alone:
@@ -278,6 +292,12 @@ class Stage:
         self.c.until(lambda: answer.is_done, ms, f"the answer to {verb} on node {node}")
         return answer.error is None
 
+    def demote(self, node: int) -> None:
+        """It has to be possible; what vanished clients have left behind suspended I/O lets them go."""
+        self.try_ask(node, "resume-io")
+        self.c.wait(lambda: not any(v.open_count for v in self.c.node(node).volumes.values()), 5000)
+        self.c.ask(node, "secondary")
+
     def down(self, node: int, *, force: bool = False) -> bool:
         if not self.alive(node) or not self.try_ask(node, "down", force=force):
             return False
@@ -292,6 +312,8 @@ class Stage:
         self.oracle.may_lose(index)
         if self.alive(index) and not self.down(index, force=True):
             raise SimFailure("down --force refused")
+        self.undo.forget(index)
+        c.shells[index].undo_facts.clear()
         for place in c.shells[index].places:
             node_disk.create_metadata(place, device_uuid=c.world.random64())
         self.back(index)
@@ -301,7 +323,7 @@ class Stage:
         c = self.c
         if all(c.state(index, n)[2] >= DiskState.INCONSISTENT for n in c.numbers):
             return
-        if self.served_node == index:
+        if self.served_node == index or self.oracle.is_only_holder(index):
             self.stop_app()
         if index == self.oracle.primary:
             self.oracle.process_died(index)  # nothing is drained
@@ -314,3 +336,9 @@ class Stage:
             c.world.lib.re_sim_disk_power_loss(c.world.sim, disk.number)
         self.oracle.cache_lost(index)
         self.back(index)
+
+    def bound_ms(self) -> int:
+        """Until two nodes that can reach each other are connected."""
+        nets = [shell.settings.net for shell in self.c.shells]
+        one = [max(1, n.ko_count) * n.timeout_ms + n.ping_int_ms + n.ping_timeout_ms + n.connect_int_ms for n in nets]
+        return 3 * max(one) + 5000
