@@ -83,8 +83,9 @@ class NbdClient:
         self._request(Command.TRIM, offset, length)
         self._reply(f"trim of {length} bytes at {offset}")
 
-    def zero(self, offset: int, length: int) -> None:
-        self._request(Command.WRITE_ZEROES, offset, length)
+    def zero(self, offset: int, length: int, *, fast: bool = False) -> None:
+        """``fast``: an error (ENOTSUP) if it would cost as much as writing the zeroes."""
+        self._request(Command.WRITE_ZEROES, offset, length, flags=CommandFlag.FAST_ZERO if fast else 0)
         self._reply(f"write-zeroes of {length} bytes at {offset}")
 
     def fileno(self) -> int:

@@ -163,17 +163,20 @@ static void write_local(struct request *r)
         flags |= DISK_FAST;
     if (r->kind == REQUEST_TRIM || (r->flags & REQUEST_MAY_UNMAP))
         flags |= DISK_MAY_UNMAP;
+    if (r->kind == REQUEST_TRIM)
+        flags |= DISK_DISCARD;
     r->op = (struct disk_op){.kind = r->kind == REQUEST_WRITE ? DISK_WRITE : DISK_ZERO,
                              .flags = flags,
                              .fd = v->disk.data_fd,
                              .offset = r->offset,
                              .length = r->length,
-                             .data = r->buf ? r->buf->data : NULL};
+                             .data = r->buf ? r->buf->data : NULL,
+                             .extents_max = flags & DISK_DISCARD ? v->disk.discard_granularity : 0};
     r->local_pending = true;
     volume_disk_submit(v, &r->op, write_local_done, r);
 }
 
-static void write_start(struct request *r)
+void request_start_write(struct request *r)
 {
     struct volume *v = r->volume;
     if (volume_is_frozen(v)) {
@@ -200,6 +203,8 @@ static void write_start(struct request *r)
         release(r);
         return;
     }
+    if (remote && fast_zero_first(r, local))
+        return;
     r->started_ns = v->core->now_ns;
     r->started = true;
     if (remote) {
@@ -220,7 +225,7 @@ static void write_admitted(struct al_waiter *waiter)
 {
     struct request *r = container_of(waiter, struct request, al);
     if (r->lock.range.held)     /* otherwise it has stepped back meanwhile and goes on when it is granted again */
-        write_start(r);
+        request_start_write(r);
 }
 
 static void write_locked(struct request *r)
@@ -237,7 +242,7 @@ static void write_locked(struct request *r)
         r->al.granted = write_admitted;
         volume_al_begin(v, &r->al, r->offset, r->length);
     } else
-        write_start(r);
+        request_start_write(r);
 }
 
 static void write_granted(struct range_item *item)
@@ -494,7 +499,7 @@ void request_resume(struct request *r)
     else if (r->stage == STAGE_LOCKED)
         write_locked(r);
     else
-        write_start(r);
+        request_start_write(r);
 }
 
 void volume_submit(struct volume *v, struct request *r)

@@ -386,6 +386,7 @@ bool balance_reads_remotely(struct volume *v, const struct request *request);
 
 /* split.c */
 bool split_is_needed(const struct core *core, const struct request *request);
+bool split_sends_zeroes(const struct core *core, const struct request *request);
 bool split_can_carry(const struct core *core, const struct request *request);
 uint64_t split_zero_bytes_max(const struct core *core);
 uint32_t split_data_bytes_max(const struct core *core);
@@ -432,6 +433,9 @@ void request_lock_again(struct request *request);       /* behind everything tha
 void volume_submit(struct volume *v, struct request *request);
 void request_resume(struct request *request);   /* after a thaw */
 void request_settle(struct request *request);
+void request_start_write(struct request *request);     /* its range and its extents are held */
+/* fast_zero.c: REQUEST_FAST with a peer.  True: it goes on by itself, or ends. */
+bool fast_zero_first(struct request *request, bool local);
 void request_mark_dirty(struct request *request);
 void request_read_start(struct request *request);
 void request_net_done(struct request *request, bool ok);

@@ -265,6 +265,9 @@ static void write_submit(struct peer_request *pr)
         flags |= DISK_PREFLUSH;
     if (pr->dp_flags & DP_DISCARD)
         flags |= DISK_MAY_UNMAP;
+    /* Without P_ZEROES a P_TRIM may stand for zeroes. */
+    if ((pr->dp_flags & (DP_DISCARD | DP_ZEROES)) == DP_DISCARD && (v->core->link.options.features & FEATURE_WZEROES))
+        flags |= DISK_DISCARD;
     if (v->disk.flags & RE_ATTACH_NO_DISK_FLUSHES)
         flags |= DISK_NO_SYNC;
     uint8_t kind = pr->bytes == 0 ? DISK_FLUSH : pr->kind == PEER_WRITE ? DISK_WRITE : DISK_ZERO;
@@ -273,7 +276,8 @@ static void write_submit(struct peer_request *pr)
                               .fd = v->disk.data_fd,
                               .offset = pr->sector * SECTOR_BYTES + pr->done_bytes,
                               .length = part_bytes(pr),
-                              .data = pr->buf ? pr->buf->data + pr->done_bytes : NULL};
+                              .data = pr->buf ? pr->buf->data + pr->done_bytes : NULL,
+                              .extents_max = flags & DISK_DISCARD ? v->disk.discard_granularity : 0};
     pr->epoch->volumes |= UINT64_C(1) << v->number;
     volume_disk_submit(v, &pr->op, write_done, pr);
 }

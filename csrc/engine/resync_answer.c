@@ -65,12 +65,14 @@ void resync_answer_write(struct resync_request *rq)
         return;
     }
     uint32_t unmap = v->disk.flags & RE_ATTACH_KEEP_ALLOCATED ? 0 : DISK_MAY_UNMAP;
+    bool discard = rq->zero && unmap && v->resync_options.discard_granularity;
     rq->op = (struct disk_op){.kind = rq->zero ? DISK_ZERO : DISK_WRITE,
-                              .flags = rq->zero ? unmap : 0,
+                              .flags = (rq->zero ? unmap : 0) | (discard ? DISK_DISCARD : 0),
                               .fd = v->disk.data_fd,
                               .offset = rq->offset,
                               .length = rq->bytes,
-                              .data = rq->zero ? NULL : rq->buf->data};
+                              .data = rq->zero ? NULL : rq->buf->data,
+                              .extents_max = discard ? v->disk.discard_granularity : 0};
     volume_disk_submit(v, &rq->op, write_done, rq);
 }
 

@@ -82,12 +82,6 @@ void sender_barrier_tick(struct core *core)
 /* ---- writes ---- */
 
 /* P_ZEROES is understood.  The kernel module drops the link over it when there are digests. */
-static bool sends_zeroes(const struct core *core)
-{
-    const struct re_link *o = &core->link.options;
-    return (o->features & FEATURE_WZEROES) && (o->integrity_alg == DIGEST_NONE || o->peer_is_ours);
-}
-
 static uint32_t write_flags(const struct core *core, struct request *r)
 {
     const struct re_link *options = &core->link.options;
@@ -99,7 +93,7 @@ static uint32_t write_flags(const struct core *core, struct request *r)
         flags |= DP_FLUSH;
     if (r->kind != REQUEST_WRITE) {
         bool unmap = r->kind == REQUEST_TRIM || (r->flags & REQUEST_MAY_UNMAP);
-        if (sends_zeroes(core))
+        if (split_sends_zeroes(core, r))
             flags |= DP_ZEROES | (unmap ? DP_DISCARD : 0u);
         else
             flags |= DP_DISCARD;
@@ -158,7 +152,7 @@ void sender_write(struct core *core, struct request *r)
         return;
     }
     uint8_t packet[PACKET_HEADER_MAX + PACKET_TRIM_SUB + DIGEST_BYTES_MAX], digest[DIGEST_BYTES_MAX];
-    unsigned command = r->kind == REQUEST_WRITE ? P_DATA : sends_zeroes(core) ? P_ZEROES : P_TRIM;
+    unsigned command = r->kind == REQUEST_WRITE ? P_DATA : split_sends_zeroes(core, r) ? P_ZEROES : P_TRIM;
     size_t payload = r->kind == REQUEST_WRITE ? r->length : 0;
     bool has_payload = command == P_DATA;   /* perhaps an empty one: conflict.c */
     size_t digested = has_payload ? integrity_put(link, digest, payload ? r->buf->data : NULL, payload) : 0;

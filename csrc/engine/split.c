@@ -27,11 +27,17 @@ static bool as_data(const struct core *core, const struct request *r)
     const struct re_link *o = &core->link.options;
     if (r->kind == REQUEST_WRITE)
         return true;
-    /* The kernel module reads a digest behind P_ZEROES although it sends none. */
-    bool zeroes_packet = (o->features & FEATURE_WZEROES) && (o->integrity_alg == DIGEST_NONE || o->peer_is_ours);
-    if (zeroes_packet)
+    if (r->kind == REQUEST_TRIM && (o->features & FEATURE_TRIM))
         return false;
-    return r->kind == REQUEST_ZERO || !(o->features & FEATURE_TRIM);
+    /* The kernel module reads a digest behind P_ZEROES although it sends none. */
+    return !(o->features & FEATURE_WZEROES) || (o->integrity_alg != DIGEST_NONE && !o->peer_is_ours);
+}
+
+/* The packet is P_ZEROES.  A trim is a P_TRIM: what its receiver makes of it is its own discard-zeroes-if-aligned. */
+bool split_sends_zeroes(const struct core *core, const struct request *r)
+{
+    return r->kind != REQUEST_WRITE && !as_data(core, r) &&
+           !(r->kind == REQUEST_TRIM && (core->link.options.features & FEATURE_TRIM));
 }
 
 static uint32_t part_bytes_max(const struct core *core, const struct request *r)
@@ -62,8 +68,8 @@ bool split_can_carry(const struct core *core, const struct request *r)
 {
     if (r->kind == REQUEST_WRITE)
         return true;
-    /* Nobody knows whether the peer is fast.  Two Primaries' conflicts are answered packet by packet. */
-    return !(r->flags & REQUEST_FAST) &&
+    /* Zeroes as data are never fast.  Two Primaries' conflicts are answered packet by packet. */
+    return !((r->flags & REQUEST_FAST) && as_data(core, r)) &&
            (!core->link.options.two_primaries || r->length <= part_bytes_max(core, r));
 }
 

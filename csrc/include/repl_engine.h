@@ -150,6 +150,8 @@ struct re_attach {
     uint64_t bitmap_bytes;      /* room for the bitmap on disk */
     uint32_t disk_timeout_ms;   /* an operation that takes longer ends the use of the disk; 0 = none does */
     uint32_t read_balancing;    /* enum re_read_balancing, or log2 of a stripe (15..20) */
+    uint32_t discard_granularity;   /* bytes: aligned pieces of a trim may be discarded; 0 = all of it is zeroed */
+    uint32_t pad;
 };
 
 struct re_state {

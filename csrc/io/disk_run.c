@@ -13,11 +13,19 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { ZERO_PIECE_BYTES = 1 << 20 };
+enum {
+    ZERO_PIECE_BYTES = 1 << 20,
+    EXTENT_STEP_BYTES = 64 << 10,
+    EXTENT_STEPS_MAX = 1024,
+};
+
+uint64_t disk_run_exact_bytes = 1 << 30;
 
 /* Never written: all of it is the kernel's zero page.  Aligned for O_DIRECT. */
 static _Alignas(4096) uint8_t zeroes[ZERO_PIECE_BYTES];
@@ -91,6 +99,43 @@ static int run_fallocate(int fd, int mode, uint64_t offset, uint64_t length)
     return 0;
 }
 
+static int write_zeroes(int fd, uint64_t offset, uint64_t length)
+{
+    for (uint64_t done = 0; done < length;) {
+        uint64_t piece = length - done < ZERO_PIECE_BYTES ? length - done : ZERO_PIECE_BYTES;
+        int error = run_write(fd, zeroes, piece, offset + done, false);
+        if (error)
+            return error;
+        done += piece;
+    }
+    return 0;
+}
+
+bool disk_run_aligned(const struct disk_op *op, uint64_t *begin, uint64_t *end)
+{
+    uint64_t granularity = op->extents_max;
+    if (granularity == 0)
+        return false;
+    *begin = (op->offset + granularity - 1) / granularity * granularity;
+    *end = (op->offset + op->length) / granularity * granularity;
+    return *begin < *end;
+}
+
+/* A device that cannot zero and unmap, but discard (thin provisioning): its whole pieces are discarded, which the
+ * configuration says to read as zeroes then, and the rest is zeroed. */
+static int run_discard(const struct disk_op *op)
+{
+    uint64_t begin, end;
+    if (!disk_run_aligned(op, &begin, &end))
+        return EOPNOTSUPP;
+    uint64_t range[2] = {begin, end - begin};
+    while (ioctl(op->fd, BLKDISCARD, range) != 0)
+        if (errno != EINTR)
+            return errno;
+    int error = write_zeroes(op->fd, op->offset, begin - op->offset);
+    return error ? error : write_zeroes(op->fd, end, op->offset + op->length - end);
+}
+
 static int run_zero(const struct disk_op *op)
 {
     bool fast = op->flags & DISK_FAST;
@@ -101,22 +146,15 @@ static int run_zero(const struct disk_op *op)
         return errno;
     if (op->flags & DISK_MAY_UNMAP)
         error = run_fallocate(op->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, op->offset, op->length);
+    if (is_unsupported(error) && (op->flags & DISK_DISCARD) && S_ISBLK(status.st_mode))
+        error = run_discard(op);
     /* A block device that cannot zero a range has the kernel write zeroes here, which is what DISK_FAST
      * forbids. */
     if (is_unsupported(error) && !(fast && S_ISBLK(status.st_mode)))
         error = run_fallocate(op->fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, op->offset, op->length);
     if (!is_unsupported(error))
         return error;
-    if (fast)
-        return ENOTSUP;
-    for (uint64_t done = 0; done < op->length;) {
-        uint64_t piece = op->length - done < ZERO_PIECE_BYTES ? op->length - done : ZERO_PIECE_BYTES;
-        error = run_write(op->fd, zeroes, piece, op->offset + done, false);
-        if (error)
-            return error;
-        done += piece;
-    }
-    return 0;
+    return fast ? ENOTSUP : write_zeroes(op->fd, op->offset, op->length);
 }
 
 static void add_extent(struct disk_op *op, uint64_t length, bool hole)
@@ -129,7 +167,22 @@ static void add_extent(struct disk_op *op, uint64_t length, bool hole)
         op->extents[op->extents_count++] = (struct disk_extent){.length = length, .hole = hole};
 }
 
-/* Allocation is a hint: whatever cannot be told counts as allocated. */
+/* The end of the data that begins at `at`, or a lower bound of it; 0: it cannot be told. */
+static uint64_t data_end(const struct disk_op *op, uint64_t at, bool exact, uint64_t step)
+{
+    uint64_t end = op->offset + op->length;
+    if (!exact)
+        return end - at > step ? (at / step + 1) * step : end;
+    off_t hole = lseek(op->fd, (off_t)at, SEEK_HOLE);
+    if (hole < 0 || (uint64_t)hole <= at)
+        return 0;   /* it changes under us */
+    return (uint64_t)hole < end ? (uint64_t)hole : end;
+}
+
+/* Allocation is a hint: whatever cannot be told counts as allocated.
+ *
+ * To find the end of data the kernel may look at each of its pages or extents, so in files with much of it only the
+ * beginning of every step is looked at: holes shorter than that are not seen, and the work is bounded. */
 static void run_extents(struct disk_op *op)
 {
     uint64_t at = op->offset;
@@ -140,8 +193,10 @@ static void run_extents(struct disk_op *op)
     if (op->extents_max == 0)
         return;
     bool known = fstat(op->fd, &status) == 0 && S_ISREG(status.st_mode);
-    /* Every turn adds an entry, so extents_max bounds the loop. */
-    while (known && at < end && op->extents_count < op->extents_max) {
+    bool exact = known && (uint64_t)status.st_blocks * 512 <= disk_run_exact_bytes;
+    uint64_t step = op->length / EXTENT_STEPS_MAX / EXTENT_STEP_BYTES * EXTENT_STEP_BYTES + EXTENT_STEP_BYTES;
+    /* Every turn either adds an entry or goes a step. */
+    while (known && at < end) {
         off_t data = lseek(op->fd, (off_t)at, SEEK_DATA);
         if (data < 0 && errno == ENXIO) {
             add_extent(op, end - at, true);
@@ -150,18 +205,19 @@ static void run_extents(struct disk_op *op)
         if (data < 0)
             break;
         uint64_t data_at = (uint64_t)data < end ? (uint64_t)data : end;
+        if (data_at > at && op->extents_count == op->extents_max)
+            return;
         add_extent(op, data_at - at, true);
         at = data_at;
-        if (at == end || op->extents_count == op->extents_max)
+        if (at == end || (op->extents_count == op->extents_max && op->extents[op->extents_count - 1].hole))
             return;
-        off_t hole = lseek(op->fd, (off_t)at, SEEK_HOLE);
-        if (hole < 0 || (uint64_t)hole <= at)
-            break; /* it changes under us */
-        uint64_t hole_at = (uint64_t)hole < end ? (uint64_t)hole : end;
-        add_extent(op, hole_at - at, false);
-        at = hole_at;
+        uint64_t next = data_end(op, at, exact, step);
+        if (next == 0)
+            break;
+        add_extent(op, next - at, false);
+        at = next;
     }
-    if (at < end && op->extents_count < op->extents_max)
+    if (at < end)
         add_extent(op, end - at, false);
 }
 

@@ -24,7 +24,8 @@ enum disk_op_kind {
     DISK_WRITE,     /* with DISK_FUA: stable when done; with DISK_PREFLUSH: all earlier finished writes stable first */
     DISK_FLUSH,     /* all earlier finished writes on this descriptor are stable when done */
     DISK_ZERO,      /* the range reads as zeroes afterwards; DISK_MAY_UNMAP: give the space back if possible;
-                     * DISK_FAST: fail with ENOTSUP rather than write zeroes */
+                     * DISK_FAST: fail with ENOTSUP rather than write zeroes;
+                     * DISK_DISCARD: where that is not possible, discard the pieces aligned to extents_max bytes */
     DISK_EXTENTS,   /* fill `extents`: allocation of the range (data / hole), at most extents_max entries */
 };
 
@@ -36,6 +37,7 @@ enum disk_op_flags {
     DISK_INLINE = 16,   /* run on the engine's thread (memory file systems) */
     DISK_NO_SYNC = 32,  /* ignore FUA and PREFLUSH (flushes are switched off) */
     DISK_NBD = 128,     /* the descriptor is an NBD connection */
+    DISK_DISCARD = 256, /* discarded pieces count as zeroes (discard-zeroes-if-aligned) */
     DISK_GIVEN_UP = 64, /* of a finished operation: the disk did not answer and may still use its buffer */
 };
 
@@ -54,7 +56,7 @@ struct disk_op {
     uint64_t length;                /* bytes; at most 1 MiB for READ and WRITE, at most 128 MiB for ZERO */
     uint8_t *data;                  /* READ and WRITE; aligned to 4096 when the descriptor is O_DIRECT */
     struct disk_extent *extents;    /* EXTENTS, READ: filled by the shell */
-    uint32_t extents_max;           /* EXTENTS: room; READ: 1 = look for a hole first */
+    uint32_t extents_max;           /* EXTENTS: room; READ: 1 = look for a hole first; ZERO: see there */
     uint32_t extents_count;         /* EXTENTS: result; READ: 1 = the range begins with a hole */
     int error;                      /* result: 0 or an errno */
     void (*done)(struct disk_op *op);   /* called by the core from core_tick(), never by the shell */

@@ -159,6 +159,53 @@ static void test_disk_extents_tell_data_and_holes_of_the_whole_range(void)
     close(fd);
 }
 
+static void test_disk_extents_of_a_file_with_much_data_are_coarse_and_cheap(void)
+{
+    enum { COUNT = 64 };
+    int fd = open_temporary(64 * MIB);
+    struct disk_extent extents[COUNT];
+    fill(fd, 8 * MIB, 8 * MIB, 0xab);
+    fill(fd, 40 * MIB, BLOCK, 0xab);
+    struct disk_op op = make_op(DISK_EXTENTS, fd, 0, NULL, 64 * MIB);
+    op.extents = extents;
+    op.extents_max = COUNT;
+    disk_run_exact_bytes = MIB;
+    disk_run(&op);
+    disk_run_exact_bytes = 1 << 30;
+    uint64_t at = 0, data = 0;
+    for (uint32_t i = 0; i < op.extents_count; i++) {
+        bool inside = (at >= 8 * MIB && at < 16 * MIB) || at == 40 * MIB;
+        CHECK(extents[i].hole == !inside);  /* never a hole where there is data */
+        if (!extents[i].hole)
+            data += extents[i].length;
+        at += extents[i].length;
+    }
+    CHECK(op.error == 0 && at == 64 * MIB && op.extents_count == 5);
+    CHECK(data >= 8 * MIB + BLOCK && data <= 9 * MIB);
+    op.extents_max = 1;
+    op.offset = 9 * MIB;
+    op.length = 20 * MIB;
+    disk_run_exact_bytes = MIB;
+    disk_run(&op);
+    disk_run_exact_bytes = 1 << 30;
+    CHECK(op.extents_count == 1 && !extents[0].hole && extents[0].length >= 7 * MIB && extents[0].length < 8 * MIB);
+    close(fd);
+}
+
+static void test_disk_discard_takes_whole_pieces_only(void)
+{
+    struct disk_op op = make_op(DISK_ZERO, -1, 100 * BLOCK + 512, NULL, MIB);
+    uint64_t begin, end;
+    CHECK(!disk_run_aligned(&op, &begin, &end));
+    op.extents_max = 64 << 10;
+    CHECK(disk_run_aligned(&op, &begin, &end));
+    CHECK(begin == 448 << 10 && end == 1408 << 10 && end <= op.offset + op.length && begin >= op.offset);
+    op.length = 64 << 10;
+    CHECK(!disk_run_aligned(&op, &begin, &end));
+    op.offset = 128 << 10;
+    CHECK(disk_run_aligned(&op, &begin, &end) && begin == op.offset && end == op.offset + op.length);
+}
+
 static void test_disk_read_that_looks_first_tells_a_hole_or_reads(void)
 {
     int fd = open_temporary(4 * MIB);
@@ -269,6 +316,8 @@ int main(void)
         test_disk_zero_in_every_mode_reads_zeroes_and_spares_the_rest();
         test_disk_zero_fast_either_zeroes_or_leaves_everything();
         test_disk_extents_tell_data_and_holes_of_the_whole_range();
+        test_disk_extents_of_a_file_with_much_data_are_coarse_and_cheap();
+        test_disk_discard_takes_whole_pieces_only();
         test_disk_read_that_looks_first_tells_a_hole_or_reads();
     test_disk_extents_of_what_has_none_are_one_allocated_extent();
         test_disk_writes_merge_only_when_adjacent_and_plain();

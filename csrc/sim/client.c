@@ -271,7 +271,7 @@ int64_t re_sim_nbd_submit(re_sim *sim, int client, const struct re_sim_nbd_op *r
     uint64_t number = sim->op_count++;
     struct nbd_op *op = &sim->ops[number];
     *op = (struct nbd_op){.info = {.kind = request->kind,
-                                   .fua = request->fua != 0,
+                                   .fua = request->fua & 1,
                                    .offset = c->base + (flush ? 0 : request->offset),
                                    .length = flush ? 0 : request->length,
                                    .client = client,
@@ -289,7 +289,9 @@ int64_t re_sim_nbd_submit(re_sim *sim, int client, const struct re_sim_nbd_op *r
     bool payload = op->info.kind == RE_SIM_NBD_WRITE;
     uint8_t *p = tx_room(c, NBD_REQUEST_BYTES + (payload ? op->info.length : 0));
     be32_put(p, NBD_REQUEST_MAGIC);
-    be16_put(p + 4, op->info.fua && !flush && op->info.kind != RE_SIM_NBD_READ ? NBD_CMD_FLAG_FUA : 0);
+    bool fast = (request->fua & 2) && request->kind == RE_SIM_NBD_ZERO;
+    be16_put(p + 4, (uint16_t)((op->info.fua && !flush && op->info.kind != RE_SIM_NBD_READ ? NBD_CMD_FLAG_FUA : 0) |
+                               (fast ? NBD_CMD_FLAG_FAST_ZERO : 0)));
     be16_put(p + 6, command_of(op->info.kind));
     be64_put(p + 8, number + 1);
     be64_put(p + 16, flush ? 0 : op->info.offset - c->base);

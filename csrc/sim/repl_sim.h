@@ -274,7 +274,7 @@ enum re_sim_nbd_kind {
 };
 struct re_sim_nbd_op {
     uint32_t kind;              /* enum re_sim_nbd_kind */
-    uint32_t fua;               /* 1: WRITE, ZERO, TRIM */
+    uint32_t fua;               /* 1: WRITE, ZERO, TRIM; 2: ZERO that has to be fast */
     uint64_t offset, length;    /* bytes, whole sectors */
 };
 /* A connected client after negotiation (simple replies); `*fd` is the engine's end, for RE_CMD_NBD_ADD. */

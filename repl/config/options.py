@@ -282,7 +282,7 @@ def _disk_table() -> dict[str, OptionSpec]:
         _YES,
     )
     disk.string("resync-after", _YES)
-    disk.boolean("discard-zeroes-if-aligned", True, _ACCEPT)
+    disk.boolean("discard-zeroes-if-aligned", True, _YES)
     disk.boolean("disable-write-same", False, _ACCEPT)
     disk.number("rs-discard-granularity", 0, 1048576, 0, _YES, Unit.BYTES)
     disk.number("max-bio-bvecs", 0, 128, 0, _ACCEPT)

@@ -12,6 +12,7 @@ import mmap
 import os
 import stat
 import struct
+from pathlib import Path
 from typing import NoReturn
 
 from repl.errors import DiskFailed
@@ -36,6 +37,22 @@ def logical_sector_bytes(fd: int) -> int:
     if stat.S_ISBLK(os.fstat(fd).st_mode):
         return int(struct.unpack("=i", fcntl.ioctl(fd, BLKSSZGET, bytes(4)))[0])
     return 512
+
+
+def discard_granularity(fd: int, sysfs: Path = Path("/sys")) -> int:
+    """Bytes of the pieces that a block device can discard; 0 if it cannot, or if they do not begin at its beginning."""
+    status = os.fstat(fd)
+    if not stat.S_ISBLK(status.st_mode):
+        return 0
+    device = (sysfs / "dev/block" / f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}").resolve()
+    queue = device / "queue" if (device / "queue").is_dir() else device.parent / "queue"  # of a partition's disk
+    try:
+        misaligned = int((device / "discard_alignment").read_text())
+        most = int((queue / "discard_max_bytes").read_text())
+        granularity = int((queue / "discard_granularity").read_text())
+    except (OSError, ValueError):
+        return 0
+    return granularity if most >= granularity > 0 == misaligned and granularity < 1 << 32 else 0
 
 
 class FdBlockFile:

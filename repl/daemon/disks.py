@@ -18,11 +18,11 @@ import fcntl
 import os
 import stat
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from repl.config.model import MetaDisk, MetaDiskKind, VolumeView
-from repl.daemon.block_file import FdBlockFile, logical_sector_bytes
+from repl.daemon.block_file import FdBlockFile, discard_granularity, logical_sector_bytes
 from repl.daemon.nbd_file import NbdBlockFile, is_nbd
 from repl.drbd.layout import INDEXED_SLOT_SECTORS, MetadataKind
 from repl.engine.commands import AttachFlags
@@ -57,13 +57,14 @@ class OpenedDisk:
     flags: AttachFlags
 
     def prepare(self, size_limit_sectors: int) -> Prepared:
-        return prepare(
+        prepared = prepare(
             self.place,
             size_limit_sectors=size_limit_sectors,
             data_fd=self.data.fd,
             md_fd=self.md.fd,
             flags=int(self.flags),
         )
+        return replace(prepared, discard_granularity=0 if self.data.is_nbd else discard_granularity(self.data.fd))
 
     def close(self) -> None:
         self.md.close()

@@ -82,6 +82,7 @@ def _volume(view: VolumeView) -> VolumeSettings:
         split_brain_undo_on_error=options.split_brain_undo_on_error,
         disk_timeout_ms=options.disk_timeout_ms,
         read_balancing=options.read_balancing,
+        discard_zeroes_if_aligned=options.discard_zeroes_if_aligned,
         al_updates=options.al_updates,
         resync=with_priority(_resync(options), options.resync_priority),
         resync_priority=options.resync_priority,

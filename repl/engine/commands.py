@@ -111,6 +111,7 @@ class Attach:
     flags: AttachFlags = AttachFlags(0)
     disk_timeout_ms: int = 0
     read_balancing: int = 0
+    discard_granularity: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,7 @@ class Prepared:
     flags: int = 0
     replayed_extents: int = 0
     undo: UndoFound | None = None  # the files of an undo that exists
+    discard_granularity: int = 0  # bytes; 0: not a block device that discards
 
 
 def find_superblock(place: DiskPlace) -> tuple[Superblock, Layout]:

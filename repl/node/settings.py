@@ -27,6 +27,7 @@ class VolumeSettings:
     md_flushes: bool = True
     on_io_error: str = "detach"
     read_balancing: str = "prefer-local"
+    discard_zeroes_if_aligned: bool = True
     al_updates: bool = True
     disk_timeout_ms: int = 0  # 0: a disk may take as long as it likes
     split_brain_undo: bool = False

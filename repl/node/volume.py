@@ -195,6 +195,7 @@ class Volume:
             flags=flags,
             disk_timeout_ms=settings.disk_timeout_ms,
             read_balancing=READ_BALANCING[settings.read_balancing],
+            discard_granularity=prepared.discard_granularity if settings.discard_zeroes_if_aligned else 0,
         )
 
     def superblock_for(self, state: StateWord, uuids: Uuids, *, full_sync: bool | None = None) -> Superblock | None:

@@ -26,16 +26,21 @@ def test_our_primary_syncs_the_kernel_and_its_writes_arrive(make_pair: PairMaker
     pair.compare()
 
 
-def test_our_primary_zeroes_and_trims_ranges_on_the_kernels_disk(make_pair: PairMaker) -> None:
-    pair = make_pair(can_discard=True)
+@pytest.mark.parametrize("can_discard", [True, False])
+def test_our_primary_zeroes_and_trims_ranges_on_the_kernels_disk(make_pair: PairMaker, can_discard: bool) -> None:
+    pair = make_pair(can_discard=can_discard)
     pair.our_primary()
     with pair.ours.client() as client:
         client.write(0, os.urandom(8 * MIB))
         client.zero(MIB, 2 * MIB)
         client.trim(4 * MIB, MIB)
         client.zero(6 * MIB + 512, 1024)
+        client.trim(5 * MIB + 512, 9728)  # head and tail are no whole blocks: they are zeroed there
+        client.trim(5 * MIB + 65536 + 1024, 512)
+        client.zero(7 * MIB, 65536, fast=True)
         client.flush()
         assert client.read(MIB, 2 * MIB) == bytes(2 * MIB)
+        assert client.read(7 * MIB, 65536) == bytes(65536)
     pair.compare()
 
 

@@ -27,9 +27,16 @@ class NetCluster(Cluster):
         super().__init__(**options)  # type: ignore[arg-type]
 
     def config_text(
-        self, own: str, net: Mapping[str, str], disk: Mapping[str, str], options: Mapping[str, str], nbd: str
+        self,
+        own: str,
+        net: Mapping[str, str],
+        disk: Mapping[str, str],
+        options: Mapping[str, str],
+        nbd: str,
+        handlers: Mapping[str, str],
     ) -> str:
-        return super().config_text(own, net, disk, options, f"{nbd} listen {NetNamespace.HOST}:{NBD_PORTS[own]};")
+        nbd = f"{nbd} listen {NetNamespace.HOST}:{NBD_PORTS[own]};"
+        return super().config_text(own, net, disk, options, nbd, handlers)
 
     def spawn(self, name: str, *arguments: str, prefix: Sequence[str] = ()) -> Process:
         return super().spawn(name, *arguments, prefix=[*self._namespace.prefix, *prefix])

@@ -97,6 +97,7 @@ class Cluster:
         net: Mapping[str, str] | None = None,
         disk: Mapping[str, str] | None = None,
         options: Mapping[str, str] | None = None,
+        handlers: Mapping[str, str] | None = None,
         node_net: Mapping[str, Mapping[str, str]] | None = None,
         nbd: str = "",
         on_disk: bool = False,
@@ -125,6 +126,7 @@ class Cluster:
                     {**DISK, **(disk or {})},
                     options or {},
                     nbd,
+                    handlers or {},
                 )
                 self.nodes[name].config.write_text(text)
         except BaseException:
@@ -157,7 +159,13 @@ class Cluster:
             )
 
     def config_text(
-        self, own: str, net: Mapping[str, str], disk: Mapping[str, str], options: Mapping[str, str], nbd: str
+        self,
+        own: str,
+        net: Mapping[str, str],
+        disk: Mapping[str, str],
+        options: Mapping[str, str],
+        nbd: str,
+        handlers: Mapping[str, str],
     ) -> str:
         """The resource as the node ``own`` sees it: through a proxy the peer has another port."""
         hosts = ""
@@ -174,6 +182,7 @@ class Cluster:
             )
         return (
             f"resource {RESOURCE} {{\n{_section('net', net)}{_section('disk', disk)}{_section('options', options)}"
+            f"{_section('handlers', handlers)}"
             f"  nbd {{ {nbd} }}\n{hosts}}}\n"
         )
 

@@ -39,6 +39,8 @@ PACKAGES = {
     "e2fsck": "e2fsprogs",
     "fusermount3": "fuse3",
     "clang": "clang",
+    "lvcreate": "lvm2",
+    "thin_check": "thin-provisioning-tools",
 }
 
 

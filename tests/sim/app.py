@@ -79,21 +79,30 @@ class App:
             world = self._c.world
             world.lib.re_sim_nbd_disconnect(world.sim, self.number, orderly)
 
-    def submit(self, kind: str, offset: int = 0, length: int = BLOCK, *, fua: bool = False) -> int:
+    def submit(self, kind: str, offset: int = 0, length: int = BLOCK, *, fua: bool = False, fast: bool = False) -> int:
         lib, world = self._c.world.lib, self._c.world
         number = {"read": lib.RE_SIM_NBD_READ, "write": lib.RE_SIM_NBD_WRITE, "flush": lib.RE_SIM_NBD_FLUSH,
                   "zero": lib.RE_SIM_NBD_ZERO, "trim": lib.RE_SIM_NBD_TRIM}[kind]  # fmt: skip
         if kind == "flush":
             offset = length = 0
-        op = world.struct("re_sim_nbd_op", kind=number, fua=int(fua), offset=offset, length=length)
+        op = world.struct("re_sim_nbd_op", kind=number, fua=int(fua) | 2 * fast, offset=offset, length=length)
         result = int(lib.re_sim_nbd_submit(world.sim, self.number, op))
         if result < 0:
             raise SimFailure(f"an operation cannot be sent: {result}")
         return result
 
-    def do(self, kind: str, offset: int = 0, length: int = BLOCK, *, fua: bool = False, ms: int = 30_000) -> int:
+    def do(
+        self,
+        kind: str,
+        offset: int = 0,
+        length: int = BLOCK,
+        *,
+        fua: bool = False,
+        fast: bool = False,
+        ms: int = 30_000,
+    ) -> int:
         """Submit and wait; the NBD error, 0 if it was carried out, -1 when the client was cut off."""
-        op = self.submit(kind, offset, length, fua=fua)
+        op = self.submit(kind, offset, length, fua=fua, fast=fast)
         self._c.until(lambda: self._c.op(op).state != 0, ms, f"the answer to a {kind}")
         info = self._c.op(op)
         return {1: 0, 2: int(info.error)}.get(info.state, -1)

@@ -23,8 +23,9 @@ def sent(pair: Cluster, packet: Packet) -> int:
 @pytest.mark.parametrize(
     ("missing", "trims", "zeroes", "data"),
     [
-        (Feature(0), 0, 2, 0),
-        (Feature.WSAME, 0, 16, 0),
+        (Feature(0), 1, 1, 0),
+        (Feature.TRIM, 0, 2, 0),
+        (Feature.WSAME, 8, 8, 0),
         (Feature.WZEROES, 1, 0, 32),
         (Feature.WSAME | Feature.WZEROES, 8, 0, 32),
         (Feature.TRIM | Feature.WZEROES, 0, 0, 64),

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from repl.daemon.block_file import BOUNCE_BYTES, FdBlockFile
+from repl.daemon.block_file import BOUNCE_BYTES, FdBlockFile, discard_granularity
 from repl.errors import DiskFailed
 
 SIZE = 3 * BOUNCE_BYTES + 1536  # not a multiple of 4096: the end is the difficult part
@@ -80,3 +81,30 @@ def test_block_file_error_names_the_file_and_errno(tmp_path: Path) -> None:
         opened.pwrite(0, b"x")
     assert caught.value.errno == errno.EBADF
     opened.close()
+
+
+def test_discard_granularity_is_that_of_the_disk_below_a_partition(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    block = os.stat_result((stat.S_IFBLK | 0o600, *os.fstat(fd)[1:]), {"st_rdev": os.makedev(8, 1)})
+    assert discard_granularity(fd) == 0  # no block device
+    monkeypatch.setattr(os, "fstat", lambda _: block)
+    disk = tmp_path / "devices" / "sda"
+    for folder, name, text in (
+        (disk / "sda1", "discard_alignment", "0"),
+        (disk / "queue", "discard_granularity", "65536"),
+        (disk / "queue", "discard_max_bytes", "1073741824"),
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text + "\n")
+    (tmp_path / "dev" / "block").mkdir(parents=True)
+    (tmp_path / "dev" / "block" / "8:1").symlink_to(disk / "sda1")
+    assert discard_granularity(fd, tmp_path) == 65536
+    (disk / "sda1" / "discard_alignment").write_text("512\n")
+    assert discard_granularity(fd, tmp_path) == 0
+    (disk / "sda1" / "discard_alignment").write_text("0\n")
+    (disk / "queue" / "discard_max_bytes").write_text("0\n")
+    assert discard_granularity(fd, tmp_path) == 0
+    monkeypatch.undo()
+    os.close(fd)
