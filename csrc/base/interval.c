@@ -32,9 +32,11 @@ static bool range_before(const struct range *a, const struct range *b)
     return a->begin != b->begin ? a->begin < b->begin : a->ticket < b->ticket;
 }
 
-static bool range_incompatible(const struct range *a, const struct range *b)
+static bool range_blocks(const struct range *earlier, const struct range *later)
 {
-    return a->mode == RANGE_EXCLUSIVE || b->mode == RANGE_EXCLUSIVE;
+    if (earlier->mode == RANGE_SHARED && later->mode == RANGE_SHARED)
+        return false;
+    return later->mode != RANGE_PASSING || later->ticket >= earlier->firm_from;
 }
 
 /* Recompute subtree_end from the children; false when it did not change. */
@@ -177,15 +179,16 @@ bool range_acquire(struct range_lock *lock, struct range *range)
 {
     CHECK(!range->inserted);
     CHECK(range->begin < range->end);
-    CHECK(range->mode == RANGE_SHARED || range->mode == RANGE_EXCLUSIVE);
+    CHECK(range->mode <= RANGE_PASSING);
 
     range->ticket = lock->next_ticket++;
     range->priority = splitmix64_mix(range->ticket);
+    range->firm_from = range->mode == RANGE_YIELDING ? UINT64_MAX : 0;
     range->blockers = 0;
     list_init(&range->ready);
     for (struct range *other = range_first_overlap(lock, range->begin, range->end); other != NULL;
          other = range_next_overlap(other, range->begin, range->end))
-        if (range_incompatible(range, other))
+        if (range_blocks(other, range))
             range->blockers++;
 
     tree_insert(lock, range);
@@ -251,7 +254,7 @@ void range_release(struct range_lock *lock, struct range *range, struct list_hea
 
     for (struct range *other = range_first_overlap(lock, range->begin, range->end); other != NULL;
          other = range_next_overlap(other, range->begin, range->end)) {
-        if (other->ticket < range->ticket || !range_incompatible(range, other))
+        if (other->ticket < range->ticket || !range_blocks(range, other))
             continue;
         CHECK(other->blockers > 0 && !other->held);
         if (--other->blockers > 0)

@@ -4,6 +4,7 @@
  * overlap in an incompatible way.
  * Invariants: a range is held exactly when no earlier inserted range both overlaps it and is incompatible with it;
  * blockers counts those earlier ranges; therefore held incompatible ranges never overlap, and nothing can starve.
+ * The one exception is asked for: a passing range does not wait for yielding ones, and may be held beside them.
  * Nothing is allocated: the tree is made of the ranges themselves.
  */
 #ifndef BASE_INTERVAL_H
@@ -17,6 +18,8 @@
 enum range_mode {
     RANGE_SHARED = 0,    /* compatible with other shared ranges */
     RANGE_EXCLUSIVE = 1, /* compatible with nothing */
+    RANGE_YIELDING = 2,  /* the same, but passing ranges go before it until range_firm() */
+    RANGE_PASSING = 3,   /* exclusive, but waits for no yielding range */
 };
 
 struct range {
@@ -24,6 +27,7 @@ struct range {
     uint64_t end;           /* one past the last unit, > begin; set by the user */
     uint64_t ticket;        /* order of arrival; set by range_acquire */
     uint64_t priority;      /* heap key of the treap */
+    uint64_t firm_from;     /* passing ranges with a lower ticket do not wait for it */
     uint64_t subtree_end;   /* largest end in this subtree */
     struct range *left;     /* ranges before (begin, ticket) */
     struct range *right;    /* ranges after (begin, ticket) */
@@ -60,6 +64,12 @@ bool range_acquire(struct range_lock *lock, struct range *range);
  * list may be released again: range_release takes it off the list first.
  */
 void range_release(struct range_lock *lock, struct range *range, struct list_head *granted);
+
+/* From now on arriving passing ranges wait for it as well. */
+static inline void range_firm(const struct range_lock *lock, struct range *range)
+{
+    range->firm_from = lock->next_ticket;
+}
 
 /* True when any inserted range, held or waiting, overlaps [begin, end). */
 bool range_overlaps_any(const struct range_lock *lock, uint64_t begin, uint64_t end);

@@ -60,6 +60,31 @@ static void test_range_touching_ends_do_not_overlap(void)
     CHECK(!range_overlaps_any(&lock, 0, 8) && range_overlaps_any(&lock, 0, 9) && !range_overlaps_any(&lock, 9, 9));
 }
 
+static void test_range_lock_lets_a_passing_range_go_beside_yielding_ones_until_they_are_firm(void)
+{
+    struct range_lock lock;
+    struct range own, next, first, second;
+    struct list_head granted;
+    range_lock_init(&lock);
+    list_init(&granted);
+    range_init(&own, 0, 100, RANGE_YIELDING, NULL);
+    range_init(&first, 10, 20, RANGE_PASSING, NULL);
+    range_init(&second, 30, 40, RANGE_PASSING, NULL);
+    range_init(&next, 15, 35, RANGE_YIELDING, NULL);
+    CHECK(range_acquire(&lock, &own) && range_acquire(&lock, &first));
+    range_firm(&lock, &own);
+    CHECK(!range_acquire(&lock, &second) && !range_acquire(&lock, &next));
+    CHECK(second.blockers == 1 && next.blockers == 3);
+    range_release(&lock, &own, &granted);
+    CHECK(list_pop(&granted) == &second.ready && list_empty(&granted) && first.held);
+    range_release(&lock, &second, &granted);
+    CHECK(list_empty(&granted));
+    range_release(&lock, &first, &granted);
+    CHECK(list_pop(&granted) == &next.ready && list_empty(&granted));
+    range_release(&lock, &next, &granted);
+    CHECK(range_lock_empty(&lock));
+}
+
 static uint64_t tree_check(const struct range *node)
 {
     if (node == NULL)
@@ -88,7 +113,8 @@ static void model_check(const struct range_lock *lock, const struct range *pool)
             continue;
         for (int j = 0; j < POOL; j++)
             if (pool[j].inserted && pool[j].ticket < pool[i].ticket && pool[j].begin < pool[i].end &&
-                pool[i].begin < pool[j].end && (pool[i].mode == RANGE_EXCLUSIVE || pool[j].mode == RANGE_EXCLUSIVE))
+                pool[i].begin < pool[j].end && (pool[i].mode != RANGE_SHARED || pool[j].mode != RANGE_SHARED) &&
+                !(pool[i].mode == RANGE_PASSING && pool[i].ticket < pool[j].firm_from))
                 blockers++;
         CHECK(pool[i].blockers == blockers && pool[i].held == (blockers == 0));
         inserted++;
@@ -111,10 +137,12 @@ static void random_run(uint64_t seed, uint64_t space, uint64_t length_max, int s
         if (!range->inserted) {
             uint64_t begin = prng_below(&prng, space);
             range_init(range, begin, begin + 1 + prng_below(&prng, length_max),
-                       prng_below(&prng, 3) ? RANGE_EXCLUSIVE : RANGE_SHARED, NULL);
+                       (enum range_mode)prng_below(&prng, RANGE_PASSING + 1), NULL);
             bool held = range_acquire(&lock, range);
             CHECK(held == range->held);
-        } else {
+        } else if (range->mode == RANGE_YIELDING && range->firm_from == UINT64_MAX && prng_below(&prng, 2))
+            range_firm(&lock, range);
+        else {
             struct list_head granted;
             bool held_before[POOL];
             uint64_t last_ticket = 0;
@@ -187,6 +215,7 @@ int main(void)
     test_range_release_of_an_exclusive_range_grants_waiters_in_ticket_order();
     test_range_shared_behind_a_waiting_exclusive_does_not_overtake_it();
     test_range_touching_ends_do_not_overlap();
+    test_range_lock_lets_a_passing_range_go_beside_yielding_ones_until_they_are_firm();
     test_range_lock_random_operations_agree_with_the_definition();
     test_range_release_of_many_waiters_keeps_ticket_order_and_a_shallow_tree();
     return 0;

@@ -114,6 +114,7 @@ void request_net_done(struct request *r, bool ok)
         return;
     r->net_pending = false;
     r->net_ok = ok;
+    range_firm(&r->volume->ranges, &r->lock.range);
     list_del(&r->sent);
 }
 
@@ -144,19 +145,17 @@ static void write_local_done(struct disk_op *op)
             volume_disk_error(v, op, r->kind == REQUEST_WRITE ? RE_DISK_WRITE : RE_DISK_ZERO);
         }
     }
-    if (r->in_conflict) {
-        bool again = r->postponed;
-        conflict_local_done(r);
-        if (again)
-            return;
-    }
+    if (r->in_conflict && conflict_local_done(r))
+        return;
     request_settle(r);
 }
 
-static void write_local(struct request *r)
+void request_write_local(struct request *r)
 {
     struct volume *v = r->volume;
     uint32_t flags = 0;
+    if (v->passing && conflict_defers(r))
+        return;
     if (r->flags & REQUEST_FUA)
         flags |= DISK_FUA;
     if (r->flags & REQUEST_FAST)
@@ -212,12 +211,13 @@ void request_start_write(struct request *r)
             request_mark_dirty(r);
         sender_write(v->core, r);
     } else {
+        range_firm(&v->ranges, &r->lock.range);
         request_mark_dirty(r);
         if (volume_notifies_out_of_sync(v))
             sender_out_of_sync(v, r->offset, r->length);
     }
     if (local)
-        write_local(r);
+        request_write_local(r);
     request_settle(r);
 }
 
@@ -260,7 +260,7 @@ void request_lock_again(struct request *r)
 {
     struct volume *v = r->volume;
     volume_unlock_range(v, &r->lock);
-    if (volume_lock_range(v, &r->lock, r->offset, r->length, true, write_granted))
+    if (volume_lock_range(v, &r->lock, r->offset, r->length, RANGE_YIELDING, write_granted))
         write_locked(r);
 }
 
@@ -272,7 +272,7 @@ static void write_new(struct request *r)
         complete(r, EINVAL);
         return;
     }
-    if (volume_lock_range(v, &r->lock, r->offset, r->length, true, write_granted))
+    if (volume_lock_range(v, &r->lock, r->offset, r->length, RANGE_YIELDING, write_granted))
         write_locked(r);
 }
 

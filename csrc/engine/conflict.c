@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Two Primaries: writes of both nodes to the same blocks that cross on the wire.
  *
- * F is the node with the resolve-conflicts flag, G the other one.  A write of G that meets an unacknowledged write of F
- * is discarded at F: it is superseded where F's write covers it, otherwise G sends it again later.  At G a write of F
- * waits in the range lock behind G's own, which F has answered or will answer.
+ * F is the node with the resolve-conflicts flag, G the other one.  F carries out every write of G at once, even beside
+ * unanswered writes of its own, and puts its own data on top again when both are finished.  At G a write of F waits in
+ * the range lock behind G's own, which F answers: so there as well F's data comes last.
+ * differs: DRBD's F discards the write and G sends it again, if need be (decision 0037).  As G we do that, too.
  *
- * Invariants: F answers a write of G without waiting for G, so nobody waits in a circle; a write supersedes another
- * one only when it has been sent and is covered by the activity log, and the answer leaves when it is on F's disk;
- * writes of the peer pass own ones that have not been sent yet, since the peer may wait for the answer; both disks end
- * up with the same content.
+ * Invariants: F answers a write of G without waiting for G, so nobody waits in a circle; own writes of F keep their
+ * place in the queue; an own write that one of G has landed on is not completed before its data is on top again; both
+ * disks end up with the same content.
  */
+#include <errno.h>
+
 #include "base/check.h"
 #include "engine/internal.h"
 
@@ -39,13 +41,139 @@ void conflict_seen(struct volume *v, uint32_t seq_num)
 
 /* ---- a write of the peer has arrived ---- */
 
-/* Own writes that have not been sent go behind it; but one that has waited for too long keeps its place: F answers it
- * as soon as it is sent. */
+static bool passes(const struct range *range)
+{
+    return range->mode == RANGE_PASSING;
+}
+
+/* At F it waits for resync, verify and what G has answered, but not for G. */
+enum range_mode conflict_mode(const struct core *core)
+{
+    const struct re_link *o = &core->link.options;
+    return o->two_primaries && o->resolve_conflicts ? RANGE_PASSING : RANGE_EXCLUSIVE;
+}
+
+/* An operation of this own write is in flight. */
+static bool is_busy(const struct request *r)
+{
+    return r->started && r->local_pending && !r->waits_for_peer;
+}
+
+bool conflict_holds_up(struct peer_request *pr)
+{
+    const struct range *write = &pr->lock.range;
+    pr->waits_for_own = false;
+    if (!passes(write))
+        return false;
+    for (struct range *range = range_first_overlap(&pr->volume->ranges, write->begin, write->end); range;
+         range = range_next_overlap(range, write->begin, write->end)) {
+        const struct request *r = request_of_range(range);
+        if (r && is_busy(r))
+            pr->waits_for_own = true;
+    }
+    return pr->waits_for_own;
+}
+
+/* An operation of this own write is over: which writes of G may go to the disk? */
+static void let_pass(const struct request *r)
+{
+    uint64_t begin = r->offset, end = r->offset + r->length;
+    struct range *next;
+    for (struct range *range = range_first_overlap(&r->volume->ranges, begin, end); range; range = next) {
+        next = range_next_overlap(range, begin, end);
+        struct peer_request *pr = peer_write_of_range(range);
+        if (pr && pr->waits_for_own)
+            peer_write_start(pr);
+    }
+}
+
+/* Is a write of G under way over this own one? */
+static bool is_passed(const struct request *r)
+{
+    uint64_t begin = r->offset, end = r->offset + r->length;
+    for (struct range *range = range_first_overlap(&r->volume->ranges, begin, end); range;
+         range = range_next_overlap(range, begin, end))
+        if (passes(range))
+            return true;
+    return false;
+}
+
+/* The own data comes on top when the write of G is finished. */
+static void wait_below(struct request *r)
+{
+    r->local_pending = r->in_conflict = r->write_again = r->waits_for_peer = true;
+}
+
+void conflict_arrived(struct peer_request *pr)
+{
+    struct volume *v = pr->volume;
+    const struct range *write = &pr->lock.range;
+    bool crosses = false;
+    if (!passes(write))
+        return;
+    v->passing++;
+    for (struct range *range = range_first_overlap(&v->ranges, write->begin, write->end); range;
+         range = range_next_overlap(range, write->begin, write->end)) {
+        struct request *r = request_of_range(range);
+        if (!r || !r->started || !r->net_pending)   /* not sent: after it; answered: before it */
+            continue;
+        crosses = true;
+        if (r->local_pending)
+            r->in_conflict = r->write_again = true;
+        else if (r->local_ok)
+            wait_below(r);
+    }
+    v->stats.conflicts += crosses ? 1 : 0;
+}
+
+static void write_on_top(struct request *r)
+{
+    r->in_conflict = r->write_again = r->waits_for_peer = false;
+    if (volume_disk_usable(r->volume)) {
+        request_write_local(r);
+        return;
+    }
+    r->local_pending = r->local_ok = false;
+    r->error = EIO;
+    request_mark_dirty(r);
+    request_settle(r);
+}
+
+/* It has left the range lock. */
+void conflict_finished(struct peer_request *pr)
+{
+    struct volume *v = pr->volume;
+    const struct range *write = &pr->lock.range;
+    struct range *next;
+    if (!passes(write))
+        return;
+    v->passing--;
+    for (struct range *range = range_first_overlap(&v->ranges, write->begin, write->end); range; range = next) {
+        next = range_next_overlap(range, write->begin, write->end);
+        struct request *r = request_of_range(range);
+        if (r && r->waits_for_peer && !is_passed(r))
+            write_on_top(r);
+    }
+}
+
+/* An own write gets its turn while one of G is under way to the same blocks. */
+bool conflict_defers(struct request *r)
+{
+    if (!is_passed(r))
+        return false;
+    wait_below(r);
+    return true;
+}
+
+/* At G: own writes that have not been sent go behind it; but one that has waited for too long keeps its place, F
+ * answers it as soon as it is sent. */
 void conflict_pass(struct peer_request *pr)
 {
     struct volume *v = pr->volume;
     const struct range *write = &pr->lock.range;
     struct range *next;
+    if (passes(write))
+        return;
     for (struct range *range = range_first_overlap(&v->ranges, write->begin, write->end); range; range = next) {
         next = range_next_overlap(range, write->begin, write->end);
         struct request *r = request_of_range(range);
@@ -59,125 +187,6 @@ void conflict_pass(struct peer_request *pr)
     }
 }
 
-/* At F such a write would have to wait for G: the write of the peer comes again later. */
-static bool own_write_insists(const struct volume *v, uint64_t begin, uint64_t end)
-{
-    if (volume_is_frozen(v))
-        return false;
-    for (struct range *range = range_first_overlap(&v->ranges, begin, end); range;
-         range = range_next_overlap(range, begin, end)) {
-        const struct request *r = request_of_range(range);
-        if (r && !r->started && r->stepped_back >= STEP_BACK_MAX)
-            return true;
-    }
-    return false;
-}
-
-static void settle(struct core *core, struct peer_request *pr)
-{
-    pr->epoch->unsettled--;
-    list_del(&pr->link);
-    peer_request_free(core, pr);
-}
-
-/* The peer has been told.  DRBD counts a discarded write in its epoch until it has let go of it: when it acknowledges
- * the write that covered it, or sends it again.  Until then the entry stays. */
-static void discard(struct peer_request *pr, unsigned command, const struct request *covering)
-{
-    struct volume *v = pr->volume;
-    struct core *core = v->core;
-    v->stats.unacked--;
-    pr->epoch->pending--;
-    core->link.peer_writes--;
-    if (core->link.phase != LINK_UP || core->link.generation != pr->link_generation) {
-        peer_request_free(core, pr);
-        return;
-    }
-    sender_ack(v, command, pr->sector, pr->block_id, pr->bytes);
-    if (command == P_NEG_ACK) {
-        pr->epoch->count++;
-        peer_request_free(core, pr);
-        return;
-    }
-    pr->epoch->unsettled++;
-    pr->covering = covering;
-    if (pr->buf)
-        buf_put(pr->buf);
-    pr->buf = NULL;
-    list_add_tail(&core->link.unsettled, &pr->link);
-}
-
-void conflict_acknowledged(struct core *core, const struct request *r)
-{
-    list_for_each_safe(pos, following, &core->link.unsettled)
-    {
-        struct peer_request *pr = list_entry(pos, struct peer_request, link);
-        if (pr->covering == r)
-            settle(core, pr);
-    }
-    peer_epochs_answer(core);
-}
-
-static void sent_again(const struct peer_request *again)
-{
-    struct core *core = again->volume->core;
-    list_for_each_safe(pos, following, &core->link.unsettled)
-    {
-        struct peer_request *pr = list_entry(pos, struct peer_request, link);
-        if (!pr->covering && pr->volume == again->volume && pr->sector == again->sector && pr->bytes == again->bytes) {
-            settle(core, pr);
-            break;
-        }
-    }
-    peer_epochs_answer(core);
-}
-
-void conflict_settle_epoch(struct core *core, const struct receive_epoch *epoch)
-{
-    list_for_each(pos, &core->link.unsettled)
-    {
-        struct peer_request *pr = list_entry(pos, struct peer_request, link);
-        if (pr->epoch == epoch) {
-            settle(core, pr);
-            return;
-        }
-    }
-    CHECK(!epoch->unsettled);
-}
-
-bool conflict_discards(struct peer_request *pr)
-{
-    struct volume *v = pr->volume;
-    const struct re_link *o = &v->core->link.options;
-    uint64_t begin = pr->sector * SECTOR_BYTES, end = begin + pr->bytes;
-    struct request *covers = NULL;
-    bool overlaps = false;
-    if (!o->resolve_conflicts || !pr->bytes)
-        return false;
-    if (!list_empty(&v->core->link.unsettled))
-        sent_again(pr);
-    for (struct range *range = range_first_overlap(&v->ranges, begin, end); range && !covers;
-         range = range_next_overlap(range, begin, end)) {
-        struct request *r = request_of_range(range);
-        if (!r || !r->started || !r->in_transfer_log || !r->net_pending)
-            continue;
-        overlaps = true;
-        if (range->begin <= begin && range->end >= end)
-            covers = r;
-    }
-    if (!overlaps && !own_write_insists(v, begin, end))
-        return false;
-    pr->epoch->count--;
-    v->stats.conflicts++;
-    if (covers && covers->local_pending) {
-        pr->next_covered = covers->covered;
-        covers->covered = pr;
-        covers->in_conflict = true;
-    } else
-        discard(pr, covers ? (covers->local_ok ? P_SUPERSEDED : P_NEG_ACK) : P_RETRY_WRITE, covers);
-    return true;
-}
-
 /* ---- own writes ---- */
 
 /* Answered with P_RETRY_WRITE: from the range lock on again, behind what the peer has sent. */
@@ -189,16 +198,23 @@ static void restart(struct request *r)
     request_lock_again(r);
 }
 
-void conflict_local_done(struct request *r)
+bool conflict_local_done(struct request *r)
 {
-    while (r->covered) {
-        struct peer_request *pr = r->covered;
-        r->covered = pr->next_covered;
-        discard(pr, r->local_ok ? P_SUPERSEDED : P_NEG_ACK, r);
+    if (r->write_again && r->local_ok) {
+        if (is_passed(r)) {
+            wait_below(r);
+            let_pass(r);
+        } else
+            write_on_top(r);
+        return true;
     }
-    r->in_conflict = r->postponed;
-    if (r->postponed)
-        restart(r);
+    if (r->write_again)
+        let_pass(r);
+    r->write_again = r->in_conflict = false;
+    if (!r->postponed)
+        return false;
+    restart(r);
+    return true;
 }
 
 static void leave_epoch(struct core *core, struct request *r)
@@ -338,9 +354,6 @@ void conflict_link_lost(struct core *core)
         request_free(&core->requests, core->link.spare);
     core->link.spare = NULL;
     core->link.seq_wait_ns = 0;
-    while (!list_empty(&core->link.unsettled))
-        settle(core, list_entry(list_first(&core->link.unsettled), struct peer_request, link));
-    peer_epochs_answer(core);
     for (int i = 0; core->link.options.two_primaries && i < RE_VOLUMES_MAX; i++)
         if (core->volumes[i])
             peer_writes_drop_waiting(core->volumes[i]);

@@ -48,7 +48,8 @@ void freeze_begin(struct volume *v)
 
 void freeze_park(struct request *r)
 {
-    if (!r->in_transfer_log)
+    bool done = r->local_ok && r->net_ok && r->volume->core->link.options.two_primaries;   /* nothing is sent again */
+    if (!r->in_transfer_log || done)
         volume_unlock_range(r->volume, &r->lock);
     list_del(&r->link);
     list_add_tail(&r->volume->parked, &r->link);

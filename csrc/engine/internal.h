@@ -62,7 +62,6 @@ enum {
     META_TX_BYTES_MAX = 4 << 20,    /* acks waiting for a slow peer before its data is no longer read */
     EVENTS_MAX = 1024,              /* not taken by the control plane, before the peer is no longer listened to */
     BITMAP_TX_BYTES_LOW = 256 << 10,
-    ANSWERING_MAX = 1024,           /* epochs of the peer whose barrier ack waits (conflict.c) */
     BARRIER_IDLE_MS = 1,            /* a closed epoch's barrier leaves with the next write, or after this long */
 };
 
@@ -105,7 +104,6 @@ struct receive_epoch {
     bool flushing;                  /* its flush has started */
     bool failed;                    /* a volume of it cannot be made stable */
     bool acked;                     /* a barrier ack is wanted: false once the link is lost */
-    uint32_t unsettled;             /* discarded writes that the peer may not have let go of yet (conflict.c) */
 };
 
 /* The flush before a barrier ack; only the oldest epoch flushes, so a volume needs one. */
@@ -123,6 +121,7 @@ struct peer_request {
     bool by_digest;                 /* RESYNC_READ: P_CSUM_RS_REQUEST */
     bool granted;                   /* WRITE: holds its range */
     bool flushed_first;             /* WRITE with DP_FLUSH: the flush before it is done */
+    bool waits_for_own;             /* WRITE: own writes to these blocks are on their way to the disk (conflict.c) */
     uint32_t link_generation;       /* the link it came over */
     uint64_t block_id;              /* echoed */
     uint64_t sector;
@@ -131,8 +130,6 @@ struct peer_request {
     uint32_t dp_flags;
     struct buf *buf;                /* payload */
     struct receive_epoch *epoch;    /* WRITE, ZERO */
-    struct peer_request *next_covered;  /* superseded by the same write of ours */
-    const struct request *covering;     /* that write, from the answer on */
     struct range_item lock;
     struct al_waiter al;
     struct disk_op op;
@@ -184,6 +181,7 @@ struct volume {
     struct re_resync resync_options;
     uint64_t size_bytes;
     struct range_lock ranges;
+    uint32_t passing;               /* the peer's writes in it that pass own ones (conflict.c) */
     struct list_head held;          /* requests that wait for the volume to thaw */
     struct list_head parked;        /* finished requests whose completion waits for the end of a suspension */
     struct list_head remote_reads;  /* asked from the peer */
@@ -267,9 +265,6 @@ struct link {
     bool meta_waits;                /* the meta socket waits until the peer reads or the control plane catches up */
     uint64_t seq_wait_ns;           /* two Primaries: it waits since then for acks that were sent before; 0 = no */
     struct request *spare;          /* two Primaries: for a write that nobody asked for (conflict.c) */
-    struct list_head unsettled;     /* two Primaries: discarded writes of the peer, by peer_request.link */
-    struct list_head answering;     /* stable epochs whose barrier acks have to wait for those */
-    uint32_t answering_count;
 
     bool ping_outstanding;
     uint64_t ping_sent_ns;
@@ -375,8 +370,8 @@ void volume_disk_error(struct volume *v, const struct disk_op *op, enum re_disk_
 bool volume_can_flush(const struct volume *v);      /* what was written can still be made stable */
 void volume_quiesce(struct volume *v, uint64_t cookie);
 void volume_set_size(struct volume *v, uint64_t size_bytes);
-bool volume_lock_range(struct volume *v, struct range_item *item, uint64_t offset, uint64_t length, bool exclusive,
-                       void (*granted)(struct range_item *));
+bool volume_lock_range(struct volume *v, struct range_item *item, uint64_t offset, uint64_t length,
+                       enum range_mode mode, void (*granted)(struct range_item *));
 void volume_unlock_range(struct volume *v, struct range_item *item);
 void volume_set_dirty(struct volume *v, uint64_t offset, uint64_t length);
 void volume_clear_dirty(struct volume *v, uint64_t offset, uint64_t length);
@@ -430,6 +425,7 @@ void volume_md_wipe(struct volume *v, uint64_t offset, uint64_t length, uint64_t
 /* app.c: application requests */
 struct request *request_of_range(struct range *range);  /* the own write whose lock this is, or NULL */
 void request_lock_again(struct request *request);       /* behind everything that waits for its range */
+void request_write_local(struct request *request);
 void volume_submit(struct volume *v, struct request *request);
 void request_resume(struct request *request);   /* after a thaw */
 void request_settle(struct request *request);
@@ -545,8 +541,9 @@ void peer_write_received(struct core *core, struct peer_request *pr);
 void peer_barrier(struct core *core, const uint8_t number[4]);
 void peer_epochs_check(struct core *core);
 void peer_epochs_orphan(struct core *core);
-void peer_epochs_answer(struct core *core);
 void peer_writes_drop_waiting(struct volume *v);
+void peer_write_start(struct peer_request *pr);
+struct peer_request *peer_write_of_range(struct range *range);  /* passing ones only */
 void peer_epochs_stable(struct volume *v);
 struct receive_epoch *peer_epoch_open(struct core *core);
 struct peer_request *peer_request_take(struct core *core, struct volume *v, enum peer_kind kind);
@@ -555,10 +552,13 @@ void peer_request_free(struct core *core, struct peer_request *pr);
 /* conflict.c: two Primaries */
 bool conflict_must_wait(struct volume *v, uint32_t seq_num);
 void conflict_seen(struct volume *v, uint32_t seq_num);
-bool conflict_discards(struct peer_request *pr);    /* a write of the peer that is not to be carried out */
-void conflict_pass(struct peer_request *pr);        /* it goes before own writes that have not been sent */
-void conflict_local_done(struct request *request);
-void conflict_acknowledged(struct core *core, const struct request *request);
+enum range_mode conflict_mode(const struct core *core);     /* how a write of the peer takes its range */
+void conflict_arrived(struct peer_request *pr);             /* it has taken it */
+bool conflict_holds_up(struct peer_request *pr);            /* it must not go to the disk yet */
+void conflict_pass(struct peer_request *pr);    /* it waits: it goes before own writes that have not been sent */
+void conflict_finished(struct peer_request *pr);
+bool conflict_defers(struct request *request);
+bool conflict_local_done(struct request *request);  /* true: the local part is not over */
 void conflict_answered(struct request *request, bool retry);
 bool conflict_release_older(struct core *core, uint32_t number);
 void conflict_tick(struct core *core);
@@ -566,7 +566,6 @@ uint64_t conflict_deadline(const struct core *core);
 void conflict_link_lost(struct core *core);
 bool conflict_can_keep(const struct core *core);
 void conflict_keep_acknowledged(struct core *core);     /* of what was kept without a link */
-void conflict_settle_epoch(struct core *core, const struct receive_epoch *epoch);   /* one of its discarded writes */
 
 /* congestion.c */
 void congestion_check(struct volume *v);    /* before a write is sent */

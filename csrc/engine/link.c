@@ -19,10 +19,7 @@ enum re_status link_init(struct core *core)
     list_init(&link->kept);
     list_init(&link->epochs);
     list_init(&link->free_epochs);
-    list_init(&link->unsettled);
-    list_init(&link->answering);
-    /* Each has a write in progress, but for the open one and those that wait to be answered. */
-    uint32_t epochs = core->peer_count + 2 + ANSWERING_MAX;
+    uint32_t epochs = core->peer_count + 2;     /* each but the open one has a write in progress */
     link->epoch_entries = calloc(epochs, sizeof(*link->epoch_entries));
     if (!link->epoch_entries)
         return RE_ENOMEM;

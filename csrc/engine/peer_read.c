@@ -52,6 +52,6 @@ void peer_read_received(struct core *core, struct peer_request *pr)
     struct volume *v = pr->volume;
     (void)core;
     v->stats.unacked++;
-    if (volume_lock_range(v, &pr->lock, pr->sector * SECTOR_BYTES, pr->bytes, false, read_granted))
+    if (volume_lock_range(v, &pr->lock, pr->sector * SECTOR_BYTES, pr->bytes, RANGE_SHARED, read_granted))
         read_start(pr);
 }

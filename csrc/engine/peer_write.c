@@ -93,8 +93,6 @@ static bool is_oldest(const struct core *core, const struct receive_epoch *epoch
     return list_first(&core->link.epochs) == &epoch->link;
 }
 
-static void write_start(struct peer_request *pr);
-
 static void epoch_answer(struct core *core, struct receive_epoch *epoch)
 {
     if (epoch->acked && core->link.phase == LINK_UP)
@@ -102,33 +100,11 @@ static void epoch_answer(struct core *core, struct receive_epoch *epoch)
     list_add_tail(&core->link.free_epochs, &epoch->link);
 }
 
-/* Two Primaries: the peer would count the writes that we have discarded as long as it has not let go of them. */
-void peer_epochs_answer(struct core *core)
-{
-    struct link *link = &core->link;
-    while (!list_empty(&link->answering)) {
-        struct receive_epoch *epoch = list_entry(list_first(&link->answering), struct receive_epoch, link);
-        if (epoch->unsettled && link->phase == LINK_UP && link->answering_count < ANSWERING_MAX)
-            return;
-        while (epoch->unsettled)
-            conflict_settle_epoch(core, epoch);
-        list_del(&epoch->link);
-        link->answering_count--;
-        epoch_answer(core, epoch);
-    }
-}
-
 static void epoch_flushed(struct core *core, struct receive_epoch *epoch)
 {
-    struct link *link = &core->link;
     list_del(&epoch->link);
-    if (epoch->unsettled || !list_empty(&link->answering)) {
-        list_add_tail(&link->answering, &epoch->link);
-        link->answering_count++;
-        peer_epochs_answer(core);
-    } else
-        epoch_answer(core, epoch);
-    struct list_head *next = list_first(&link->epochs);
+    epoch_answer(core, epoch);
+    struct list_head *next = list_first(&core->link.epochs);
     if (!next)
         return;
     struct receive_epoch *now = list_entry(next, struct receive_epoch, link);
@@ -136,7 +112,7 @@ static void epoch_flushed(struct core *core, struct receive_epoch *epoch)
     list_init(&waiting);
     list_splice_tail(&waiting, &now->waiting);
     for (struct list_head *l; (l = list_pop(&waiting));)
-        write_start(list_entry(l, struct peer_request, link));
+        peer_write_start(list_entry(l, struct peer_request, link));
 }
 
 static void flush_done(struct disk_op *op)
@@ -181,10 +157,6 @@ void peer_epochs_check(struct core *core)
         struct receive_epoch *epoch = list_entry(first, struct receive_epoch, link);
         if (!epoch->closed || epoch->pending)
             break;
-        if (!epoch->count) {    /* all of it was discarded (conflict.c): nothing is acknowledged */
-            epoch->acked = false;
-            epoch->volumes = 0;
-        }
         if (!epoch->flushing)
             start_flushes(core, epoch);
         if (epoch->flushes)
@@ -204,6 +176,8 @@ static void write_finished(struct peer_request *pr, bool ok)
     struct volume *v = pr->volume;
     struct core *core = v->core;
     volume_unlock_range(v, &pr->lock);
+    if (v->passing)
+        conflict_finished(pr);
     volume_al_put(v, &pr->al);
     uint64_t offset = pr->sector * SECTOR_BYTES;
     if (is_current_link(pr)) {
@@ -300,8 +274,10 @@ static void write_part(struct peer_request *pr)
 }
 
 /* Both its range and its epoch's turn are there. */
-static void write_start(struct peer_request *pr)
+void peer_write_start(struct peer_request *pr)
 {
+    if (pr->volume->passing && conflict_holds_up(pr))
+        return;
     if (is_oldest(pr->volume->core, pr->epoch))
         write_part(pr);
     else
@@ -310,7 +286,13 @@ static void write_start(struct peer_request *pr)
 
 static void write_granted(struct range_item *item)
 {
-    write_start(container_of(item, struct peer_request, lock));
+    peer_write_start(container_of(item, struct peer_request, lock));
+}
+
+struct peer_request *peer_write_of_range(struct range *range)
+{
+    struct range_item *item = container_of(range, struct range_item, range);
+    return range->mode == RANGE_PASSING ? container_of(item, struct peer_request, lock) : NULL;
 }
 
 /* The link of two Primaries is lost: what waits for own writes is not carried out.  Nobody was told that it was, and
@@ -336,18 +318,20 @@ void peer_write_received(struct core *core, struct peer_request *pr)
     bool receive_ack = o->version >= 100 ? pr->dp_flags & DP_SEND_RECEIVE_ACK : o->protocol == 2;
     if (receive_ack)
         sender_ack(v, P_RECV_ACK, pr->sector, pr->block_id, pr->bytes);
-    if (o->two_primaries && conflict_discards(pr))
-        return;
     if (v->state.peer_disk < D_INCONSISTENT && v->state.connection >= C_CONNECTED)
         volume_set_dirty(v, pr->sector * SECTOR_BYTES, pr->bytes);  /* the writer has no disk: only we have this */
     if (!pr->bytes) {       /* only a flush: it waits for its epoch's turn, not for a range */
-        write_start(pr);
+        peer_write_start(pr);
         return;
     }
     if (v->verify.open)
         verify_answer_start(v);     /* it was asked before this write */
-    if (volume_lock_range(v, &pr->lock, pr->sector * SECTOR_BYTES, pr->bytes, true, write_granted))
-        write_start(pr);
+    bool granted = volume_lock_range(v, &pr->lock, pr->sector * SECTOR_BYTES, pr->bytes, conflict_mode(core),
+                                     write_granted);
+    if (o->two_primaries)
+        conflict_arrived(pr);
+    if (granted)
+        peer_write_start(pr);
     else {
         resync_target_yield(v, &pr->lock.range);
         if (v->state.connection == C_VERIFY_S || !list_empty(&v->verify.answers))

@@ -406,8 +406,6 @@ static enum handled on_write_ack(struct core *core, const struct packet_view *p,
             volume_set_dirty(p->v, ack->sector * SECTOR_BYTES, ack->size_bytes);
         return HANDLED;
     }
-    if (!list_empty(&core->link.unsettled))
-        conflict_acknowledged(core, r);
     if (negative)
         request_mark_dirty(r);
     else if (p->header.command == P_RS_WRITE_ACK && !congestion_marks_again(r->volume, r->offset, r->length)) {

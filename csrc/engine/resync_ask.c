@@ -119,7 +119,7 @@ static void own_block_read(struct disk_op *op)
         buf_put(rq->buf);
         rq->buf = NULL;
         volume_unlock_range(v, &rq->lock);
-        if (volume_lock_range(v, &rq->lock, rq->offset, rq->bytes, true, resync_ask_granted))
+        if (volume_lock_range(v, &rq->lock, rq->offset, rq->bytes, RANGE_EXCLUSIVE, resync_ask_granted))
             begin(rq);
         return;
     }
@@ -198,7 +198,7 @@ bool resync_ask_next(struct volume *v)
     rq->by_digest = ask.by_digest;
     t->cursor_bit = bit + ask.bits;
     t->allowed_sectors -= rq->bytes / SECTOR_BYTES;
-    if (volume_lock_range(v, &rq->lock, rq->offset, rq->bytes, true, resync_ask_granted))
+    if (volume_lock_range(v, &rq->lock, rq->offset, rq->bytes, RANGE_EXCLUSIVE, resync_ask_granted))
         begin(rq);
     return true;
 }
@@ -220,7 +220,7 @@ void resync_target_yield(struct volume *v, const struct range *write)
             continue;
         rq->stepped_back = rq->stage == RESYNC_ASKED;
         volume_unlock_range(v, &rq->lock);
-        bool held = volume_lock_range(v, &rq->lock, rq->offset, rq->bytes, true, resync_ask_granted);
+        bool held = volume_lock_range(v, &rq->lock, rq->offset, rq->bytes, RANGE_EXCLUSIVE, resync_ask_granted);
         CHECK(!held);   /* the write is before it now */
     }
 }
@@ -266,7 +266,7 @@ bool resync_request_shrink(struct resync_request *rq, uint32_t bytes)
     rq->bytes = bytes;
     /* Both go behind the writes that came before this answer: it is as new as they are. */
     volume_unlock_range(v, &rq->lock);
-    volume_lock_range(v, &rq->lock, rq->offset, rq->bytes, true, resync_ask_granted);
-    volume_lock_range(v, &rest->lock, rest->offset, rest->bytes, true, resync_ask_granted);
+    volume_lock_range(v, &rq->lock, rq->offset, rq->bytes, RANGE_EXCLUSIVE, resync_ask_granted);
+    volume_lock_range(v, &rest->lock, rest->offset, rest->bytes, RANGE_EXCLUSIVE, resync_ask_granted);
     return true;
 }

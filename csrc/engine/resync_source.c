@@ -225,7 +225,7 @@ static void granted(struct range_item *item)
 
 static void begin(struct peer_request *pr)
 {
-    if (volume_lock_range(pr->volume, &pr->lock, pr->sector * SECTOR_BYTES, pr->bytes, false, granted))
+    if (volume_lock_range(pr->volume, &pr->lock, pr->sector * SECTOR_BYTES, pr->bytes, RANGE_SHARED, granted))
         next_part(pr);
 }
 

@@ -580,6 +580,6 @@ static void read_granted(struct range_item *item)
 
 void undo_read(struct request *r)
 {
-    if (volume_lock_range(r->volume, &r->lock, r->offset, r->length, false, read_granted))
+    if (volume_lock_range(r->volume, &r->lock, r->offset, r->length, RANGE_SHARED, read_granted))
         read_locked(r);
 }

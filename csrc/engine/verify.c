@@ -105,7 +105,7 @@ static void lock_granted(struct range_item *item)
 void verify_lock(struct verify_blocks *b)
 {
     b->stage = VERIFY_LOCKING;
-    if (volume_lock_range(b->volume, &b->lock, b->offset, b->bytes, false, lock_granted))
+    if (volume_lock_range(b->volume, &b->lock, b->offset, b->bytes, RANGE_SHARED, lock_granted))
         verify_settle(b);
 }
 
@@ -142,7 +142,7 @@ void verify_yield(struct volume *v, const struct range *write)
         if (b->stage != VERIFY_LOCKING && (b->is_answer || b->stage != VERIFY_ASKED))
             continue;
         volume_unlock_range(v, &b->lock);
-        bool held = volume_lock_range(v, &b->lock, b->offset, b->bytes, false, lock_granted);
+        bool held = volume_lock_range(v, &b->lock, b->offset, b->bytes, RANGE_SHARED, lock_granted);
         CHECK(!held);   /* the write is before it now */
     }
 }

@@ -350,10 +350,10 @@ void volume_disk_error(struct volume *v, const struct disk_op *op, enum re_disk_
               NULL, 0);
 }
 
-bool volume_lock_range(struct volume *v, struct range_item *item, uint64_t offset, uint64_t length, bool exclusive,
-                       void (*granted)(struct range_item *))
+bool volume_lock_range(struct volume *v, struct range_item *item, uint64_t offset, uint64_t length,
+                       enum range_mode mode, void (*granted)(struct range_item *))
 {
-    range_init(&item->range, offset, offset + length, exclusive ? RANGE_EXCLUSIVE : RANGE_SHARED, item);
+    range_init(&item->range, offset, offset + length, mode, item);
     item->granted = granted;
     return range_acquire(&v->ranges, &item->range);
 }

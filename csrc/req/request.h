@@ -29,7 +29,6 @@ enum request_flags {
 
 struct volume;
 struct epoch;
-struct peer_request;
 
 /* A range in a volume's lock and what to do when it is granted later. */
 struct range_item {
@@ -98,7 +97,8 @@ struct request {
     bool in_conflict;           /* WRITE: something is to be done when the local part is finished (conflict.c) */
     bool postponed;             /* WRITE: to be started again then */
     uint8_t stepped_back;       /* WRITE: how often a write of the peer has passed it */
-    struct peer_request *covered;   /* WRITE: the peer's writes that it supersedes, to be answered then */
+    bool write_again;           /* WRITE: one of the peer lands on it: its data is put on top */
+    bool waits_for_peer;        /* WRITE: when that is finished; no operation of its own is in flight */
     uint8_t stage;              /* enum request_stage: where it goes on when the volume thaws */
 };
 

@@ -2,7 +2,8 @@
 """A peer that says exactly what a test wants, in the simulator, against a real node: raw bytes from the protocol's
 description, nothing shared with the product.
 
-Node 0 of a cluster is the real one, node 1 is this.  It dials both sockets, as the kernel accepts it too.
+Node 0 of a cluster is the real one, node 1 is this.  It dials both sockets, as the kernel accepts it too; or it lets
+the node dial, and then holds the resolve-conflicts flag itself.
 """
 
 from __future__ import annotations
@@ -54,16 +55,20 @@ class ScriptedPeer:
         self._lib, self._sim, self._ffi = cluster.world.lib, cluster.world.sim, cluster.world.ffi
         self._memory = self._ffi.new("uint8_t[]", READ_BYTES)
         self._dialled: dict[int, int] = {}
+        self._accepted: list[int] = []
         self.data = self.meta = -1
         self._buffers: dict[int, bytearray] = {}
         self.ended: set[int] = set()
         self.packets: list[tuple[str, int, bytes]] = []
+        self.answers_pings = False
         cluster.judge(0)
         cluster.shells[1].notice = self._notice  # type: ignore[method-assign]
 
     def _notice(self, n: Notice) -> None:
         if n.kind == self._lib.RE_SIM_NOTICE_DIALED:
             self._dialled[n.id] = n.fd if not n.error else -1
+        elif n.kind == self._lib.RE_SIM_NOTICE_ACCEPTED:
+            self._accepted.append(n.fd)
 
     # ---- sockets ----
 
@@ -83,6 +88,14 @@ class ScriptedPeer:
         self.send(h80("P_INITIAL_DATA"))
         self.meta = self.dial()
         self.send(h80("P_INITIAL_META"), self.meta)
+
+    def accept(self) -> None:
+        """Both sockets, dialled by the node."""
+        listener = self._lib.re_sim_listen(self._sim, 1, PORT)
+        self._c.until(lambda: len(self._accepted) == 2, 20_000, "both sockets of the node")
+        self.data, self.meta = self._accepted
+        self._buffers |= {fd: bytearray() for fd in self._accepted}
+        self._lib.re_sim_unlisten(self._sim, listener)
 
     def send(self, content: bytes, fd: int | None = None) -> None:
         """Until all of it is sent or the connection has ended."""
@@ -131,8 +144,11 @@ class ScriptedPeer:
                 volume, (code, length) = 0, struct.unpack_from(">HH", buffer, 4)
             if len(buffer) < head + length:
                 return
-            self.packets.append((CODE_NAMES.get(code, hex(code)), volume, bytes(buffer[head : head + length])))
+            name = CODE_NAMES.get(code, hex(code))
+            self.packets.append((name, volume, bytes(buffer[head : head + length])))
             del buffer[: head + length]
+            if name == "P_PING" and self.answers_pings:
+                self.say_meta("P_PING_ACK")
 
     # ---- waiting ----
 
@@ -183,11 +199,14 @@ class ScriptedPeer:
             if name != leave_out:
                 self.say(name, bodies.get(name.removeprefix("P_").lower(), body))
 
-    def meet(self, *, role: int = 2, disk: int = 8) -> None:
-        """Everything up to Connected."""
-        self.connect()
+    def meet(self, *, role: int = 2, disk: int = 8, node_role: int = 0, dials: bool = True, two: bool = False) -> None:
+        """Everything up to Connected; ``two``: with allow-two-primaries."""
+        if dials:
+            self.connect()
+        else:
+            self.accept()
         self.features()
-        self.parameters(role=role, disk=disk)
+        self.parameters(role=role, disk=disk, protocol=self.protocol(two=int(two)))
         self.take("P_STATE")
-        self.say("P_STATE", state_word(role, CONNECTED, disk, peer=3 - role, pdsk=8))
+        self.say("P_STATE", state_word(role, CONNECTED, disk, peer=node_role or 3 - role, pdsk=8))
         self._c.until(lambda: self._c.node(0).is_connected, 10_000, "the connection")
