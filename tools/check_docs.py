@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every relative link in the Markdown pages leads to a file, and every decision that the code names has its page.
+"""Every relative link in the Markdown pages leads to a file; every decision that the code names has its page; every
+deviation from DRBD in the code (``differs:``) names its decision, and the protocol or metadata notes list it.
 
 Prints what is broken; exit status 1 if anything is.
 """
@@ -14,6 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 DECISION = re.compile(r"decision (\d{4})")
+DEVIATION = re.compile(r"\bdiffers: ")
+COMMENT_LINES_MAX = 5
 SOURCES = ("csrc/**/*.[ch]", "repl/**/*.py", "nbd/**/*.py")
 
 
@@ -33,9 +36,25 @@ def missing_decisions() -> Iterator[str]:
                     yield f"{source.relative_to(ROOT)}: no page for decision {number}"
 
 
+def silent_deviations() -> Iterator[str]:
+    notes = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("protocol.md", "metadata.md"))
+    for pattern in SOURCES:
+        for source in ROOT.glob(pattern):
+            lines = source.read_text(encoding="utf-8").splitlines()
+            for at, line in enumerate(lines):
+                if not DEVIATION.search(line):
+                    continue
+                where = f"{source.relative_to(ROOT)}:{at + 1}"
+                named = DECISION.search(" ".join(lines[at : at + COMMENT_LINES_MAX]))
+                if named is None:
+                    yield f"{where}: a difference from DRBD without (decision NNNN)"
+                elif f"(decisions/{named[1]}-" not in notes:
+                    yield f"{where}: decision {named[1]} is not in docs/protocol.md or docs/metadata.md"
+
+
 def main() -> int:
     """0 if everything leads somewhere."""
-    problems = [*broken_links(), *missing_decisions()]
+    problems = [*broken_links(), *missing_decisions(), *silent_deviations()]
     for problem in problems:
         print(problem)
     print(f"docs: {len(problems)} broken references")

@@ -1,8 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A disk that is another resource's device: operations as NBD requests on a connected socket.
  *
- * Invariants: one request at a time on each socket, so an answer belongs to the request before it; after anything
- * that does not fit the connection is shut down, and every later operation fails.
+ * Each thread of the pool sends its request and waits; several are under way on one socket, found by their cookies.
+ * Whoever waits and finds nobody reading reads the next answer, for whomever it is.
+ *
+ * Invariants: `lock` guards everything but the bytes on the socket; while a request is not answered somebody reads or
+ * is about to, so the server is never kept from sending; an answer's payload goes into a buffer whose owner waits
+ * (`busy`); after anything that does not fit the connection is shut down, and this and every later operation fails.
+ * A flush is sent when the writes before it are answered: the engine submits it then.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
@@ -15,9 +20,10 @@
 #include <sys/uio.h>
 
 #include "base/bytes.h"
+#include "base/check.h"
 
 enum {
-    LOCKS = 64,
+    CONNECTIONS_MAX = 64,   /* with operations in flight; more than there are threads */
     REQUEST_BYTES = 28,
     REPLY_BYTES = 16,
     CMD_READ = 0,
@@ -30,9 +36,33 @@ enum {
 
 #define REQUEST_MAGIC 0x25609513u
 #define REPLY_MAGIC 0x67446698u
-#define COOKIE UINT64_C(0x7265706c00000000)
 
-static pthread_mutex_t locks[LOCKS] = {[0 ... LOCKS - 1] = PTHREAD_MUTEX_INITIALIZER};
+/* A request under way; on its thread's stack. */
+struct pending {
+    struct pending *next;
+    uint64_t cookie;
+    uint8_t *data;      /* READ: where the payload goes */
+    size_t bytes;
+    bool busy;          /* its payload is being received */
+    bool done;
+    int error;
+};
+
+/* A socket with requests under way. */
+struct connection {
+    int fd;
+    unsigned users;             /* 0: the place is free */
+    bool broken;
+    bool reading;               /* somebody reads the next answer */
+    uint64_t cookie;            /* the last one */
+    struct pending *pending;
+    pthread_mutex_t sending;    /* whole requests, one after the other */
+    pthread_cond_t changed;
+};
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct connection connections[CONNECTIONS_MAX] = {
+    [0 ... CONNECTIONS_MAX - 1] = {.sending = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER}};
 
 static bool send_all(int fd, const uint8_t *header, const uint8_t *data, size_t bytes)
 {
@@ -72,28 +102,116 @@ static bool receive_all(int fd, uint8_t *data, size_t bytes)
     return true;
 }
 
+/* Lock held. */
+static struct connection *connection_take(int fd)
+{
+    struct connection *unused = NULL;
+    for (int i = 0; i < CONNECTIONS_MAX; i++) {
+        struct connection *c = &connections[i];
+        if (c->users && c->fd == fd) {
+            c->users++;
+            return c;
+        }
+        if (!c->users)
+            unused = c;
+    }
+    CHECK(unused);
+    unused->fd = fd;
+    unused->users = 1;
+    unused->broken = unused->reading = false;
+    return unused;
+}
+
+/* Lock held. */
+static void break_connection(struct connection *c)
+{
+    c->broken = true;
+    shutdown(c->fd, SHUT_RDWR);
+    pthread_cond_broadcast(&c->changed);
+}
+
+static int error_of(uint32_t error)
+{
+    return error == 0 ? 0 : error == 28 /* NBD_ENOSPC */ ? ENOSPC : error == 95 /* NBD_ENOTSUP */ ? ENOTSUP : EIO;
+}
+
+/* Lock held; given up meanwhile.  False: the answer makes no sense, or there is none. */
+static bool read_answer(struct connection *c)
+{
+    uint8_t reply[REPLY_BYTES];
+    pthread_mutex_unlock(&lock);
+    bool ok = receive_all(c->fd, reply, REPLY_BYTES) && be32_get(reply) == REPLY_MAGIC;
+    pthread_mutex_lock(&lock);
+    if (!ok)
+        return false;
+    struct pending *p = c->pending;
+    while (p && p->cookie != be64_get(reply + 8))
+        p = p->next;
+    if (!p || p->done)
+        return false;
+    p->error = error_of(be32_get(reply + 4));
+    if (!p->error && p->data) {
+        p->busy = true;
+        pthread_mutex_unlock(&lock);
+        ok = receive_all(c->fd, p->data, p->bytes);
+        pthread_mutex_lock(&lock);
+        p->busy = false;
+    }
+    p->done = ok;
+    return ok;
+}
+
+/* Lock held.  0 or an errno. */
+static int wait_for_answer(struct connection *c, struct pending *p)
+{
+    while (!p->done && (p->busy || !c->broken)) {
+        if (c->reading || c->broken) {
+            pthread_cond_wait(&c->changed, &lock);
+            continue;
+        }
+        c->reading = true;
+        bool ok = read_answer(c);
+        c->reading = false;
+        if (!ok)
+            break_connection(c);
+        pthread_cond_broadcast(&c->changed);
+    }
+    return p->done ? p->error : EIO;
+}
+
 /* 0 or an errno. */
 static int request(const struct disk_op *op, uint16_t command, uint16_t flags, uint64_t offset, uint32_t length)
 {
-    uint8_t header[REQUEST_BYTES], reply[REPLY_BYTES];
+    struct pending pending = {.data = command == CMD_READ ? op->data : NULL, .bytes = length};
+    uint8_t header[REQUEST_BYTES];
+    pthread_mutex_lock(&lock);
+    struct connection *c = connection_take(op->fd);
+    pending.cookie = ++c->cookie;
+    pending.next = c->pending;
+    c->pending = &pending;
+    pthread_mutex_unlock(&lock);
+
     be32_put(header, REQUEST_MAGIC);
     be16_put(header + 4, flags);
     be16_put(header + 6, command);
-    be64_put(header + 8, COOKIE);
+    be64_put(header + 8, pending.cookie);
     be64_put(header + 16, offset);
     be32_put(header + 24, length);
-    if (!send_all(op->fd, header, op->data, command == CMD_WRITE ? length : 0) ||
-        !receive_all(op->fd, reply, REPLY_BYTES) || be32_get(reply) != REPLY_MAGIC || be64_get(reply + 8) != COOKIE)
-        goto broken;
-    uint32_t error = be32_get(reply + 4);
-    if (error)
-        return error == 28 /* NBD_ENOSPC */ ? ENOSPC : error == 95 /* NBD_ENOTSUP */ ? ENOTSUP : EIO;
-    if (command == CMD_READ && !receive_all(op->fd, op->data, length))
-        goto broken;
-    return 0;
-broken:
-    shutdown(op->fd, SHUT_RDWR);
-    return EIO;
+    pthread_mutex_lock(&c->sending);
+    bool sent = send_all(op->fd, header, op->data, command == CMD_WRITE ? length : 0);
+    pthread_mutex_unlock(&c->sending);
+
+    pthread_mutex_lock(&lock);
+    if (!sent)
+        break_connection(c);
+    int error = wait_for_answer(c, &pending);
+    struct pending **at = &c->pending;
+    while (*at != &pending)
+        at = &(*at)->next;
+    *at = pending.next;
+    c->users--;
+    pthread_mutex_unlock(&lock);
+    return error;
 }
 
 static int run(struct disk_op *op)
@@ -106,12 +224,15 @@ static int run(struct disk_op *op)
         return error;
     switch ((enum disk_op_kind)op->kind) {
     case DISK_READ:
+        op->extents_count = 0;  /* no hole is looked for */
         return request(op, CMD_READ, 0, op->offset, length);
     case DISK_WRITE:
         return request(op, CMD_WRITE, fua, op->offset, length);
     case DISK_FLUSH:
         return sync ? request(op, CMD_FLUSH, 0, 0, 0) : 0;
     case DISK_ZERO:
+        if (op->flags & DISK_FAST)
+            return ENOTSUP;
         return request(op, CMD_WRITE_ZEROES, (uint16_t)(fua | (op->flags & DISK_MAY_UNMAP ? 0 : FLAG_NO_HOLE)),
                        op->offset, length);
     case DISK_EXTENTS:
@@ -123,8 +244,5 @@ static int run(struct disk_op *op)
 
 void disk_nbd_run(struct disk_op *op)
 {
-    pthread_mutex_t *lock = &locks[(unsigned)op->fd % LOCKS];
-    pthread_mutex_lock(lock);
     op->error = run(op);
-    pthread_mutex_unlock(lock);
 }

@@ -120,7 +120,7 @@ def _with_node_ids(resource: Resource) -> Resource:
 
 
 def _rank(host: Host) -> tuple[int, str, str]:
-    # differs: drbdadm 9 gives up when both checksums are equal (one machine, two ports).
+    # differs: drbdadm 9 gives up when both checksums are equal (one machine, two ports; decision 0044).
     # Ours then goes on with what is different and the same on both nodes.
     if host.proxy is not None:
         address = host.proxy.outside

@@ -348,10 +348,10 @@ def _handlers_table() -> dict[str, OptionSpec]:
         "pri-on-incon-degr",
         "local-io-error",
         "out-of-sync",
+        "disconnected",  # DRBD 9.2's
     ):
         handlers.string(name, _YES)
-    for name in ("quorum-lost", "disconnected"):
-        handlers.string(name, _LATER)
+    handlers.string("quorum-lost", _LATER)
     return handlers.rows
 
 

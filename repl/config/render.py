@@ -5,7 +5,7 @@ Input: ``Config`` and the name of the node (for the comments).  Output: text tha
 ``Config``.  Errors: none.  The text holds shared secrets, as the real tool's does.
 
 differs: names that are keywords are quoted, so that the text can be read back; options that DRBD 9 drops
-(become-primary-on, some of global, the device of a stacked section) are kept.
+(become-primary-on, some of global, the device of a stacked section) are kept (decision 0044).
 """
 
 from __future__ import annotations

@@ -114,6 +114,13 @@ def _typed(spec: OptionSpec, text: str, where: Position) -> int | bool | str:
         ) from refused
 
 
+_NO_QUORUM = (
+    "quorum is DRBD 9's (8.4's parser does not know the word) and needs a third node; "
+    "between two nodes fencing keeps one of them from going on alone"
+)
+_WHY_NOT = dict.fromkeys(("quorum", "on-no-quorum", "quorum-minimum-redundancy", "quorum-lost"), _NO_QUORUM)
+
+
 def _warn_about(draft: Draft, option: Option) -> None:
     spec = option.spec
     if spec.is_clamped and option.text.isdigit() and int(option.text) != option.value:
@@ -122,9 +129,9 @@ def _warn_about(draft: Draft, option: Option) -> None:
         return
     if spec.support is Support.LATER:
         value = "" if spec.kind is Kind.FLAG or spec.section == "handlers" else f" {option.text}"
-        draft.warn(
-            f"'{spec.name}{value}' ({spec.section}) is not implemented yet and has no effect.", option.where
-        )
+        why = _WHY_NOT.get(spec.name)
+        text = f"has no effect: {why}" if why else "is not implemented yet and has no effect"
+        draft.warn(f"'{spec.name}{value}' ({spec.section}) {text}.", option.where)
         return
     text = f"'{spec.name}' ({spec.section}) is accepted for compatibility and has no effect."
     if not any(warning.text == text for warning in draft.warnings):

@@ -196,9 +196,8 @@ def _read_ring(
 def _table_complete(ring: list[Transaction | None], order: list[Transaction]) -> bool:
     """Whether the valid update blocks (oldest first) are known to describe the whole table.
 
-    differs: drbdmeta takes what it finds.  The table is complete if the unbroken run of transactions that
-    ends
-    with the newest contains every context window, or reaches back to the initialised log.
+    differs: drbdmeta takes what it finds (decision 0010).  The table is complete if the unbroken run of transactions
+    that ends with the newest contains every context window, or reaches back to the initialised log.
     """
     size = len(ring)
     newest = order[-1]

@@ -67,7 +67,7 @@ def dump_md(superblock: Superblock, layout: Layout, bitmap: bytes, *, comments: 
 
     ``bitmap``: the on-disk bytes of la_size, whole 4 KiB blocks.  ``comments``: lines for the head (date,
     command).
-    differs: drbdmeta 9.22 prints flags 0 whatever they are; here they are right, as in 9.34.
+    differs: drbdmeta 9.22 prints flags 0 whatever they are; here they are right, as in 9.34 (decision 0044).
     """
     length = bitmap_disk_bytes(superblock.la_size_sectors)
     bitmap = bitmap[:length].ljust(length, b"\0")

@@ -120,7 +120,7 @@ def start_source_sync_uuid(uuids: Uuids, random: RandomU64) -> Uuids:
     # differs: without a bitmap UUID the driver takes a random one; ours is recognized later (decision 0036).
     new = first_sync_uuid(uuids.current) if base(old) in (0, UUID_JUST_CREATED) else sync_uuid_after(old)
     # differs: 2^48 after the last possible value is 0 (or 4); those two have a meaning of their own, so
-    # random.
+    # random (decision 0044).
     if base(new) in (0, UUID_JUST_CREATED):
         new = random_uuid(random)
     return replace(rotate_bitmap_into_history(uuids), bitmap=new)
@@ -229,7 +229,8 @@ class Verdict:
     """Result of the UUID comparison as seen by self: code > 0 self is source, < 0 target.
 
     ``self_corrected`` / ``peer_corrected``: UUIDs to go on with instead of the given ones.
-    differs: they are to be kept in memory until the resync has started, the driver writes them at once.
+    differs: they are to be kept in memory until the resync has started, the driver writes them at once
+    (decision 0007).
     """
 
     rule: int
@@ -317,7 +318,7 @@ def compare(me: Side, peer: Side, *, version: int, features: Feature, resolve_co
     if my_current == UUID_JUST_CREATED and peer_current == UUID_JUST_CREATED:
         return Verdict(10, CODE_NONE, "Both nodes have just created metadata.")
     if my_current == 0 and peer_current == 0:
-        # differs: both drivers would wait for the other one as its target.
+        # differs: both drivers would wait for the other one as its target (decision 0044).
         return Verdict(20, CODE_UNRELATED, "Neither node has a generation.")
     if my_current in (0, UUID_JUST_CREATED) and peer_current != UUID_JUST_CREATED:
         return Verdict(20, -CODE_FULL, "This node has no data yet.")

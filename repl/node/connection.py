@@ -361,7 +361,8 @@ class Connection:
         self._children.clear()
         state, text = self._lost_text(lost, why)
         self.last_loss = text
-        if node.is_connected:
+        was_connected = node.is_connected
+        if was_connected:
             node.emit("connection", f"lost the peer: {text}", level="warning")
         # Volumes that lose the peer's good data start a new generation; it is durable before any write completes.
         losing = {
@@ -395,6 +396,8 @@ class Connection:
             reason=text,
             goes_on=True,
         )
+        if was_connected:
+            node.handlers.notify("disconnected", facts={"DRBD_CSTATE": str(state)})
         if had_link:
             await node.suspension.link_is_gone()
         if self.wanted:

@@ -3,7 +3,8 @@
 
 A device may grow while it is detached, or a node may die between the growth of its device and the resize.  The
 superblock is then no longer at the end; it is looked for backwards from there.  Offsets and lengths in bytes.
-differs: drbdmeta remembers the last size in a file of its own, and forgets bits when the bitmap gets longer.
+differs: drbdmeta remembers the last size in a file of its own, and forgets bits when the bitmap gets longer
+(decision 0044).
 """
 
 from __future__ import annotations

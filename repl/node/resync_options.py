@@ -122,7 +122,8 @@ class ResyncOptions:
     def adopt(self, volume: Volume, theirs: pk.SyncParam) -> None:
         """The peer has changed its settings while connected.
 
-        differs: DRBD adopts what comes in the handshake as well, so two nodes with different settings swap them.
+        differs: DRBD adopts what comes in the handshake as well, so two nodes with different settings swap them
+        (decision 0044).
         """
         self._adopt_csums(theirs.csums_alg)
         numbers: dict[str, Any] = {"resync_rate_kib": theirs.resync_rate}

@@ -49,3 +49,19 @@ def test_handler_waits_for_the_metadata() -> None:
         assert cluster.shells[0].handler_calls[0].volume == 0
         cluster.until(lambda: promotion.is_done, 5000, "the promotion")
         assert node.volumes[0].uuids.current == before | 1
+
+
+def test_disconnected_is_told_how_the_connection_ended() -> None:
+    with Cluster(3, Setup(handlers=("disconnected",))) as cluster:
+        cluster.connect_fresh()
+        cluster.ask(0, "disconnect")
+        cluster.until(lambda: len(cluster.shells[1].handler_calls) == 1, 5000, "the peer's handler")
+        cluster.ask(0, "connect")
+        cluster.until(lambda: cluster.in_sync, 20_000, "connected again")
+        cluster.cut()
+        cluster.until(lambda: not cluster.connected, 20_000, "lost")
+        cluster.run(2000)
+        calls = [[c.environment["DRBD_CSTATE"] for c in shell.handler_calls] for shell in cluster.shells]
+        assert [c[0] for c in calls] == ["Disconnecting", "TearDown"]
+        assert [c[1] for c in calls] == ["NetworkFailure"] * 2
+        assert all(len(c) == 2 for c in calls), "an attempt that fails is no connection that is lost"

@@ -104,6 +104,26 @@ def test_split_brain_is_solved_by_the_policy_for_no_primary(
     check_winner(cluster, winner, kept)
 
 
+def test_policy_decides_for_each_volume_as_the_kernel_does(make: MakeCluster) -> None:
+    """The module was seen to take volume 0 from one node and volume 1 from the other (docs/protocol.md)."""
+    cluster = make(after_sb_0pri=int(Asb.DISCARD_ZERO_CHANGES), volumes=2)
+    for node in (0, 1):
+        cluster.ask(node, "disconnect", force=True)
+    for node in (0, 1):
+        app = cluster.serve(node, node)
+        app.write(1, 2, 3)
+        app.leave()
+        cluster.until(lambda node=node: cluster.node(node).role == Role.SECONDARY, 30_000, "the client's end")
+    disks: list[list[Any]] = [[place.data for place in shell.places] for shell in cluster.shells]
+    kept = [disks[n][n].content(0, cluster.device_bytes) for n in (0, 1)]
+    meet(cluster)
+    cluster.until(lambda: cluster.in_sync, 60_000, "both nodes in sync")
+    cluster.wait_idle()
+    cluster.check_equal()
+    for number in (0, 1):
+        assert disks[1 - number][number].content(0, cluster.device_bytes) == kept[number]
+
+
 @pytest.mark.parametrize("policy", [Asb.DISCARD_YOUNGER_PRIMARY, Asb.DISCARD_OLDER_PRIMARY])
 def test_who_was_primary_before_the_nodes_parted_is_the_older_one(make: MakeCluster, policy: Asb) -> None:
     cluster = make(after_sb_0pri=int(policy))

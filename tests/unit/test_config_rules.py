@@ -282,6 +282,13 @@ def test_option_for_later_is_reported_with_its_place() -> None:
     assert str(warning) == "test.res:3: 'socket-check-timeout 5' (net) is not implemented yet and has no effect."
 
 
+def test_quorum_says_why_it_has_no_effect() -> None:
+    text = resource("options { quorum majority; } handlers { quorum-lost /bin/true; disconnected /bin/true; }")
+    texts = [str(warning) for warning in read(text).warnings]
+    assert len(texts) == 2 and "'quorum majority' (options) has no effect: quorum is DRBD 9's" in texts[0]
+    assert "'quorum-lost' (handlers) has no effect: quorum is DRBD 9's" in texts[1]
+
+
 def test_option_for_later_with_its_default_is_not_reported() -> None:
     body = "net { after-sb-0pri disconnect; fencing dont-care; tcp-cork; } disk { on-io-error detach; }"
     assert read(resource(body)).warnings == ()
