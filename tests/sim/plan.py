@@ -59,8 +59,18 @@ def draw(seed: int) -> Plan:
     mib = rng.choice((1, 1, 1, 2, 2, 2, 4, 4, 8, 16, 64)) if rng.random() < 0.9 else rng.randint(1, 64)
     setup = _setup(rng, mib)
     load = _load(rng, mib * setup.volumes)
+    if setup.on_no_data == "suspend-io" or setup.net.fencing == "resource-and-stonith":
+        setup = _patient(setup, load)
     initial_sync = rng.random() < 0.1 or setup.net.protocol_max < FIRST_TO_SKIP_SYNC
     return Plan(setup, load, faults, tuple(steps), rng.choice((50, 300, 1000)), initial_sync)
+
+
+def _patient(setup: Setup, load: Load) -> Setup:
+    """What was kept is sent again at once: a link that needs longer for it than it may would never come up."""
+    kept = load.queue_depth * load.max_bytes
+    bytes_per_ms = setup.buffer_bytes / (2 * setup.latency_max_us / 1000)
+    enough = setup.net.timeout_ms * setup.net.ko_count > 4 * kept / bytes_per_ms
+    return setup if enough else replace(setup, net=replace(setup.net, ko_count=0))
 
 
 def _net(rng: random.Random) -> NetSettings:
