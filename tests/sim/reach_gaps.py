@@ -36,7 +36,7 @@ CANNOT = (
 )  # fmt: skip
 ON_PURPOSE = (
     (r"rule \d+ on node \d", "tests/sim/test_reach.py makes every rule decide on both nodes"),
-    (r"packet (SUPERSEDED|RETRY_WRITE) \w+", "two Primaries that write the same blocks: tests/sim/test_two_primaries.py"),
+    (r"packet (SUPERSEDED|RETRY_WRITE) \w+", "two Primaries write the same blocks: tests/sim/test_two_primaries.py"),
     (r"packet PROTOCOL_UPDATE \w+", "tests/sim/test_net_options.py"),
     (r"packet FAREWELL \w+", "tests/sim/test_traps.py and every refusal between our own nodes"),
     (r"packet NEG_DREPLY \w+", "tests/sim/test_io_errors.py, test_passed_on_read_error"),

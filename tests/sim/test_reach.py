@@ -153,8 +153,17 @@ def test_pair_of_states_that_was_not_reached_is_named(everything: Reach) -> None
     assert list(gaps(everything)) == ["state UpToDate x SyncSource"]
 
 
-@pytest.mark.parametrize("gap", ["packet DATA sent", "packet WRITE_ACK received", "request write done in Connected",
-                                 "state UpToDate x SyncSource", "state Primary/UpToDate", "state Secondary/SyncTarget"])  # fmt: skip
+@pytest.mark.parametrize(
+    "gap",
+    [
+        "packet DATA sent",
+        "packet WRITE_ACK received",
+        "request write done in Connected",
+        "state UpToDate x SyncSource",
+        "state Primary/UpToDate",
+        "state Secondary/SyncTarget",
+    ],
+)
 def test_what_has_to_be_reached_has_no_excuse(gap: str) -> None:
     assert reason_of(gap) == ""
 
