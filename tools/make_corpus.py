@@ -38,7 +38,10 @@ STREAM_BYTES_MAX = 3000
 CONTROL_BODY_MAX = 4096
 IHAVEOPT = 0x49484156454F5054
 # Kinds of csrc/fuzz/peer_records.h.
-DATA, META, TICK, STATE, NBD, ANSWER, DISK, COMMAND, WIRE, METADATA = range(10)
+DATA, META, TICK, STATE, NBD, ANSWER, DISK, COMMAND, WIRE, METADATA, ORDER = range(11)
+# Orders of csrc/fuzz/peer_orders.h.
+(VERIFY, VERIFY_STOP, OPTIONS, RESIZE, WIPE, UNDO, NO_UNDO, CLEAN_DETACH, GIVE_UP, SIZE, SUSPEND, RESUME,
+ PRIORITY) = range(13)  # fmt: skip
 
 
 def captured(path: Path) -> list[CapturedPacket]:
@@ -120,6 +123,41 @@ def peer_sessions() -> Iterator[bytes]:
             ]
             for state in (1, 7) if records else ():
                 yield session(record(DATA), record(STATE, bytes((state,))), *records)
+
+
+def order(which: int, how: int = 0, value: int = 0) -> bytes:
+    return record(ORDER, bytes((which, how)) + struct.pack("<H", value))
+
+
+def order_sessions() -> Iterator[bytes]:
+    """Sessions in which the control plane changes something under way."""
+    up, hold, go_on = record(DATA), record(DISK, b"\1"), record(DISK, b"\0")
+    tick = record(TICK, struct.pack("<H", 200))
+    write, read = (record(NBD, bytes((kind, 3, 0, 8, 0))) for kind in (0, 1))
+    answers = b"".join(record(ANSWER, bytes((back, 0, 0))) for back in range(4))
+    peer_write = record(DATA, h100(0, data_sub(8, 7, 0x100) + bytes(4096)) + h100(3, b"\1\0\0\0" + bytes(4)))
+    verify_reply = record(DATA, h100(0x1F, struct.pack(">QQII", 0, (1 << 64) - 1, 4096, 0) + bytes(4)))
+    verifying = bytes((0, 2, 79, 7))
+    yield session(up, order(VERIFY), tick, verify_reply, answers, tick, order(VERIFY_STOP), tick, settings=verifying)
+    yield session(up, order(VERIFY, 64, 8), hold, write, tick, go_on, answers, verify_reply, settings=verifying)
+    yield session(up, write, order(OPTIONS, 0x81), write, answers, order(OPTIONS, 2), write, peer_write, answers)
+    yield session(up, write, answers, tick, order(RESIZE, 1, 1), answers, write, answers, order(RESIZE, 0, 0), tick)
+    yield session(up, hold, write, order(RESIZE, 2, 1), go_on, answers, tick, order(WIPE), record(COMMAND, b"\6"))
+    yield session(order(UNDO), up, write, peer_write, hold, write, order(NO_UNDO), go_on, answers, order(UNDO), write)
+    yield session(order(UNDO), record(DISK, bytes((2, 0, 0, 2))), up, peer_write, write, tick, order(NO_UNDO))
+    yield session(up, hold, write, order(CLEAN_DETACH), go_on, answers, tick, write, read, answers)
+    yield session(up, hold, write, read, order(GIVE_UP), go_on, order(SIZE, 0, 2048), read, answers)
+    kept = (up, write, order(SUSPEND), write, record(COMMAND, b"\x08"), tick)
+    for settings in ((0, 2, 15, 7), (18, 2, 15, 7), (32, 0x22, 15, 7), (48, 1, 15, 7)):
+        yield session(*kept, up, tick, answers, order(RESUME), answers, settings=bytes(settings))
+        yield session(*kept, order(RESUME), write, up, answers, settings=bytes(settings))
+    both = bytes((32, 2, 15, 7))
+    yield session(up, record(STATE, b"\x0f"), write, peer_write, hold, write, peer_write, go_on, answers, settings=both)
+    yield session(up, record(STATE, b"\x07"), order(PRIORITY, 3, 2048), tick, answers, tick, answers)
+    ahead = bytes((192, 0, 15, 7))
+    yield session(up, write, write, write, tick, answers, record(STATE, b"\x10"), write, settings=ahead)
+    farewell = b"split-brain\0Split-Brain detected\0\0"
+    yield session(up, record(DATA, h100(0x7F01, farewell) + h100(0x7F01, b"\0\0\0\0")), tick)
 
 
 def control_sessions() -> Iterator[bytes]:
@@ -228,6 +266,7 @@ def seeds() -> Iterator[tuple[str, bytes]]:
         yield "py_activity_log", b"\2" + block
     for name, made in (
         ("fuzz_peer", peer_sessions()),
+        ("fuzz_peer", order_sessions()),
         ("fuzz_nbd", nbd_sessions()),
         ("py_negotiation", negotiations()),
         ("py_session", control_sessions()),

@@ -175,6 +175,12 @@ void request_write_local(struct request *r)
     volume_disk_submit(v, &r->op, write_local_done, r);
 }
 
+/* The device has become smaller since the client asked. */
+static bool is_behind_the_end(const struct request *r)
+{
+    return r->offset + r->length > r->volume->size_bytes;
+}
+
 void request_start_write(struct request *r)
 {
     struct volume *v = r->volume;
@@ -190,7 +196,7 @@ void request_start_write(struct request *r)
         hold(r, STAGE_LOCKED);
         return;
     }
-    if (!good || v->state.role != ROLE_PRIMARY) {
+    if (!good || v->state.role != ROLE_PRIMARY || is_behind_the_end(r)) {
         complete(r, EIO);
         release(r);
         return;
@@ -308,6 +314,10 @@ void request_read_start(struct request *r)
     struct volume *v = r->volume;
     if (v->state.suspended) {
         hold(r, STAGE_NEW);
+        return;
+    }
+    if (is_behind_the_end(r)) {
+        complete(r, EIO);
         return;
     }
     bool doubtful = v->state.disk != D_UP_TO_DATE || v->bad_blocks;

@@ -2,6 +2,7 @@
 /* Commands of the control plane: each one is carried out at once or starts something that ends with RE_EV_DONE. */
 #include <stdlib.h>
 
+#include "base/bytes.h"
 #include "base/check.h"
 #include "engine/internal.h"
 
@@ -82,6 +83,7 @@ static void nbd_add(struct core *core, const struct re_command *c, const uint8_t
     note_stream(core, c->stream);
     core->streams[c->stream].session = session;
     core->stats.nbd_clients++;
+    core->payloads_due_ns = u64_min(core->payloads_due_ns, core->now_ns + NBD_PAYLOAD_CHECK_NS);
     nbd_session_ready(session, length > 0, false);
 }
 

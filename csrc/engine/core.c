@@ -63,6 +63,7 @@ struct core *core_create(const struct io_ops *io, void *io_ctx, const struct cor
     core->io = io;
     core->io_ctx = io_ctx;
     core->now_ns = io->now_ns(io_ctx);
+    core->payloads_due_ns = UINT64_MAX;
     list_init(&core->peer_free);
     list_init(&core->resync_free);
     list_init(&core->md_free);
@@ -312,7 +313,7 @@ static void flush_streams(struct core *core)
 /* One pass over the clients; true when a starved one may go on because a later one gave something back. */
 static bool run_sessions_once(struct core *core, bool *starved)
 {
-    *starved = false;
+    *starved = core->turn_waits = false;
     uint64_t used = core->app_buffers.used_bytes;
     uint32_t free_before = core->requests.free_count;
     for (int i = 0; i < core->streams_end; i++) {
@@ -325,6 +326,7 @@ static bool run_sessions_once(struct core *core, bool *starved)
         if (nbd_session_has_output(session))
             nbd_session_flush(session);
         *starved |= nbd_session_is_starved(session);
+        core->turn_waits |= nbd_session_waits_its_turn(session);
         enum re_nbd_end end;
         if (nbd_session_is_finished(session, &end)) {
             int volume = nbd_session_volume(session);
@@ -339,34 +341,40 @@ static bool run_sessions_once(struct core *core, bool *starved)
     return *starved && (core->app_buffers.used_bytes < used || core->requests.free_count > free_before);
 }
 
-/* Somebody waits for buffers: clients that have not read for long are cut off.  When to look again. */
-static uint64_t cut_stalled(struct core *core)
+/* Somebody waits for buffers: clients that are slow to take their replies give theirs back.  When to look again. */
+static uint64_t reclaim(struct core *core, bool *gave)
 {
     uint64_t next = UINT64_MAX;
-    for (int i = 0; i < core->streams_end; i++) {
-        struct stream_slot *slot = &core->streams[i];
-        uint64_t since = slot->owner == STREAM_NBD ? nbd_session_blocked_since(slot->session) : 0;
-        if (!since)
-            continue;
-        if (core->now_ns >= since + NBD_STALL_NS)
-            nbd_session_cut(slot->session);
-        else
-            next = u64_min(next, since + NBD_STALL_NS);
-    }
+    *gave = false;
+    for (int i = 0; i < core->streams_end; i++)
+        if (core->streams[i].owner == STREAM_NBD)
+            next = u64_min(next, nbd_session_reclaim(core->streams[i].session, core->now_ns, gave));
     return next;
 }
 
-/* Returns when a client may have to be cut off, UINT64_MAX: none. */
+/* Payloads that stopped arriving hold buffers. */
+static void check_payloads(struct core *core)
+{
+    core->payloads_due_ns = core->stats.nbd_clients ? core->now_ns + NBD_PAYLOAD_CHECK_NS : UINT64_MAX;
+    for (int i = 0; i < core->streams_end; i++)
+        if (core->streams[i].owner == STREAM_NBD)
+            nbd_session_check_payload(core->streams[i].session, core->now_ns);
+}
+
+/* Returns when to run again although nothing happens, UINT64_MAX: never. */
 static uint64_t run_sessions(struct core *core)
 {
-    bool starved;
+    bool starved, gave;
+    if (core->now_ns >= core->payloads_due_ns)
+        check_payloads(core);
     while (run_sessions_once(core, &starved))
         ;
     if (!starved)
         return UINT64_MAX;
-    uint64_t next = cut_stalled(core);
-    while (run_sessions_once(core, &starved))
-        ;
+    uint64_t next = reclaim(core, &gave);
+    if (gave)
+        while (run_sessions_once(core, &starved))
+            ;
     return next;
 }
 
@@ -402,7 +410,8 @@ uint64_t core_tick(struct core *core)
 {
     core->now_ns = core->io->now_ns(core->io_ctx);
     core->stats.ticks++;
-    uint64_t cut_due;
+    uint64_t sessions_due;
+    uint64_t enough = core->stats.nbd_requests + TICK_REQUESTS_MAX;
     do {
         run_done(core);
         run_granted(core);
@@ -431,8 +440,8 @@ uint64_t core_tick(struct core *core)
             list_splice_tail(&ops, &core->submit);
             core->io->disk_submit(core->io_ctx, &ops);
         }
-        cut_due = run_sessions(core);
-    } while (has_work(core));
+        sessions_due = run_sessions(core);
+    } while (has_work(core) && core->stats.nbd_requests < enough);
 
     core->stats.now_ns = core->now_ns;
     core->stats.requests_free = core->requests.free_count;
@@ -440,7 +449,9 @@ uint64_t core_tick(struct core *core)
     core->stats.peer_buffers_used_bytes = core->peer_buffers.used_bytes;
     core->stats.epochs_open = core->link.log.epochs_open;
     core->stats.transfer_log = core->link.log.requests;
-    uint64_t next = u64_min(link_timers(core), cut_due);
+    if (has_work(core) || core->turn_waits)
+        return core->now_ns;    /* but the sockets first */
+    uint64_t next = u64_min(link_timers(core), u64_min(sessions_due, core->payloads_due_ns));
     for (int i = 0; i < RE_VOLUMES_MAX; i++)
         if (core->volumes[i]) {
             const struct volume *v = core->volumes[i];

@@ -62,6 +62,7 @@ enum {
     META_TX_BYTES_MAX = 4 << 20,    /* acks waiting for a slow peer before its data is no longer read */
     EVENTS_MAX = 1024,              /* not taken by the control plane, before the peer is no longer listened to */
     BITMAP_TX_BYTES_LOW = 256 << 10,
+    TICK_REQUESTS_MAX = 1024,       /* of NBD clients in a turn, before the sockets are looked at again */
     BARRIER_IDLE_MS = 1,            /* a closed epoch's barrier leaves with the next write, or after this long */
 };
 
@@ -81,8 +82,7 @@ enum illegal {
 
 #define CONTROL_BODY_MAX 4096u
 #define NS_PER_MS UINT64_C(1000000)
-/* A client that reads nothing for so long is cut off if others wait for buffers. */
-#define NBD_STALL_NS (10000 * NS_PER_MS)
+#define NBD_PAYLOAD_CHECK_NS (10000 * NS_PER_MS)
 
 struct core;
 struct volume;
@@ -344,6 +344,8 @@ struct core {
     struct list_head events;        /* struct event_node */
     uint32_t events_count;
     uint32_t illegal_reason;        /* why the packet in hand is illegal (receiver.c) */
+    uint64_t payloads_due_ns;       /* when to look for payloads of NBD clients that stopped arriving */
+    bool turn_waits;                /* requests of a client wait only because it has had its turn */
     struct nbd_host nbd_host;
     struct re_engine_stats stats;
 };

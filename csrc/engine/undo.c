@@ -186,6 +186,10 @@ static void fail(struct undo *u)
     u->phase = FAILED;
     if (stopped(u))
         return;
+    if (v->detaching) {     /* nobody is asked any more */
+        undo_cancel(v);
+        return;
+    }
     core_emit(v->core,
               &(struct re_event){.type = RE_EV_UNDO_FAILED,
                                  .volume = v->number,

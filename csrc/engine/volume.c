@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "base/check.h"
 #include "engine/internal.h"
 
@@ -364,14 +365,22 @@ void volume_unlock_range(struct volume *v, struct range_item *item)
         range_release(&v->ranges, &item->range, &v->core->granted);
 }
 
+/* The device may have become smaller while something was under way: there is nothing behind its end. */
+static uint64_t inside(const struct volume *v, uint64_t offset, uint64_t length)
+{
+    return offset < v->size_bytes ? u64_min(length, v->size_bytes - offset) : 0;
+}
+
 void volume_set_dirty(struct volume *v, uint64_t offset, uint64_t length)
 {
+    length = inside(v, offset, length);
     if (v->bitmap && length)
         bitmap_set_bytes(v->bitmap, offset, length);
 }
 
 void volume_clear_dirty(struct volume *v, uint64_t offset, uint64_t length)
 {
+    length = inside(v, offset, length);
     if (v->bitmap && length) {
         uint64_t cleared = bitmap_clear_bytes(v->bitmap, offset, length, v->size_bytes);
         v->stats.resync_done_bits += cleared;

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/bytes.h"
 #include "base/check.h"
@@ -24,7 +25,15 @@ enum {
     WORLD_SUPERBLOCK = 10 << 20,
     WORLD_AL = WORLD_SUPERBLOCK + 4096,
     WORLD_BITMAP = WORLD_AL + 8 * 4096,
-    WORLD_DISK = WORLD_BITMAP + 4096,
+    WORLD_METADATA = 4096 + 8 * 4096 + 4096,        /* superblock, log, bitmap */
+    WORLD_PLACES = 2,                               /* where the metadata may lie */
+    WORLD_DISK = WORLD_SUPERBLOCK + WORLD_PLACES * WORLD_METADATA,
+    WORLD_UNDO_MAP = 4096 + 4096,
+    WORLD_DEVICE_PAGES = (WORLD_DEVICE + 4095) / 4096 * 4096,
+    WORLD_MEMORY = WORLD_DISK + WORLD_DEVICE_PAGES + WORLD_UNDO_MAP,
+    WORLD_DISK_FD = 7,
+    WORLD_OVERLAY_FD = 8,
+    WORLD_MAP_FD = 9,
     WORLD_STREAMS = 6,                              /* 0, 1: the peer's in use; 5: the NBD client's */
     WORLD_NBD = 5,
     WORLD_PENDING_MAX = 16384,
@@ -61,6 +70,7 @@ struct world {
     uint64_t now;
     struct world_stream streams[WORLD_STREAMS];
     uint8_t *disk;
+    uint8_t *overlay, *map;     /* of an undo */
     struct disk_op *pending[WORLD_PENDING_MAX];
     uint32_t pending_count;
     uint32_t fail_in;           /* this many operations from now one fails, 0: none */
@@ -153,6 +163,9 @@ static inline void check_packet(struct world *w, const struct world_stream *s, c
     case P_NEG_ACK:
         w->acks_got += be64_get(body + 8) != ID_SYNCER;
         CHECK(w->acks_got <= 2 * w->writes_taken);
+        return;
+    case P_PROTOCOL_UPDATE:     /* the test's own: the first byte of the string names the digest's length */
+        w->digest_bytes = h->length > 24 ? body[24] : 0;
         return;
     case P_BARRIER_ACK:
         CHECK(++w->barrier_acks_got <= w->barriers_taken && be32_get(body + 4) > 0);
@@ -272,6 +285,12 @@ static inline void world_close(void *ctx, int stream)
     s->open = false;
 }
 
+/* The memory behind a descriptor. */
+static inline uint8_t *world_file(struct world *w, int fd)
+{
+    return fd == WORLD_DISK_FD ? w->disk : fd == WORLD_OVERLAY_FD ? w->overlay : w->map;
+}
+
 static inline bool world_inside(const struct disk_op *op, uint64_t begin, uint64_t end)
 {
     return op->offset >= begin && op->offset <= end && op->length <= end - op->offset;
@@ -282,10 +301,12 @@ static inline void world_submit(void *ctx, struct list_head *ops)
     struct world *w = ctx;
     for (struct list_head *link; (link = list_pop(ops));) {
         struct disk_op *op = list_entry(link, struct disk_op, link);
-        CHECK(w->pending_count < WORLD_PENDING_MAX && op->fd == 7);
+        bool own = op->fd == WORLD_DISK_FD, overlay = op->fd == WORLD_OVERLAY_FD, map = op->fd == WORLD_MAP_FD;
+        CHECK(w->pending_count < WORLD_PENDING_MAX && (own || overlay || map));
         if (op->kind != DISK_FLUSH)
-            CHECK(op->length > 0 && (world_inside(op, 0, WORLD_DEVICE) ||
-                                     world_inside(op, WORLD_SUPERBLOCK, WORLD_DISK)));
+            CHECK(op->length > 0 && (((own || overlay) && world_inside(op, 0, WORLD_DEVICE)) ||
+                                     (own && world_inside(op, WORLD_SUPERBLOCK, WORLD_DISK)) ||
+                                     (map && world_inside(op, 4096, WORLD_UNDO_MAP))));
         w->pending[w->pending_count++] = op;
     }
 }
@@ -313,12 +334,13 @@ static inline void world_disk_done(struct world *w, uint32_t index)
     struct disk_op *op = w->pending[index];
     memmove(&w->pending[index], &w->pending[index + 1], (--w->pending_count - index) * sizeof(w->pending[0]));
     op->error = w->fail_in && --w->fail_in == 0 ? EIO : 0;
+    uint8_t *file = world_file(w, op->fd);
     if (!op->error && op->kind == DISK_READ)
-        memcpy(op->data, w->disk + op->offset, op->length);
+        memcpy(op->data, file + op->offset, op->length);
     else if (!op->error && op->kind == DISK_WRITE)
-        memcpy(w->disk + op->offset, op->data, op->length);
+        memcpy(file + op->offset, op->data, op->length);
     else if (!op->error && op->kind == DISK_ZERO)
-        memset(w->disk + op->offset, 0, op->length);
+        memset(file + op->offset, 0, op->length);
     else if (op->kind == DISK_EXTENTS)
         op->extents_count = 0;
     core_disk_done(w->core, op);
@@ -351,15 +373,22 @@ static inline void world_command(struct world *w, struct re_command command, con
     core_command(w->core, &command, blob, bytes);
 }
 
+/* A disk of this size with its metadata in one of the places. */
+static inline struct re_attach world_disk_at(uint32_t place, uint64_t size_bytes)
+{
+    uint64_t shift = place % WORLD_PLACES * UINT64_C(1) * WORLD_METADATA;
+    return (struct re_attach){.data_fd = WORLD_DISK_FD, .md_fd = WORLD_DISK_FD, .al_extents = 7, .al_stripes = 1,
+                              .al_stripe_size_4k = 8, .size_bytes = size_bytes,
+                              .superblock_offset = WORLD_SUPERBLOCK + shift, .al_offset = WORLD_AL + shift,
+                              .bitmap_offset = WORLD_BITMAP + shift, .bitmap_bytes = 4096};
+}
+
 static inline void world_attach(struct world *w, uint32_t flags)
 {
-    world_command(w,
-                  (struct re_command){.type = RE_CMD_VOLUME_ATTACH, .stream = -1, .cookie = 1,
-                                      .attach = {.data_fd = 7, .md_fd = 7, .flags = flags, .al_extents = 7,
-                                                 .al_stripes = 1, .al_stripe_size_4k = 8, .size_bytes = WORLD_DEVICE,
-                                                 .superblock_offset = WORLD_SUPERBLOCK, .al_offset = WORLD_AL,
-                                                 .bitmap_offset = WORLD_BITMAP, .bitmap_bytes = 4096}},
-                  NULL, 0);
+    struct re_attach disk = world_disk_at(0, WORLD_DEVICE);
+    disk.flags = flags;
+    world_command(w, (struct re_command){.type = RE_CMD_VOLUME_ATTACH, .stream = -1, .cookie = 1, .attach = disk}, NULL,
+                  0);
 }
 
 static inline void world_state(struct world *w, struct re_state state)
@@ -367,15 +396,27 @@ static inline void world_state(struct world *w, struct re_state state)
     world_command(w, (struct re_command){.type = RE_CMD_VOLUME_STATE, .stream = -1, .state = state}, NULL, 0);
 }
 
+/* The files' memory: one mapping for all runs, as much faster than allocating it as a run is short. */
+static inline uint8_t *world_zeroes(void)
+{
+    static uint8_t *memory;
+    if (!memory)
+        memory = mmap(NULL, WORLD_MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    CHECK(memory != MAP_FAILED && madvise(memory, WORLD_MEMORY, MADV_DONTNEED) == 0);
+    return memory;
+}
+
 static inline void world_init(struct world *w)
 {
     memset(w, 0, sizeof *w);
     w->now = 1;
-    w->disk = calloc(1, WORLD_DISK);
+    w->disk = world_zeroes();
+    w->overlay = w->disk + WORLD_DISK;
+    w->map = w->overlay + WORLD_DEVICE_PAGES;
     struct core_config config = {.requests = 64, .app_buffer_bytes = 4 << 20, .peer_buffer_bytes = 4 << 20,
                                  .peer_requests = 64};
     w->core = core_create(&world_io, w, &config);
-    CHECK(w->disk && w->core);
+    CHECK(w->core);
 }
 
 static inline void world_destroy(struct world *w)
@@ -385,7 +426,6 @@ static inline void world_destroy(struct world *w)
         free(w->streams[i].in.data);
         free(w->streams[i].out.data);
     }
-    free(w->disk);
 }
 
 #endif

@@ -45,6 +45,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         if (shut && turn == 5)
             nbd_session_shut(client.session);
         fake_turn(&client);
+        bool gave;
+        if (data[-6] & 8)       /* somebody else waits for buffers, for longer and longer */
+            (void)nbd_session_reclaim(client.session, turn * UINT64_C(70000000), &gave);
     }
     fake_client_close(&client);
     fake_host_destroy(&fake);

@@ -7,6 +7,7 @@
  * and has every buffer back.
  */
 #include "fuzz/fake_world.h"
+#include "fuzz/peer_orders.h"
 #include "fuzz/peer_records.h"
 
 enum { TURNS_MAX = 20000, REPLY_BYTES_MAX = 1 << 20 };
@@ -49,6 +50,9 @@ static void set_state(struct re_state wanted)
     state = wanted;
     if (!is_attached)
         state.disk = 0;
+    if (is_attached && orders.clean_step)
+        state.disk = 2;     /* on the way out: whatever else happens */
+    state.suspended = orders.suspended || wanted.suspended;
     world_state(&world, state);
 }
 
@@ -66,20 +70,65 @@ static void link_up(void)
     world.writes_taken = world.acks_got = world.barriers_taken = world.barrier_acks_got = 0;
     world_command(&world, (struct re_command){.type = RE_CMD_LINK_UP, .stream = -1, .link = options}, NULL, 0);
     set_state(connected_states[0]);
+    orders.resending = orders.kept;
+    if (orders.kept)
+        order_now(&world, RE_CMD_LINK_RESEND, COOKIE_RESEND, 0);
 }
 
+/* While I/O is suspended what the peer did not confirm is kept. */
 static void link_resolve(void)
 {
     set_state(alone);
-    world_command(&world, (struct re_command){.type = RE_CMD_LINK_RESOLVE, .stream = -1, .cookie = 9}, NULL, 0);
+    orders.kept = orders.suspended;
+    order_now(&world, orders.kept ? RE_CMD_LINK_KEEP : RE_CMD_LINK_RESOLVE, 9, 0);
     is_busy = true;     /* until DONE */
+}
+
+static void link_down(void)
+{
+    order_now(&world, RE_CMD_LINK_DOWN, 0, 0);
+    link_resolve();
 }
 
 static void detach(void)
 {
     if (is_attached)
-        world_command(&world, (struct re_command){.type = RE_CMD_VOLUME_DETACH, .stream = -1}, NULL, 0);
-    is_attached = false;
+        order_now(&world, RE_CMD_VOLUME_DETACH, 0, 0);
+    is_attached = orders.has_undo = orders.undo_begins = false;
+}
+
+static void clean_detach(bool went_well)
+{
+    if (!is_attached || !clean_next(&world, went_well))
+        return;
+    detach();
+    set_state(state);
+}
+
+static void order_done(uint64_t cookie, bool went_well)
+{
+    switch ((enum order_cookie)cookie) {
+    case COOKIE_RESEND:
+        orders.resending = false;
+        orders.kept = orders.kept && !went_well;
+        if (orders.kept && world.streams[0].open && world.streams[1].open && !is_busy)
+            link_down();
+        break;
+    case COOKIE_RESIZE:
+        if (orders.resize_step)
+            resize_next(&world, went_well);
+        break;
+    case COOKIE_CLEAN:
+        if (orders.clean_step)
+            clean_detach(went_well);
+        break;
+    case COOKIE_UNDO:
+        orders.has_undo = went_well && orders.undo_begins;
+        orders.undo_begins = false;
+        break;
+    case COOKIE_HOLD:
+    case COOKIE_NO_UNDO: break;
+    }
 }
 
 /* What the control plane does with its events. */
@@ -96,6 +145,13 @@ static void take_events(void)
             is_busy = false;
         else if (event.type == RE_EV_DONE && event.cookie == 1)
             is_attached = event.status == RE_RESULT_OK;
+        else if (event.type == RE_EV_DONE && event.cookie >= COOKIE_RESEND)
+            order_done(event.cookie, event.status == RE_RESULT_OK);
+        else if (event.type == RE_EV_UNDO_FAILED && orders.has_undo) {
+            orders.has_undo = false;
+            order_now(&world, event.value & 1 ? RE_CMD_UNDO_CANCEL : RE_CMD_UNDO_STOP, 0, 0);
+        } else if (event.type == RE_EV_CONGESTED && state.connection == 10)
+            set_state(connected_states[16]);
         else if (event.type == RE_EV_DISK_ERROR) {
             detach();
             set_state(state);
@@ -220,19 +276,127 @@ static void command_of(uint8_t which)
     case 8:
         if (!link_stands())
             break;
-        world_command(&world, (struct re_command){.type = RE_CMD_LINK_DOWN, .stream = -1}, NULL, 0);
-        link_resolve();
+        link_down();
         break;
-    case 9: {
-        static const uint8_t superblock[RE_SUPERBLOCK_BYTES];
+    case 9:
         if (is_attached)
-            world_command(&world, (struct re_command){.type = RE_CMD_MD_WRITE, .stream = -1}, superblock,
-                          sizeof superblock);
+            order_superblock(&world, 0);
         break;
-    }
     default:
         if (is_attached || which % 10 == 1 || which % 10 == 2)
             world_command(&world, (struct re_command){.type = types[which % 10], .stream = -1, .cookie = 5}, NULL, 0);
+    }
+}
+
+/* The blob is what the peer is told; the digest of everything behind it is another. */
+static void link_options(uint8_t how)
+{
+    uint8_t packet[PACKET_HEADER_MAX + 26] = {0};
+    options.protocol = 1 + how % 3;
+    options.verify_alg = how >> 2 & 1;
+    options.csums_alg = how >> 3 & 1;
+    options.ko_count = how >> 4 & 3;
+    options.two_primaries = how >> 6 & 1;
+    options.integrity_alg = how >> 7;
+    size_t header = packet_header_put(packet, options.version, P_PROTOCOL_UPDATE, 0, 26);
+    packet[header + 24] = options.integrity_alg ? 4 : 0;
+    world_command(&world, (struct re_command){.type = RE_CMD_LINK_OPTIONS, .stream = -1, .link = options}, packet,
+                  header + 26);
+}
+
+static void verify(uint64_t begin, uint64_t sectors)
+{
+    struct re_verify what = {.start_sector = begin, .stop_sector = sectors ? begin + sectors : UINT64_MAX};
+    if (!link_stands() || !is_attached)
+        return;
+    world_command(&world, (struct re_command){.type = RE_CMD_VERIFY_ORDER, .stream = -1, .verify = what}, NULL, 0);
+    set_state(connected_states[18]);
+}
+
+static void resume(void)
+{
+    orders.suspended = false;
+    if (orders.kept && !link_stands() && !is_busy) {
+        orders.kept = false;
+        order_now(&world, RE_CMD_LINK_RESOLVE, 9, 0);
+        is_busy = true;
+    }
+    set_state(state);
+}
+
+static void order(const struct record *record)
+{
+    uint64_t value = record_u16(record, 2);
+    uint8_t how = record_u8(record, 1);
+    bool is_leaving = orders.clean_step || orders.resize_step;
+    switch ((enum order)(record_u8(record, 0) % ORDERS)) {
+    case ORDER_VERIFY: verify(value, how); break;
+    case ORDER_VERIFY_STOP: order_now(&world, RE_CMD_VERIFY_STOP, 0, 0); break;
+    case ORDER_OPTIONS:
+        if (link_stands() && options.version >= 100)
+            link_options(how);
+        break;
+    case ORDER_RESIZE:
+        if (!is_attached || is_leaving)
+            break;
+        orders.size = WORLD_DEVICE - how % 4 * UINT64_C(1310720);
+        orders.place = (uint32_t)value;
+        resize_next(&world, true);
+        break;
+    case ORDER_WIPE:
+        if (is_attached && !is_leaving && orders.place % WORLD_PLACES == 0)
+            world_command(&world,
+                          (struct re_command){.type = RE_CMD_MD_WIPE, .stream = -1, .value = WORLD_METADATA,
+                                              .attach = world_disk_at(1, WORLD_DEVICE)},
+                          NULL, 0);
+        break;
+    case ORDER_UNDO:
+        if (!is_attached || orders.has_undo || orders.undo_begins || is_leaving)
+            break;
+        orders.undo_begins = true;
+        world_command(&world,
+                      (struct re_command){.type = RE_CMD_UNDO_START, .stream = -1, .cookie = COOKIE_UNDO,
+                                          .undo = {.overlay_fd = WORLD_OVERLAY_FD, .map_fd = WORLD_MAP_FD}},
+                      NULL, 0);
+        break;
+    case ORDER_NO_UNDO:
+        if (orders.has_undo)
+            order_now(&world, RE_CMD_UNDO_STOP, COOKIE_NO_UNDO, 0);
+        orders.has_undo = false;
+        break;
+    case ORDER_CLEAN_DETACH:
+        if (!is_attached || is_leaving)
+            break;
+        state.disk = 2;
+        world_state(&world, state);
+        clean_detach(true);
+        break;
+    case ORDER_GIVE_UP:
+        if (!is_attached)
+            break;
+        order_now(&world, RE_CMD_VOLUME_GIVE_UP, 0, how & 1 ? value : 0);
+        detach();
+        set_state(state);
+        break;
+    case ORDER_SIZE:
+        if (!is_attached)
+            order_now(&world, RE_CMD_VOLUME_SIZE, 0, u64_min(value * 512, WORLD_DEVICE));
+        break;
+    case ORDER_SUSPEND:
+        orders.suspended = true;
+        set_state(state);
+        break;
+    case ORDER_RESUME: resume(); break;
+    case ORDER_PRIORITY:
+        world_command(&world,
+                      (struct re_command){.type = RE_CMD_VOLUME_RESYNC, .stream = -1,
+                                          .resync = {.resync_rate_kib = 250, .plan_ahead = how % 30,
+                                                     .fill_target = (uint32_t)value, .max_rate_kib = 1 << 20,
+                                                     .min_rate_kib = how, .use_csums = how & 1,
+                                                     .discard_granularity = how & 2 ? 1 << 20 : 0}},
+                      NULL, 0);
+        break;
+    case ORDERS: break;
     }
 }
 
@@ -280,6 +444,7 @@ static void carry_out(const struct record *record)
             memcpy(world.disk + WORLD_AL + record_u16(record, 0) % (9 * 4096 - 1), record->payload + 2,
                    size_min(record->length - 2, WORLD_DISK - WORLD_AL - record_u16(record, 0) % (9 * 4096 - 1)));
         break;
+    case RECORD_ORDER: order(record); break;
     case RECORD_KINDS: break;
     }
 }
@@ -300,12 +465,13 @@ static void settle(void)
     hold_disk = false;
     world.fail_in = 0;
     run();
-    if (link_stands()) {
-        world_command(&world, (struct re_command){.type = RE_CMD_LINK_DOWN, .stream = -1}, NULL, 0);
-        link_resolve();
-        run();
-    }
-    CHECK(!is_busy);
+    orders.suspended = false;
+    if (link_stands())
+        link_down();
+    else
+        resume();
+    run();
+    CHECK(!is_busy && !orders.kept);
     detach();
     run();
     world_attach(&world, RE_ATTACH_BITMAP_ALL_SET);
@@ -326,6 +492,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         return 0;
     world_init(&world);
     hold_disk = is_attached = is_busy = false;
+    orders = (struct orders){0};
     nbd_requests = 0;
     options = (struct re_link){.data_stream = 0, .meta_stream = 1, .version = versions[data[0] % 6],
                                .features = data[2] & 15, .protocol = 1 + data[1] % 3, .timeout_ms = 1000,
@@ -333,7 +500,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                                .max_epoch_size = 1 + (data[3] >> 3), .max_buffers = 64, .use_rle = data[1] & 0x80,
                                .strict_flush = !(data[1] & 0x40), .resolve_conflicts = !!(data[1] & 0x20),
                                .integrity_alg = data[2] >> 4 & 1, .peer_integrity_alg = data[2] >> 5 & 1,
-                               .verify_alg = data[2] >> 6 & 1, .csums_alg = data[2] >> 7};
+                               .verify_alg = data[2] >> 6 & 1, .csums_alg = data[2] >> 7,
+                               .keep_data = data[0] >> 4 & 1, .two_primaries = data[0] >> 5 & 1,
+                               .peer_is_ours = data[0] >> 6 & 1, .on_congestion = data[0] >> 7,
+                               .congestion_fill_bytes = 65536, .congestion_extents = 2};
     world.version = options.version;
     world.digest_bytes = options.integrity_alg ? 4 : 0;
     world_attach(&world, RE_ATTACH_BITMAP_EMPTY);

@@ -26,6 +26,7 @@ enum record_kind {
     RECORD_COMMAND,     /* u8 which */
     RECORD_WIRE,        /* u8 stream, u8 what, le16 value */
     RECORD_METADATA,    /* le16 place, bytes */
+    RECORD_ORDER,       /* u8 which (enum order), u8, le16 */
     RECORD_KINDS,
 };
 
@@ -67,7 +68,8 @@ static const uint16_t data_commands[] = {
     P_DATA, P_DATA, P_TRIM, P_ZEROES, P_BARRIER, P_DATA_REQUEST, P_RS_DATA_REQUEST, P_RS_THIN_REQ, P_CSUM_RS_REQUEST,
     P_OV_REQUEST, P_OV_REPLY, P_DATA_REPLY, P_RS_DATA_REPLY, P_RS_DEALLOCATED, P_BITMAP, P_COMPRESSED_BITMAP,
     P_OUT_OF_SYNC, P_UNPLUG_REMOTE, P_DELAY_PROBE, P_STATE, P_UUIDS, P_SIZES, P_SYNC_UUID, P_STATE_CHG_REQ,
-    P_CONN_ST_CHG_REQ, P_PROTOCOL_UPDATE, P_SYNC_PARAM89, P_WSAME, 0x05, 0x25, 0x105,
+    P_CONN_ST_CHG_REQ, P_PROTOCOL_UPDATE, P_SYNC_PARAM89, P_WSAME, P_FAREWELL, P_SYNC_PARAM, P_PROTOCOL,
+    P_AUTH_CHALLENGE, P_AUTH_RESPONSE, P_CONNECTION_FEATURES, P_INITIAL_DATA, 0x05, 0x25, 0x105,
 };
 static const uint16_t meta_commands[] = {
     P_PING, P_PING_ACK, P_RECV_ACK, P_WRITE_ACK, P_RS_WRITE_ACK, P_SUPERSEDED, P_NEG_ACK, P_NEG_DREPLY, P_NEG_RS_DREPLY,
@@ -102,9 +104,15 @@ static inline size_t draw_body(struct prng *prng, unsigned command, uint8_t *bod
                                        [P_SYNC_PARAM89] = 148, [P_DELAY_PROBE] = 8, [P_OUT_OF_SYNC] = 16,
                                        [P_CONN_ST_CHG_REQ] = 8, [P_CONN_ST_CHG_REPLY] = 4, [P_PROTOCOL_UPDATE] = 25,
                                        [P_TRIM] = 28, [P_RS_THIN_REQ] = 24, [P_RS_DEALLOCATED] = 16, [P_ZEROES] = 28};
+    static const uint8_t farewell[] = "split-brain\0why\0what to do";
     bool has_data = command == P_DATA || command == P_DATA_REPLY || command == P_RS_DATA_REPLY;
     bool is_bitmap = command == P_BITMAP || command == P_COMPRESSED_BITMAP;
     size_t length = command < sizeof lengths / sizeof lengths[0] ? lengths[command] : 0;
+    if (command == P_FAREWELL) {
+        length = size_min(sizeof farewell - prng_below(prng, 8), max);
+        memcpy(body, farewell, length);
+        return length;
+    }
     if (has_data)
         length = 24 + 512 * prng_below(prng, 9);
     else if (is_bitmap)

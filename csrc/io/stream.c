@@ -199,6 +199,50 @@ void stream_queue_buf(struct stream *stream, struct buf *buf, const uint8_t *dat
     *segment_append(stream) = (struct tx_segment){.data = data, .length = (uint32_t)count, .buf = buf};
 }
 
+void stream_queue_again(struct stream *stream, struct buf *buf, const uint8_t *data, size_t count, uint64_t origin)
+{
+    if (stream->number < 0 || count == 0)
+        return;
+    stream->tx_queued_total += count;
+    *segment_append(stream) = (struct tx_segment){
+        .data = data, .length = (uint32_t)count, .can_drop = true, .buf = buf_ref(buf), .origin = origin};
+}
+
+bool stream_drop_data(struct stream *stream)
+{
+    static const uint8_t nothing[1];
+    bool any = false;
+    for (size_t i = 0; i < stream->tx_count; i++) {
+        struct tx_segment *segment = &stream->tx[(stream->tx_head + i) & (stream->tx_capacity - 1)];
+        if (!segment->can_drop || segment->dropped)
+            continue;
+        buf_put(segment->buf);
+        segment->buf = NULL;
+        segment->data = nothing;
+        segment->dropped = any = true;
+    }
+    return any;
+}
+
+bool stream_wants_data(const struct stream *stream, uint64_t *origin, uint32_t *length)
+{
+    const struct tx_segment *segment = &stream->tx[stream->tx_head];
+    if (!stream->tx_count || !segment->dropped)
+        return false;
+    *origin = segment->origin;
+    *length = segment->length;
+    return true;
+}
+
+void stream_supply(struct stream *stream, struct buf *buf, const uint8_t *data)
+{
+    struct tx_segment *segment = &stream->tx[stream->tx_head];
+    CHECK(stream->tx_count && segment->dropped);
+    segment->data = data;
+    segment->buf = buf_ref(buf);
+    segment->dropped = false;
+}
+
 /* Describe the queue's beginning; an arena segment that wraps takes two entries. */
 static int gather(const struct stream *stream, struct iovec *iov)
 {
@@ -206,6 +250,8 @@ static int gather(const struct stream *stream, struct iovec *iov)
     size_t arena_at = stream->arena_head;
     for (size_t i = 0; i < stream->tx_count && count < IOV_MAX_SEND - 1; i++) {
         const struct tx_segment *segment = &stream->tx[(stream->tx_head + i) & (stream->tx_capacity - 1)];
+        if (segment->dropped)
+            break;
         if (segment->data) {
             iov[count++] = (struct iovec){.iov_base = (void *)(uintptr_t)segment->data, .iov_len = segment->length};
             continue;
@@ -229,9 +275,10 @@ static void advance(struct stream *stream, size_t bytes)
         size_t part = bytes < segment->length ? bytes : segment->length;
         segment->length -= (uint32_t)part;
         bytes -= part;
-        if (segment->data)
+        if (segment->data) {
             segment->data += part;
-        else {
+            segment->origin += part;
+        } else {
             stream->arena_head = (stream->arena_head + part) & (stream->arena_capacity - 1);
             stream->arena_used -= part;
         }
@@ -249,6 +296,8 @@ enum re_status stream_flush(struct stream *stream)
     struct iovec iov[IOV_MAX_SEND];
     while (stream->number >= 0 && stream->tx_count && !stream->failed) {
         int count = gather(stream, iov);
+        if (count == 0)
+            break;
         ssize_t sent = stream->io->stream_send(stream->io_ctx, stream->number, iov, count);
         if (sent == STREAM_IO_AGAIN) {
             if (!stream->tx_blocked_since_ns)

@@ -16,7 +16,10 @@
 struct tx_segment {
     const uint8_t *data;    /* payload, or NULL: the next `length` bytes of the arena */
     uint32_t length;        /* bytes left */
+    bool can_drop;          /* the owner can make the payload again */
+    bool dropped;           /* it has to, before the segment can be sent */
     struct buf *buf;        /* reference that ends when the segment is sent, or NULL */
+    uint64_t origin;        /* of the first byte left, to whoever makes it again */
 };
 
 struct stream {
@@ -78,7 +81,14 @@ static inline bool stream_payload_done(const struct stream *stream)
 void stream_queue_bytes(struct stream *stream, const void *bytes, size_t count);
 /* Queue `count` bytes at `data`; `buf` (may be NULL: memory that outlives the stream) gets one more reference. */
 void stream_queue_buf(struct stream *stream, struct buf *buf, const uint8_t *data, size_t count);
-/* Send what the socket takes. RE_OK: all gone or blocked; RE_RESET: the socket failed. */
+/* The same, of data that its owner can make again from `origin`, which counts bytes. */
+void stream_queue_again(struct stream *stream, struct buf *buf, const uint8_t *data, size_t count, uint64_t origin);
+/* Give the memory of everything back that can be made again; returns whether there was any. */
+bool stream_drop_data(struct stream *stream);
+/* The queue goes on with data that was dropped: nothing is sent before stream_supply(). */
+bool stream_wants_data(const struct stream *stream, uint64_t *origin, uint32_t *length);
+void stream_supply(struct stream *stream, struct buf *buf, const uint8_t *data);
+/* Send what the socket takes. RE_OK: all gone, blocked, or dropped data is wanted; RE_RESET: the socket failed. */
 enum re_status stream_flush(struct stream *stream);
 static inline uint64_t stream_tx_pending(const struct stream *stream)
 {

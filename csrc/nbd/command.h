@@ -25,7 +25,12 @@ enum nbd_limits {
     NBD_READ_CHUNKS_MAX = 1024,                     /* READ: chunks of one reply, the rest is sent as data */
     NBD_SHARES = 64,                                /* a client that holds less than budget / this always gets some.. */
     NBD_RESERVED_SHARES = 16,                       /* ..of what is kept for that: so many shares */
+    NBD_ROUNDS_PER_CALL = 4,                        /* of parsing and sending, likewise */
+    NBD_TURN_REQUESTS = 256,                        /* parsed before the other clients have their turn */
 };
+
+#define NBD_SLOW_NS 200000000ull        /* replies not taken for so long give their buffers to those who wait */
+#define NBD_PAYLOAD_NS 60000000000ull   /* a WRITE's payload of which nothing comes for so long ends the client */
 
 enum nbd_state {
     NBD_OPEN,       /* requests are read */
@@ -78,6 +83,11 @@ struct nbd_session {
     uint32_t drain_left;            /* its payload still to be thrown away */
     uint32_t drain_error;           /* enum nbd_error, 0: no such WRITE */
 
+    struct buf *again;              /* data of a reply that was given back, being read again, or NULL */
+    bool again_waits;               /* there is no buffer or request for that now */
+    uint64_t slow_since_ns;         /* what was queued then, up to.. */
+    uint64_t slow_goal;             /* ..this count of the stream, has not been taken yet */
+
     uint32_t in_flight;             /* commands */
     uint64_t in_flight_bytes;       /* data of READ and WRITE among them */
     uint32_t free_count;            /* free slots */
@@ -99,6 +109,9 @@ void nbd_parse_abort(struct nbd_session *session);
 
 /* Nobody is there to read replies, or deserves any: close the stream at once; queued buffers come back. */
 void nbd_session_kill(struct nbd_session *session, enum re_nbd_end end);
+
+/* The client takes more, and what comes next was given back: read it again. */
+void nbd_again(struct nbd_session *session);
 
 /* Answer a request that never became a command. `error` is an enum nbd_error. */
 void nbd_reply_status(struct nbd_session *session, uint16_t type, uint64_t cookie, uint32_t error);

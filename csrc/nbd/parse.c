@@ -384,8 +384,13 @@ static bool step_single(struct nbd_session *session)
 void nbd_parse(struct nbd_session *session)
 {
     bool more = true;
+    uint64_t end = session->host->stats->nbd_requests + NBD_TURN_REQUESTS;
     while (more && session->state == NBD_OPEN) {
         if (!session->current) {
+            if (session->host->stats->nbd_requests >= end) {
+                session->wait = NBD_WAIT_LIMIT;     /* that of the turn: it goes on with the next one */
+                return;
+            }
             more = session->drain_error ? step_drain(session) : step_header(session);
             continue;
         }

@@ -30,7 +30,7 @@ static void queue_data(struct nbd_session *session, const struct nbd_command *co
         struct buf *buf = command->bufs[begin / NBD_PART_BYTES_MAX];
         uint32_t at = begin % NBD_PART_BYTES_MAX;
         uint32_t count = u32_min(end - begin, NBD_PART_BYTES_MAX - at);
-        stream_queue_buf(&session->stream, buf, buf->data + at, count);
+        stream_queue_again(&session->stream, buf, buf->data + at, count, command->offset + begin);
         begin += count;
     }
 }

@@ -15,6 +15,7 @@ void nbd_session_kill(struct nbd_session *session, enum re_nbd_end end)
     if (session->state == NBD_OPEN)
         session->end = end;
     session->state = NBD_DEAD;
+    session->again_waits = false;
     nbd_parse_abort(session);
     stream_close(&session->stream);
 }
@@ -23,6 +24,13 @@ void nbd_session_kill(struct nbd_session *session, enum re_nbd_end end)
 static bool can_go_on(const struct nbd_session *session)
 {
     return session->state == NBD_OPEN && session->wait == NBD_WAIT_LIMIT && !nbd_limit_reached(session);
+}
+
+static bool wants_again(const struct nbd_session *session)
+{
+    uint64_t origin;
+    uint32_t length;
+    return session->state != NBD_DEAD && stream_wants_data(&session->stream, &origin, &length);
 }
 
 static void update_interest(struct nbd_session *session)
@@ -35,15 +43,16 @@ static void flush_and_go_on(struct nbd_session *session)
 {
     struct stream *stream = &session->stream;
     bool more = true;
-    /* Every further round has taken a request from the window, which bounds it. */
-    while (more && session->state != NBD_DEAD) {
+    /* Once more for what could not be parsed before its output had left; the rest in the next turn. */
+    for (int round = 0; round < NBD_ROUNDS_PER_CALL && more && session->state != NBD_DEAD; round++) {
         uint64_t sent_before = stream->tx_sent_total;
         if (stream_flush(stream) == RE_RESET) {
             nbd_session_kill(session, RE_NBD_END_RESET);
             return;
         }
+        nbd_again(session);
         bool sent = stream->tx_sent_total != sent_before;
-        more = can_go_on(session) || (sent && nbd_session_is_starved(session));
+        more = can_go_on(session) || (sent && session->wait == NBD_WAIT_RESOURCES);
         if (more)
             nbd_parse(session);
     }
@@ -83,7 +92,8 @@ void nbd_session_ready(struct nbd_session *session, bool readable, bool writable
 
 void nbd_session_resume(struct nbd_session *session)
 {
-    if (nbd_session_is_starved(session) || can_go_on(session))
+    nbd_again(session);
+    if (session->state == NBD_OPEN && (session->wait == NBD_WAIT_RESOURCES || can_go_on(session)))
         nbd_parse(session);
     update_interest(session);
 }
@@ -125,25 +135,43 @@ struct nbd_session *nbd_session_create(const struct nbd_host *host, const struct
 
 bool nbd_session_is_starved(const struct nbd_session *session)
 {
-    return session->state == NBD_OPEN && session->wait == NBD_WAIT_RESOURCES;
+    return (session->state == NBD_OPEN && session->wait == NBD_WAIT_RESOURCES) || session->again_waits;
 }
 
-uint64_t nbd_session_blocked_since(const struct nbd_session *session)
+uint64_t nbd_session_reclaim(struct nbd_session *session, uint64_t now_ns, bool *gave)
 {
-    return session->state == NBD_DEAD ? 0 : session->stream.tx_blocked_since_ns;
+    struct stream *stream = &session->stream;
+    if (session->state == NBD_DEAD || !stream->tx_blocked)
+        return UINT64_MAX;
+    if (!session->slow_since_ns || stream->tx_sent_total >= session->slow_goal) {
+        session->slow_since_ns = now_ns;
+        session->slow_goal = stream->tx_queued_total;
+    }
+    if (now_ns < session->slow_since_ns + NBD_SLOW_NS)
+        return session->slow_since_ns + NBD_SLOW_NS;
+    if (stream_drop_data(stream))
+        *gave = true;
+    return UINT64_MAX;
 }
 
-void nbd_session_cut(struct nbd_session *session)
+bool nbd_session_waits_its_turn(const struct nbd_session *session)
 {
-    nbd_session_kill(session, RE_NBD_END_STALLED);
+    return can_go_on(session);
+}
+
+void nbd_session_check_payload(struct nbd_session *session, uint64_t now_ns)
+{
+    bool arriving = session->state == NBD_OPEN && (session->part || session->drain_error);
+    if (arriving && session->wait == NBD_WAIT_INPUT && now_ns >= session->stream.rx_last_ns + NBD_PAYLOAD_NS)
+        nbd_session_kill(session, RE_NBD_END_STALLED);
 }
 
 bool nbd_session_is_finished(const struct nbd_session *session, enum re_nbd_end *end)
 {
-    if (session->state == NBD_OPEN || session->in_flight)
+    if (session->state == NBD_OPEN || session->in_flight || session->again)
         return false;
-    if (session->state != NBD_DEAD && stream_tx_pending(&session->stream) &&
-        !(session->state == NBD_SHUT && session->stream.tx_blocked))
+    bool stuck = session->stream.tx_blocked || wants_again(session);
+    if (session->state != NBD_DEAD && stream_tx_pending(&session->stream) && !(session->state == NBD_SHUT && stuck))
         return false;
     *end = session->end;
     return true;
@@ -155,6 +183,7 @@ void nbd_session_shut(struct nbd_session *session)
         session->end = RE_NBD_END_CLOSED;
     if (session->state != NBD_DEAD) {
         session->state = NBD_SHUT;
+        session->again_waits = false;
         nbd_parse_abort(session);
     }
     update_interest(session);
@@ -172,7 +201,8 @@ int nbd_session_volume(const struct nbd_session *session)
 
 bool nbd_session_has_output(const struct nbd_session *session)
 {
-    return (stream_tx_pending(&session->stream) && !session->stream.tx_blocked) || can_go_on(session);
+    return (stream_tx_pending(&session->stream) && !session->stream.tx_blocked && !wants_again(session)) ||
+           can_go_on(session);
 }
 
 void nbd_session_resize(struct nbd_session *session, uint64_t size_bytes)

@@ -38,10 +38,14 @@ void nbd_session_ready(struct nbd_session *session, bool readable, bool writable
 /* Requests or buffers may be available again: parse what is waiting (the session was starved). */
 void nbd_session_resume(struct nbd_session *session);
 bool nbd_session_is_starved(const struct nbd_session *session);
-/* Since when the client has not taken a byte of the replies that wait for it; 0: none wait. */
-uint64_t nbd_session_blocked_since(const struct nbd_session *session);
-/* End it at once: it holds what others need. */
-void nbd_session_cut(struct nbd_session *session);
+/* Somebody waits for buffers.  A client that has been slow to take its replies gives the data of READs back, which is
+ * read again when it takes more.  Returns when to ask again (UINT64_MAX: it holds nothing); `*gave`: something came
+ * back. */
+uint64_t nbd_session_reclaim(struct nbd_session *session, uint64_t now_ns, bool *gave);
+/* Requests lie in the window and may go on: the turn of the others came first. */
+bool nbd_session_waits_its_turn(const struct nbd_session *session);
+/* A payload has not gone on arriving for too long: end it. */
+void nbd_session_check_payload(struct nbd_session *session, uint64_t now_ns);
 /* Send what is queued. Called once per tick and after completions. */
 void nbd_session_flush(struct nbd_session *session);
 /* The session wants to end (client gone, DISC with everything answered, or protocol violation) and nothing is

@@ -337,7 +337,8 @@ class Shell:
             self.engine_stopped.set()
         elif event.type is EventType.NBD_CLOSED and event.stream >= PEER_STREAMS:
             if event.nbd_end is NbdEnd.STALLED:
-                _log.warning("nbd: cut off a client that did not read its replies while others waited for memory")
+                _log.warning("nbd: cut off a client: the data of its write stopped arriving for a minute, or data that "
+                             "it was slow to fetch could not be read again")
             volume = self.on_nbd_closed(event.stream)
             if volume is not None:
                 self.nbd_closed(volume)

@@ -537,16 +537,87 @@ def test_all_clients_but_one_do_not_read_and_the_one_is_served(cluster: Cluster)
             assert not region.problems(client.read)
 
 
-@pytest.mark.slow
-def test_clients_that_never_read_are_cut_off_when_a_large_request_needs_their_memory(cluster: Cluster) -> None:
+def slow_readers(cluster: Cluster, stack: contextlib.ExitStack, count: int = 3) -> list[Raw]:
+    """Clients that have asked for 32 MiB each and take none of it; together they hold the engine's whole memory."""
+    readers = [stack.enter_context(Raw(cluster, receive_buffer=4096)) for _ in range(count)]
+    for raw in readers:
+        raw.go()
+        raw.request(Command.READ, 0, 32 * MIB, cookie=7)
+    return readers
+
+
+def test_clients_that_never_read_hold_up_a_large_request_for_less_than_a_second(cluster: Cluster) -> None:
+    with NbdClient(cluster.url(ALICE)) as client:
+        client.write(5 * MIB, b"mark" * 128)
     with contextlib.ExitStack() as stack:
-        stalled = [stack.enter_context(Raw(cluster, receive_buffer=4096)) for _ in range(3)]
-        for raw in stalled:
+        readers = slow_readers(cluster, stack)
+        with NbdClient(cluster.url(ALICE)) as client:
+            for turn in range(3):
+                with at_most(1, f"read number {turn} of 32 MiB"):
+                    data = client.read(0, 32 * MIB)
+                assert data[5 * MIB : 5 * MIB + 512] == b"mark" * 128
+        for raw in readers:  # late, and complete
+            assert REPLY.unpack(raw.receive(REPLY.size)) == (SIMPLE_REPLY_MAGIC, 0, 7)
+            late = raw.receive(32 * MIB)
+            assert late[5 * MIB : 5 * MIB + 512] == b"mark" * 128
+
+
+def test_clients_that_read_a_byte_now_and_then_hold_up_nobody(cluster: Cluster) -> None:
+    with contextlib.ExitStack() as stack:
+        readers = slow_readers(cluster, stack, 6)
+        is_over = threading.Event()
+
+        def sip() -> None:
+            while not is_over.wait(0.02):
+                for raw in readers:
+                    raw.receive(1)
+
+        thread = threading.Thread(target=sip)
+        thread.start()
+        try:
+            with NbdClient(cluster.url(ALICE)) as client:
+                for turn in range(3):
+                    with at_most(1.5, f"read number {turn} of 32 MiB"):
+                        client.read(0, 32 * MIB)
+        finally:
+            is_over.set()
+            thread.join()
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_client_with_endless_tiny_requests_leaves_the_others_their_turn(cluster: Cluster, count: int) -> None:
+    """Answered without any work each (CACHE, refused ones), 28 bytes at a time, as fast as they can be sent."""
+    flood = b"".join(
+        REQUEST.pack(REQUEST_MAGIC, 0, Command.CACHE, number, 0, 512 if number % 2 else 511) for number in range(30_000)
+    )
+    is_over = threading.Event()
+
+    def send(raw: Raw) -> None:
+        with contextlib.suppress(OSError):
+            while not is_over.is_set():
+                raw.sock.sendall(flood)
+
+    def drop(raw: Raw) -> None:
+        with contextlib.suppress(OSError):
+            while raw.sock.recv(MIB):
+                pass
+
+    with contextlib.ExitStack() as stack:
+        threads = []
+        for _ in range(count):
+            raw = stack.enter_context(Raw(cluster))
             raw.go()
-            raw.request(Command.READ, 0, 32 * MIB)
-        with at_most(20, "a read of 32 MiB"), NbdClient(cluster.url(ALICE)) as client:
-            assert len(client.read(0, 32 * MIB)) == 32 * MIB
-    assert "cut off a client that did not read its replies" in cluster.log(ALICE)
+            threads += [threading.Thread(target=target, args=(raw,)) for target in (send, drop)]
+        for thread in threads:
+            thread.start()
+        try:
+            with bystander(cluster):
+                pass
+        finally:
+            is_over.set()
+            stack.close()
+            for thread in threads:
+                thread.join()
 
 
 def test_client_that_half_closes_gets_its_answers_or_the_end(cluster: Cluster) -> None:

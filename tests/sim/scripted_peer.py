@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A peer that says exactly what a test wants, in the simulator, against a real node: raw bytes from the protocol's
-description, nothing shared with the product.
+"""The scripted peer (tests/lib/peer_script.py) in the simulator, against a real node.
 
 Node 0 of a cluster is the real one, node 1 is this.  It dials both sockets, as the kernel accepts it too; or it lets
 the node dial, and then holds the resolve-conflicts flag itself.
@@ -8,58 +7,30 @@ the node dial, and then holds the resolve-conflicts flag itself.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import struct
 from typing import Any
 
+from tests.lib.peer_script import SYNCER, PeerScript, ack, data, h80, h100, split, state_word
 from tests.sim.cluster import Cluster
 from tests.sim.node_shell import PORT
-from tests.sim.protocol_tables import CODE_NAMES, CODES
 from tests.sim.world import Notice
 
+__all__ = ["SYNCER", "ScriptedPeer", "ack", "data", "h80", "h100", "state_word"]
+
 READ_BYTES = 1 << 16
-SYNCER = (1 << 64) - 1
-CONNECTED, DUNKNOWN, WF_CONNECTION = 10, 6, 8
 
 
-def h80(name: str | int, body: bytes = b"") -> bytes:
-    return struct.pack(">IHH", 0x83740267, _code(name), len(body)) + body
-
-
-def h100(name: str | int, body: bytes = b"", volume: int = 0, pad: int = 0) -> bytes:
-    return struct.pack(">IHHII", 0x8620EC20, volume, _code(name), len(body), pad) + body
-
-
-def _code(name: str | int) -> int:
-    return name if isinstance(name, int) else CODES[name]
-
-
-def state_word(role: int, conn: int, disk: int, *, peer: int = 0, pdsk: int = DUNKNOWN) -> bytes:
-    return struct.pack(">I", role | peer << 2 | conn << 4 | disk << 9 | pdsk << 13)
-
-
-def data(sector: int, payload: bytes, *, block_id: int = 1, flags: int = 0x100, seq: int = 1) -> bytes:
-    return struct.pack(">QQII", sector, block_id, seq, flags) + payload
-
-
-def ack(sector: int, block_id: int, size: int, seq: int = 1) -> bytes:
-    return struct.pack(">QQII", sector, block_id, size, seq)
-
-
-class ScriptedPeer:
-    """Connects when told; :meth:`take` has what the node sent."""
+class ScriptedPeer(PeerScript):
+    """Connects when told."""
 
     def __init__(self, cluster: Cluster) -> None:
+        super().__init__()
         self._c = cluster
         self._lib, self._sim, self._ffi = cluster.world.lib, cluster.world.sim, cluster.world.ffi
         self._memory = self._ffi.new("uint8_t[]", READ_BYTES)
         self._dialled: dict[int, int] = {}
         self._accepted: list[int] = []
-        self.data = self.meta = -1
         self._buffers: dict[int, bytearray] = {}
         self.ended: set[int] = set()
-        self.packets: list[tuple[str, int, bytes]] = []
         self.answers_pings = False
         cluster.judge(0)
         cluster.shells[1].notice = self._notice  # type: ignore[method-assign]
@@ -97,9 +68,9 @@ class ScriptedPeer:
         self._buffers |= {fd: bytearray() for fd in self._accepted}
         self._lib.re_sim_unlisten(self._sim, listener)
 
-    def send(self, content: bytes, fd: int | None = None) -> None:
+    def send(self, content: bytes, socket: Any = None) -> None:
         """Until all of it is sent or the connection has ended."""
-        target = self.data if fd is None else fd
+        target = self.data if socket is None else socket
         while content and target not in self.ended:
             sent = self._lib.re_sim_socket_write(self._sim, target, content, len(content))
             if sent > 0:
@@ -109,12 +80,6 @@ class ScriptedPeer:
                 self.read()
             else:
                 self.ended.add(target)
-
-    def say(self, name: str | int, body: bytes = b"", volume: int = 0) -> None:
-        self.send(h100(name, body, volume))
-
-    def say_meta(self, name: str | int, body: bytes = b"", volume: int = 0) -> None:
-        self.send(h100(name, body, volume), self.meta)
 
     def close(self, *fds: int) -> None:
         for fd in fds or (self.data, self.meta):
@@ -130,25 +95,10 @@ class ScriptedPeer:
                         self.ended.add(fd)
                     break
                 self._buffers[fd] += bytes(self._ffi.buffer(self._memory, got))
-            self._parse(self._buffers.get(fd, bytearray()))
-
-    def _parse(self, buffer: bytearray) -> None:
-        while len(buffer) >= 8:
-            is_long = buffer[:4] == b"\x86\x20\xec\x20"
-            head = 16 if is_long else 8
-            if len(buffer) < head:
-                return
-            if is_long:
-                volume, code, length = struct.unpack_from(">HHI", buffer, 4)
-            else:
-                volume, (code, length) = 0, struct.unpack_from(">HH", buffer, 4)
-            if len(buffer) < head + length:
-                return
-            name = CODE_NAMES.get(code, hex(code))
-            self.packets.append((name, volume, bytes(buffer[head : head + length])))
-            del buffer[: head + length]
-            if name == "P_PING" and self.answers_pings:
-                self.say_meta("P_PING_ACK")
+            for packet in split(self._buffers.get(fd, bytearray())):
+                self.packets.append(packet)
+                if packet[0] == "P_PING" and self.answers_pings:
+                    self.say_meta("P_PING_ACK")
 
     # ---- waiting ----
 
@@ -171,42 +121,5 @@ class ScriptedPeer:
         self.read()
         return self.data in self.ended
 
-    # ---- the handshake ----
-
-    def features(self, low: int = 86, flags: int = 0xF, high: int = 101) -> None:
-        self.send(h80("P_CONNECTION_FEATURES", struct.pack(">III", low, flags, high) + bytes(60)))
-        self.take("P_CONNECTION_FEATURES")
-
-    def authenticate(self, secret: bytes, challenge: bytes = bytes(range(64))) -> None:
-        self.say("P_AUTH_CHALLENGE", challenge)
-        self.say("P_AUTH_RESPONSE", hmac.new(secret, self.take("P_AUTH_CHALLENGE"), hashlib.sha1).digest())
-
-    def protocol(self, **changes: Any) -> bytes:
-        fields = {"protocol": 3, "after_0": 0, "after_1": 0, "after_2": 0, "flags": 0, "two": 0} | changes
-        return struct.pack(">6I", *fields.values()) + b"\0"
-
-    def parameters(self, *, role: int, disk: int, leave_out: str = "", **bodies: bytes) -> None:
-        """What a node of the same data as the real one says; ``bodies`` replace single ones (by name without P_)."""
-        sizes, uuids = self.take("P_SIZES"), self.take("P_UUIDS")
-        said = {
-            "P_PROTOCOL": self.protocol(),
-            "P_SYNC_PARAM89": struct.pack(">I", 250) + bytes(128) + struct.pack(">4I", 20, 10, 100, 102400),
-            "P_SIZES": sizes,
-            "P_UUIDS": uuids[:32] + bytes(16),
-            "P_STATE": state_word(role, WF_CONNECTION, disk),
-        }
-        for name, body in said.items():
-            if name != leave_out:
-                self.say(name, bodies.get(name.removeprefix("P_").lower(), body))
-
-    def meet(self, *, role: int = 2, disk: int = 8, node_role: int = 0, dials: bool = True, two: bool = False) -> None:
-        """Everything up to Connected; ``two``: with allow-two-primaries."""
-        if dials:
-            self.connect()
-        else:
-            self.accept()
-        self.features()
-        self.parameters(role=role, disk=disk, protocol=self.protocol(two=int(two)))
-        self.take("P_STATE")
-        self.say("P_STATE", state_word(role, CONNECTED, disk, peer=node_role or 3 - role, pdsk=8))
+    def wait_connected(self) -> None:
         self._c.until(lambda: self._c.node(0).is_connected, 10_000, "the connection")

@@ -29,9 +29,9 @@ Act = Callable[[ScriptedPeer], None]
 class Stage:
     """A node with good data and the peer."""
 
-    def __init__(self, *, serves: bool, secret: str = "") -> None:
+    def __init__(self, *, serves: bool, secret: str = "", setup: Setup | None = None) -> None:
         net = replace(NET, cram_hmac_alg="sha1", shared_secret=secret) if secret else NET
-        self.cluster = Cluster(11, Setup(net=net))
+        self.cluster = Cluster(11, setup or Setup(net=net))
         cluster = self.cluster
         cluster.connect_fresh()
         cluster.ask(1, "down")
