@@ -95,6 +95,7 @@ static void detach(void)
     if (is_attached)
         order_now(&world, RE_CMD_VOLUME_DETACH, 0, 0);
     is_attached = orders.has_undo = orders.undo_begins = false;
+    orders.clean_step = orders.resize_step = 0;
 }
 
 static void clean_detach(bool went_well)

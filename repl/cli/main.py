@@ -16,6 +16,7 @@ import click
 
 import repl
 from repl.cli import (
+    check_resize,
     configuration,
     disks,
     freezing,
@@ -52,7 +53,9 @@ def cli(context: click.Context, config_path: Path | None, node_name: str | None,
     context.obj = Session(config_path, node_name, run_folder, is_json, is_debug)
 
 
-for _group in (life, disks, freezing, net, resync, verify, waiting, look, why, undo, metadata, configuration):
+for _group in (
+    life, disks, freezing, net, resync, verify, waiting, look, why, undo, metadata, check_resize, configuration,
+):  # fmt: skip
     for _command in _group.COMMANDS:
         cli.add_command(_command)
 

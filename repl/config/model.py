@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from repl.config.grammar import Position
 from repl.config.options import TABLES, OptionSpec
-from repl.limits import NBD_CLIENTS_MAX
+from repl.limits import NBD_CLIENTS_MAX, NBD_NEGOTIATION_TIMEOUT_S
 
 _NOWHERE = Position("", 0)
 
@@ -390,6 +390,7 @@ class NbdOptions:
 
     listen: tuple[Listen, ...] = ()
     max_clients: int = NBD_CLIENTS_MAX
+    negotiation_timeout_s: float = NBD_NEGOTIATION_TIMEOUT_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -677,4 +678,8 @@ def nbd_options_of(config: Config, resource: Resource) -> NbdOptions:
     levels = inherited_levels(config, resource)
     listen = next((level.nbd_listen for level in reversed(levels) if level.nbd_listen), ())
     read = _Reader("nbd", merge(*(level.nbd for level in levels)))
-    return NbdOptions(listen=listen, max_clients=read.number("max-clients"))
+    return NbdOptions(
+        listen=listen,
+        max_clients=read.number("max-clients"),
+        negotiation_timeout_s=float(read.number("negotiation-timeout")),
+    )

@@ -16,7 +16,7 @@ import enum
 import re
 from dataclasses import dataclass
 
-from repl.limits import NBD_CLIENTS_MAX, SECRET_BYTES_MAX
+from repl.limits import NBD_CLIENTS_MAX, NBD_NEGOTIATION_TIMEOUT_S, SECRET_BYTES_MAX
 
 ALGORITHM_BYTES_MAX = 63
 OPTION_VALUE_CHARS_MAX = 255
@@ -384,6 +384,7 @@ def _proxy_table() -> dict[str, OptionSpec]:
 def _nbd_table() -> dict[str, OptionSpec]:
     nbd = _Table("nbd")
     nbd.number("max-clients", 1, NBD_CLIENTS_MAX, NBD_CLIENTS_MAX, _YES)
+    nbd.number("negotiation-timeout", 1, 600, int(NBD_NEGOTIATION_TIMEOUT_S), _YES)
     return nbd.rows
 
 

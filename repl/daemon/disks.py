@@ -23,12 +23,14 @@ from pathlib import Path
 
 from repl.config.model import MetaDisk, MetaDiskKind, VolumeView
 from repl.daemon.block_file import FdBlockFile, discard_granularity, logical_sector_bytes
+from repl.daemon.disk_records import DiskRecords
 from repl.daemon.nbd_file import NbdBlockFile, is_nbd
 from repl.drbd.layout import INDEXED_SLOT_SECTORS, MetadataKind
 from repl.engine.commands import AttachFlags
 from repl.errors import ConfigError, MetadataError, RequestRefused
 from repl.limits import SECTOR_BYTES
 from repl.node.disk import DiskPlace, Prepared, prepare
+from repl.node.moved import LastDisk
 
 TMPFS_MAGIC = 0x01021994
 RAMFS_MAGIC = 0x858458F6
@@ -56,13 +58,14 @@ class OpenedDisk:
     md: FdBlockFile | NbdBlockFile
     flags: AttachFlags
 
-    def prepare(self, size_limit_sectors: int) -> Prepared:
+    def prepare(self, size_limit_sectors: int, last: LastDisk | None = None) -> Prepared:
         prepared = prepare(
             self.place,
             size_limit_sectors=size_limit_sectors,
             data_fd=self.data.fd,
             md_fd=self.md.fd,
             flags=int(self.flags),
+            last=last,
         )
         return replace(prepared, discard_granularity=0 if self.data.is_nbd else discard_granularity(self.data.fd))
 
@@ -106,11 +109,15 @@ def open_disk(view: VolumeView, *, read_only: bool = False) -> OpenedDisk:
         raise
 
 
-def open_and_prepare(view: VolumeView) -> tuple[OpenedDisk, Prepared]:
+def open_and_prepare(view: VolumeView, records: DiskRecords | None = None) -> tuple[OpenedDisk, Prepared]:
     """What the shell does for ``OpenDisk``."""
     disk = open_disk(view)
     try:
-        return disk, disk.prepare(view.options.size_sectors)
+        last = records.last(view.number) if records is not None else None
+        prepared = disk.prepare(view.options.size_sectors, last)
+        if records is not None:
+            records.keep(view.number, disk.place, prepared.superblock.device_uuid)
+        return disk, prepared
     except MetadataError as error:
         disk.close()
         if not error.advice:

@@ -19,7 +19,7 @@ from typing import Any
 
 from repl.config.model import Address, AddressFamily
 
-LISTEN_BACKLOG = 5
+LISTEN_BACKLOG = 128  # a crowd of strangers must not fill it
 LISTEN_RETRY_S = 1.0
 ACCEPTS_PER_WAKE_MAX = 16
 ACCEPT_PAUSE_S = 0.2
@@ -46,7 +46,7 @@ class LinkSockets:
         self,
         places: LinkPlaces,
         *,
-        on_accepted: Callable[[int], None],
+        on_accepted: Callable[[int, str], None],
         on_dialled: Callable[[int, int], None],
         on_dial_failed: Callable[[int, str], None],
         on_listen_failed: Callable[[str], None],
@@ -125,7 +125,8 @@ class LinkSockets:
             except OSError:
                 sock.close()
                 continue
-            self._on_accepted(sock.detach())
+            host = _plain_ip(str(address[0]))
+            self._on_accepted(sock.detach(), "" if host == _plain_ip(self._places.peer.host) else host)
 
     def _is_expected(self, host: str) -> bool:
         """Only the configured peer may connect; a stranger is named once."""

@@ -21,6 +21,7 @@ import repl
 from nbd.server import NbdServer
 from repl.config.model import NodeView
 from repl.daemon.control import ControlServer, Respond
+from repl.daemon.disk_records import DiskRecords
 from repl.daemon.exports import Exports
 from repl.daemon.handlers import HandlerRunner, usual_environment
 from repl.daemon.journal import Journal
@@ -112,6 +113,7 @@ class Service:
             volumes={volume.number: volume for volume in self._view.volumes},
             journal=self._journal,
             undos=self._undo_store(),
+            records=DiskRecords(self._run_dir.lasting, self._view.name),
             handlers=self._handlers(),
             on_exit=self._is_over.set,
             on_fatal=self._fatal,
@@ -122,7 +124,8 @@ class Service:
             node.remembered(key, values)
         shell.on_remember = memory.keep
         exports = Exports(shell, self._view.name, [volume.number for volume in self._view.volumes])
-        nbd = NbdServer(exports, exports.handover, clients_max=self._view.nbd.max_clients)
+        nbd = NbdServer(exports, exports.handover, clients_max=self._view.nbd.max_clients,
+                        negotiation_timeout_s=self._view.nbd.negotiation_timeout_s)
         control = ControlServer(self._run_dir.control, self._handle)
         is_stopped = False
         try:

@@ -25,6 +25,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from repl.config.model import VolumeView
+from repl.daemon.disk_records import DiskRecords
 from repl.daemon.disks import OpenedDisk, open_and_prepare
 from repl.daemon.handlers import HandlerRunner
 from repl.daemon.journal import Journal
@@ -65,7 +66,7 @@ class NodeMachine(Protocol):
     def take_actions(self) -> list[act.Action]: ...
     def engine_event(self, event: Event) -> None: ...
     def timer(self, timer_id: int) -> None: ...
-    def accepted(self, fd: int) -> None: ...
+    def accepted(self, fd: int, source: str = "") -> None: ...
     def dialled(self, dial_id: int, fd: int) -> None: ...
     def dial_failed(self, dial_id: int, reason: str) -> None: ...
     def listen_failed(self, reason: str) -> None: ...
@@ -110,10 +111,11 @@ class Shell:
         volumes: Mapping[int, VolumeView],
         journal: Journal,
         undos: UndoStore | None = None,
+        records: DiskRecords | None = None,
         handlers: HandlerRunner,
         on_exit: Callable[[], None],
         on_fatal: Callable[[BaseException], None],
-        disk_opener: DiskOpener = open_and_prepare,
+        disk_opener: DiskOpener | None = None,
         disk_timeout_s: float = DISK_OPEN_TIMEOUT_S,
         run_dir: RunDir | None = None,
     ) -> None:
@@ -128,6 +130,7 @@ class Shell:
         self.engine = engine
         self.journal = journal
         self.undos = undos
+        self._records = records
         self.engine_stopped = asyncio.Event()
         self.on_nbd_closed: Callable[[int], int | None] = lambda stream: None  # stream -> volume
         self._handlers = handlers
@@ -135,7 +138,7 @@ class Shell:
         self._volumes = volumes
         self._on_exit = on_exit
         self._on_fatal = on_fatal
-        self._disk_opener = disk_opener
+        self._disk_opener = disk_opener or (lambda view: open_and_prepare(view, records))
         self._disk_timeout_s = disk_timeout_s
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._tokens: set[_Token] = set()
@@ -147,7 +150,7 @@ class Shell:
         self._has_failed = False
         self.link = LinkSockets(
             places,
-            on_accepted=lambda fd: self._call(lambda: node.accepted(fd)),
+            on_accepted=lambda fd, source: self._call(lambda: node.accepted(fd, source)),
             on_dialled=lambda dial_id, fd: self._call(lambda: node.dialled(dial_id, fd)),
             on_dial_failed=lambda dial_id, reason: self._call(lambda: node.dial_failed(dial_id, reason)),
             on_listen_failed=lambda reason: self._call(lambda: node.listen_failed(reason)),
@@ -260,6 +263,8 @@ class Shell:
                 self._reply(token, result, error)
             case act.StateEvent():
                 self.journal.add(action)
+                if action.kind == "size":
+                    self._keep_record(action.volume)
             case act.PublishResync(volume=volume, busy=busy):
                 if self._order is not None:
                     self._order.publish(volume, busy)
@@ -413,6 +418,13 @@ class Shell:
                 self.undos.close(volume, is_deleted=is_deleted)
             except OSError as error:
                 _log.warning("the undo of volume %d could not be closed: %s", volume, error)
+
+    def _keep_record(self, volume: int) -> None:
+        """The device has another size, its metadata may have moved."""
+        disk = self._disks.get(volume)
+        if disk is not None and self._records is not None:
+            last = self._records.last(volume)
+            self._records.keep(volume, disk.place, last.device_uuid if last is not None else 0)
 
     def _measure_disk(self, action: act.MeasureDisk) -> None:
         volume, disk = action.volume, self._disks.get(action.volume)

@@ -109,8 +109,8 @@ class Connection:
 
     # ---- the shell's and the engine's side ----
 
-    def accepted(self, fd: int) -> None:
-        self.pairs.accepted(fd)
+    def accepted(self, fd: int, source: str) -> None:
+        self.pairs.accepted(fd, source)
 
     def dialled(self, dial_id: int, fd: int) -> None:
         self.pairs.dialled(dial_id, fd)

@@ -16,6 +16,7 @@ from repl.drbd.superblock import MdFlag, Superblock
 from repl.errors import MetadataError
 from repl.limits import BLOCK_BYTES, SECTOR_BYTES
 from repl.node import moved
+from repl.node.moved import LastDisk
 
 if TYPE_CHECKING:
     from repl.node.undo import UndoFound
@@ -151,14 +152,24 @@ def replay(place: DiskPlace, found: Superblock, where: Layout) -> tuple[Superblo
     return clean, len(result.extents) if primary else 0
 
 
-def prepare(place: DiskPlace, *, size_limit_sectors: int = 0, data_fd: int, md_fd: int, flags: int = 0) -> Prepared:
-    """Everything that has to happen before the engine may use the disk."""
+def prepare(
+    place: DiskPlace,
+    *,
+    size_limit_sectors: int = 0,
+    data_fd: int,
+    md_fd: int,
+    flags: int = 0,
+    last: LastDisk | None = None,
+) -> Prepared:
+    """Everything that has to happen before the engine may use the disk; ``last``: what is known of its last use."""
     try:
         found, where = find_superblock(place)
-    except MetadataError:
-        old = moved.search(place) if place.kind is MetadataKind.INTERNAL else None
-        if old is None:
+    except MetadataError as error:
+        if place.kind is not MetadataKind.INTERNAL:
             raise
+        old = moved.at_last_size(place, last) if last is not None else None
+        if old is None:
+            raise moved.refusal(place, error, last) from None
         clean, extents = replay(place, *old)
         clean, where = moved.move(place, clean, old[1])
         found = clean

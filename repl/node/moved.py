@@ -2,14 +2,15 @@
 """Internal metadata of a backing device that grew while it was not looked after: find it, move it to the new end.
 
 A device may grow while it is detached, or a node may die between the growth of its device and the resize.  The
-superblock is then no longer at the end; it is looked for backwards from there.  Offsets and lengths in bytes.
-differs: drbdmeta remembers the last size in a file of its own, and forgets bits when the bitmap gets longer
-(decision 0044).
+superblock is then no longer at the end but where the device ended before: that is kept outside of the device
+(``LastDisk``).  What merely looks like a superblock may be a part of the user's data, even a planted one, and is only
+named in the message.  Offsets and lengths in bytes.
+differs: drbdmeta forgets bits when the bitmap gets longer (decision 0044).
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from repl.drbd import activity_log, layout, superblock
@@ -25,6 +26,49 @@ CHUNK_BYTES = 1 << 20
 SEARCH_BYTES_MAX = 64 << 30  # a minute or so
 MAGIC_OFFSET = 60
 _MAGICS = tuple(int(magic).to_bytes(4, "big") for magic in (superblock.Magic.V08_CLEAN, superblock.Magic.V08_UNCLEAN))
+
+
+@dataclass(frozen=True, slots=True)
+class LastDisk:
+    """A disk with internal metadata as it was when it was used last."""
+
+    size_bytes: int
+    device_uuid: int = 0  # 0: not known
+
+
+def at_last_size(place: DiskPlace, last: LastDisk) -> tuple[Superblock, Layout] | None:
+    """The superblock at the end of the device as it was; None if there is no such one."""
+    if not 0 < last.size_bytes < place.md.size_bytes:
+        return None
+    try:
+        position = layout.superblock_position(place.kind, last.size_bytes)
+        block = place.md.pread(position, BLOCK_BYTES)
+        found = superblock.parse(block, where=f"{place.md.name} at byte {position}")
+        stripes, stripe_size = found.stripes
+        implied = layout.calculate(place.kind, last.size_bytes, al_stripes=stripes, al_stripe_size_4k=stripe_size)
+        superblock.verify_against_layout(found, implied)
+    except MetadataError:
+        return None
+    return None if last.device_uuid and found.device_uuid != last.device_uuid else (found, implied)
+
+
+def refusal(place: DiskPlace, error: MetadataError, last: LastDisk | None) -> MetadataError:
+    """Why nothing is moved, and how an operator decides it."""
+    if last is not None and last.size_bytes < place.md.size_bytes:
+        return MetadataError(
+            f"{error.message} It was {last.size_bytes} bytes large at its last use; its metadata does not end there "
+            "either.",
+            advice=error.advice,
+        )
+    found = search(place) if last is None else None
+    if found is None:
+        return error
+    size = found[1].device_bytes
+    return MetadataError(
+        f"{error.message} At byte {found[1].superblock_byte} there is a superblock of a device of {size} bytes: its "
+        "own from before it grew, or something that was written to it.",
+        advice=f'If it was exactly {size} bytes large before: "replctl check-resize --from {size}", then attach again.',
+    )
 
 
 def search(place: DiskPlace) -> tuple[Superblock, Layout] | None:

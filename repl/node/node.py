@@ -139,9 +139,9 @@ class Node:
             promise.keep(None)
         self.scheduler.run()
 
-    def accepted(self, fd: int) -> None:
+    def accepted(self, fd: int, source: str = "") -> None:
         """Somebody connected to the replication listener."""
-        self.connection.accepted(fd)
+        self.connection.accepted(fd, source)
         self.scheduler.run()
 
     def dialled(self, dial_id: int, fd: int) -> None:

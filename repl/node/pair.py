@@ -10,7 +10,7 @@ DRBD peer as well; the other keeps the accepted one and, like DRBD, tosses a coi
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,7 @@ class PeerSocket:
 
     stream: int
     is_accepted: bool
+    source: str = ""  # address of an accepted one, "" for the configured peer's
     kind: Packet | None = None  # INITIAL_DATA or INITIAL_META
     is_closed: bool = False
     early: list[Event] = field(default_factory=list)  # packets behind the first one
@@ -67,11 +68,11 @@ class PairMaker:
 
     # ---- the shell's and the engine's side ----
 
-    def accepted(self, fd: int) -> None:
+    def accepted(self, fd: int, source: str = "") -> None:
         if not self.is_open:
             self._node.act(act.CloseFd(fd))
             return
-        socket = self._add(fd, is_accepted=True)
+        socket = self._add(fd, is_accepted=True, source=source)
         if socket is not None:
             self._node.start(self._await_first_packet(socket), "first packet")
 
@@ -101,6 +102,7 @@ class PairMaker:
         if event.type is EventType.PACKET and socket.is_accepted and socket.kind is None:
             if event.packet in (Packet.INITIAL_DATA, Packet.INITIAL_META) and not event.blob:
                 socket.kind = Packet(event.packet)
+                self._replace_ready(socket)
                 self._ready.append(socket)
                 self._arrival.keep(None)
             else:
@@ -171,6 +173,16 @@ class PairMaker:
         # Names first: through a proxy each node sees another pair of addresses.
         return (settings.node, settings.my_address) < (settings.peer, settings.peer_address)
 
+    def _rank(self, socket: PeerSocket) -> int:
+        """Where anybody may connect, nobody takes the place of the configured peer."""
+        return 0 if socket.is_accepted and socket.source else 1
+
+    def _replace_ready(self, new: PeerSocket) -> None:
+        """Who dials again has given up what was dialled before: only the newest of each source counts."""
+        for old in list(self._ready):
+            if old.kind == new.kind and old.source == new.source:
+                self._drop(old)
+
     def _open_only(self, socket: PeerSocket | None) -> PeerSocket | None:
         if socket is not None and socket.is_closed:
             self._drop(socket)
@@ -183,7 +195,7 @@ class PairMaker:
         own = self._open_only(own)
         if own is None:
             return new, False
-        if not own.is_accepted and self._keeps_own():
+        if (not own.is_accepted and self._keeps_own()) or self._rank(new) < self._rank(own):
             self._drop(new)
             return own, False
         self._drop(own)
@@ -210,7 +222,7 @@ class PairMaker:
         if socket.kind is None and self._sockets.get(socket.stream) is socket:
             self._drop(socket)
 
-    def _add(self, fd: int, *, is_accepted: bool) -> PeerSocket | None:
+    def _add(self, fd: int, *, is_accepted: bool, source: str = "") -> PeerSocket | None:
         if len(self._sockets) >= PEER_SOCKETS_MAX:
             self._make_room()
         # In turn: an event of a socket that was just closed must not be taken for one of its successor.
@@ -218,7 +230,7 @@ class PairMaker:
             stream = number % PEER_STREAMS_MAX
             if stream not in self._sockets and not self._node.connection.uses_stream(stream):
                 self._next_stream = stream + 1
-                socket = PeerSocket(stream, is_accepted)
+                socket = PeerSocket(stream, is_accepted, source)
                 self._sockets[stream] = socket
                 self._node.send(ec.StreamAdd(stream, fd))
                 return socket
@@ -226,11 +238,12 @@ class PairMaker:
         return None
 
     def _make_room(self) -> None:
-        """Whoever has waited longest without saying who he is goes: strangers cannot keep the peer out."""
-        for socket in list(self._sockets.values()):
-            if socket.is_accepted and socket.kind is None:
-                self._drop(socket)
-                return
+        """Whoever has waited longest without saying who he is goes, of the address that has most of them."""
+        waiting = [s for s in self._sockets.values() if s.is_accepted and s.kind is None]
+        waiting = waiting or [s for s in self._ready if not self._rank(s)]
+        if waiting:
+            count = Counter(s.source for s in waiting)
+            self._drop(max(waiting, key=lambda s: (-self._rank(s), count[s.source])))
 
     def _drop(self, socket: PeerSocket) -> None:
         if self._sockets.get(socket.stream) is socket:

@@ -16,7 +16,7 @@ from typing import Any
 from tests.sim.protocol_tables import CODE_NAMES, CODES
 
 SYNCER = (1 << 64) - 1
-CONNECTED, DUNKNOWN, WF_CONNECTION = 10, 6, 8
+CONNECTED, DUNKNOWN, WF_CONNECTION, DISKLESS = 10, 6, 8, 0
 
 
 def h80(name: str | int, body: bytes = b"") -> bytes:
@@ -109,6 +109,8 @@ class PeerScript(ABC):
     def parameters(self, *, role: int, disk: int, leave_out: str = "", **bodies: bytes) -> None:
         """What a node of the same data as the real one says; ``bodies`` replace single ones (by name without P_)."""
         sizes, uuids = self.take("P_SIZES"), self.take("P_UUIDS")
+        if disk == DISKLESS:
+            sizes, leave_out = bytes(16) + sizes[16:], "P_UUIDS"
         said = {
             "P_PROTOCOL": self.protocol(),
             "P_SYNC_PARAM89": struct.pack(">I", 250) + bytes(128) + struct.pack(">4I", 20, 10, 100, 102400),

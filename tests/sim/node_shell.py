@@ -27,6 +27,7 @@ from repl.errors import DiskFailed, MetadataError, ReplError
 from repl.node import actions as act
 from repl.node import disk as node_disk
 from repl.node.disk import DiskPlace
+from repl.node.moved import LastDisk
 from repl.node.node import Node
 from repl.node.settings import NodeSettings
 from repl.node.undo import UndoFound
@@ -106,6 +107,7 @@ class NodeShell:
         self.undo_disks: dict[int, tuple[SimDisk, SimDisk]] = {}  # overlay and map
         self.undo_facts: dict[int, dict[str, Any]] = {}  # of the undos that exist
         self.on_undo: Callable[[int, int], None] | None = None  # one begins: node, volume
+        self.last_disks: dict[int, LastDisk] = {}  # lasting, as the daemon's records
         self._log = log
         self._on_state = on_state
         self._process = 0
@@ -300,6 +302,10 @@ class NodeShell:
                 if answer.when_done:
                     answer.when_done(answer)
             case act.StateEvent():
+                if action.kind == "size" and action.volume in self.last_disks:
+                    last = self.last_disks[action.volume]
+                    size = self.places[action.volume].md.size_bytes
+                    self.last_disks[action.volume] = replace(last, size_bytes=size)
                 self.state_events.append(action)
                 where = f"/{action.volume}" if action.volume > 0 else ""
                 self._log(f"node {self.index}{where}: [{action.kind}] {action.message}")
@@ -401,7 +407,9 @@ class NodeShell:
                 size_limit_sectors=self.settings.volumes[volume].size_sectors,
                 data_fd=place.data.number,  # type: ignore[attr-defined]
                 md_fd=place.md.number,  # type: ignore[attr-defined]
+                last=self.last_disks.get(volume),
             )
+            self.last_disks[volume] = LastDisk(place.md.size_bytes, prepared.superblock.device_uuid)
             if volume in self.undo_facts:
                 prepared = replace(prepared, undo=self._undo_found(volume))
         except (MetadataError, DiskFailed) as error:

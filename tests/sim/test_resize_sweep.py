@@ -17,6 +17,7 @@ import pytest
 from repl.errors import ReplError
 from repl.node import disk as node_disk
 from repl.node.disk import DiskPlace
+from repl.node.moved import LastDisk
 from tests.lib.tools import find_tool, require, require_root, require_sim
 from tests.sim.cluster import Cluster, Setup
 from tests.sim.test_metadata_sweep import Image, replay_images, subsets
@@ -73,7 +74,7 @@ def judge(image: bytes, after: int, kind: Any, sizes: tuple[int, ...], what: str
     disk = Image(bytearray(image), after, what)
     place = DiskPlace(disk, disk, kind)
     try:
-        node_disk.prepare(place, data_fd=3, md_fd=4)
+        node_disk.prepare(place, data_fd=3, md_fd=4, last=LastDisk(BEFORE, 5))
     except ReplError as error:
         raise AssertionError(f"{what}: {error}") from error
     found, where = node_disk.find_superblock(place)

@@ -559,10 +559,11 @@ def test_resync_after_a_resource_of_two_volumes_is_ambiguous() -> None:
 
 def test_nbd_section_takes_several_listeners() -> None:
     nbd = view(
-        "nbd { listen 127.0.0.1:10809; listen ipv6 [::1]:10810; listen unix /run/x.sock; max-clients 3; }"
+        "nbd { listen 127.0.0.1:10809; listen ipv6 [::1]:10810; listen unix /run/x.sock; max-clients 3;"
+        " negotiation-timeout 2; }"
     ).nbd
     assert [str(listen) for listen in nbd.listen] == ["127.0.0.1:10809", "[::1]:10810", "unix /run/x.sock"]
-    assert nbd.max_clients == 3
+    assert (nbd.max_clients, nbd.negotiation_timeout_s) == (3, 2.0)
 
 
 def test_nbd_listeners_of_the_resource_replace_those_of_common() -> None:

@@ -20,9 +20,10 @@ def accepted(peer_host: str, *, accepts_any: bool = False) -> tuple[int, bytes]:
     async def run() -> tuple[int, bytes]:
         count = 0
 
-        def on_accepted(fd: int) -> None:
+        def on_accepted(fd: int, source: str) -> None:
             nonlocal count
             count += 1
+            assert source == ("" if peer_host == "127.0.0.1" else "127.0.0.1")
             os.close(fd)
 
         mine = Address(AddressFamily.IPV4, "127.0.0.1", str(free_port()))

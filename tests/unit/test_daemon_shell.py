@@ -279,7 +279,8 @@ def test_shell_listens_and_gives_connections_to_the_node() -> None:
     async def case(rig: Rig) -> None:
         rig.do(act.Listen(True))
         _, writer = await asyncio.open_connection("127.0.0.1", rig.ports[0])
-        ((fd,),) = await rig.until_called("accepted")
+        ((fd, source),) = await rig.until_called("accepted")
+        assert source == ""
         assert not os.get_blocking(fd)
         os.write(fd, b"x")
         os.close(fd)
