@@ -61,7 +61,7 @@ def _missing(session: Session, name: str, last: LastDisk | None, place: DiskPlac
     if found is not None:
         old = found[1].device_bytes
         return _say(session, name, "unsure",
-                    f"it has {size} bytes and no metadata at its end; there is a superblock of a device of {old} bytes. "
+                    f"it has {size} bytes and no metadata at its end; there is a superblock of one of {old} bytes. "
                     f'If it was exactly that large: "replctl check-resize --from {old} {name}".')
     return _say(session, name, "missing", f"it has {size} bytes and no metadata at its end")
 
