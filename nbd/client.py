@@ -18,6 +18,7 @@ from types import TracebackType
 from nbd.constants import Command, CommandFlag, Info, Option, Reply
 from nbd.uri import parse_uri
 from repl.errors import PeerLost, ReplError, UsageError
+from repl.limits import NBD_OPTION_BYTES_MAX, NBD_OPTIONS_MAX
 
 _NBD_MAGIC = 0x4E42444D41474943
 _OPTION_MAGIC = 0x49484156454F5054
@@ -26,6 +27,8 @@ _REQUEST_MAGIC = 0x25609513
 _REPLY_MAGIC = 0x67446698
 _REQUEST = struct.Struct(">IHHQQI")
 _REPLY = struct.Struct(">IIQ")
+_ERRNO_MAX = 4096
+EXPORT_BYTES_MAX = (1 << 63) - 1
 TIMEOUT_S = 60.0
 
 
@@ -36,7 +39,8 @@ class NbdRequestError(ReplError):
 
     def __init__(self, what: str, errno: int) -> None:
         name = errno_names.errorcode.get(errno, str(errno))
-        super().__init__(f"{what}: {name} ({os.strerror(errno)}).")
+        text = os.strerror(errno) if errno < _ERRNO_MAX else "unknown"
+        super().__init__(f"{what}: {name} ({text}).")
         self.errno = errno
 
 
@@ -46,17 +50,22 @@ class NbdClient:
     def __init__(self, uri: str, *, timeout_s: float = TIMEOUT_S) -> None:
         target = parse_uri(uri)
         if target.socket_path:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._socket.settimeout(timeout_s)
-            self._socket.connect(target.socket_path)
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            sock.settimeout(timeout_s)
+            sock.connect(target.socket_path)
         else:
-            self._socket = socket.create_connection((target.host, target.port), timeout=timeout_s)
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock = socket.create_connection((target.host, target.port), timeout=timeout_s)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.adopt(sock, target.export)
+
+    def adopt(self, sock: socket.socket, export: str) -> None:
+        """Negotiate on a connected socket, which belongs to the client from now on."""
+        self._socket = sock
         self._cookie = 0
         self.size_bytes = 0
         self.flags = 0
         try:
-            self._negotiate(target.export)
+            self._negotiate(export)
         except BaseException:
             self._socket.close()
             raise
@@ -132,17 +141,24 @@ class NbdClient:
         name = export.encode()
         body = struct.pack(">I", len(name)) + name + struct.pack(">H", 0)
         self._send(struct.pack(">QII", _OPTION_MAGIC, Option.GO, len(body)) + body)
-        while True:
+        for _ in range(NBD_OPTIONS_MAX):
             reply_magic, _, kind, length = struct.unpack(">QIII", self._receive(20))
             if reply_magic != _OPTION_REPLY_MAGIC:
                 raise PeerLost("The server's option reply makes no sense.")
+            if length > NBD_OPTION_BYTES_MAX:
+                raise PeerLost(f"The server's option reply has {length} bytes.")
             payload = self._receive(length)
             if kind == Reply.ACK:
                 return
             if kind == Reply.INFO and payload[:2] == struct.pack(">H", Info.EXPORT):
-                self.size_bytes, self.flags = struct.unpack(">QH", payload[2:12])
+                if len(payload) != 12:
+                    raise PeerLost(f"The server describes the export in {len(payload)} bytes.")
+                self.size_bytes, self.flags = struct.unpack(">QH", payload[2:])
+                if self.size_bytes > EXPORT_BYTES_MAX:
+                    raise PeerLost(f"The server says that the export has {self.size_bytes} bytes.")
             elif kind >= Reply.ERR_UNSUP:
                 raise UsageError(f"export {export!r} refused: {payload.decode(errors='replace') or hex(kind)}")
+        raise PeerLost("The server does not come to an end with its option replies.")
 
     def _send(self, data: bytes) -> None:
         try:

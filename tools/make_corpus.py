@@ -247,6 +247,25 @@ def frames() -> Iterator[bytes]:
         yield struct.pack(">I", len(body)) + body
 
 
+def servers() -> Iterator[bytes]:
+    """What an NBD server says to our client."""
+    greeting = struct.pack(">QQH", 0x4E42444D41474943, IHAVEOPT, 3)
+
+    def told(kind: int, payload: bytes = b"") -> bytes:
+        return struct.pack(">QIII", 0x0003E889045565A9, 7, kind, len(payload)) + payload
+
+    export = told(3, struct.pack(">HQH", 0, 1 << 20, 1))
+    good = greeting + told(3, b"\0\3\0\0\0\1\0\0\20\0\2\0\0\0") + export + told(1)
+    replies = [struct.pack(">IIQ", 0x67446698, error, cookie) for cookie, error in ((1, 0), (2, 0), (3, 0), (4, 5))]
+    yield bytes((3, 4)) + good + replies[0] + bytes(512) + b"".join(replies[1:])
+    yield bytes((3, 4)) + greeting + export + told(0x80000006, b"no such export")
+
+
+def records() -> Iterator[bytes]:
+    yield b'{"format": "repl-disk-1", "path": "/dev/x", "size_bytes": 524288, "device_uuid": "000000000000004d"}'
+    yield b'{"format": "repl-undo-1", "resource": "r0", "volume": 0, "size_bytes": 524288, "generation": "1:2:3:4"}'
+
+
 def attaches() -> Iterator[bytes]:
     for number in range(len(bases())):
         yield bytes((number, 3))
@@ -272,6 +291,8 @@ def seeds() -> Iterator[tuple[str, bytes]]:
         ("py_session", control_sessions()),
         ("py_control", frames()),
         ("py_attach", attaches()),
+        ("py_nbd_client", servers()),
+        ("py_records", records()),
     ):
         for seed in made:
             yield name, seed

@@ -51,7 +51,8 @@ class UndoStore:
         try:
             facts = json.loads(header.rstrip(b"\0"))
             is_right = facts["format"] == FORMAT and facts["resource"] == self._resource
-        except (ValueError, KeyError, TypeError):
+            is_right = is_right and int(facts["size_bytes"]) > 0
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             is_right = False
         if not is_right:
             raise MetadataError(

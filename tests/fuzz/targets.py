@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,20 @@ from nbd.export import Export, ListedExport, Refusal, RefusalKind
 from nbd.negotiation import Aborted, Finished, NeedExport, NeedExports, Negotiation
 from repl.config import dump, load
 from repl.daemon import protocol
+from repl.daemon.disk_records import DiskRecords
+from repl.daemon.undo_store import UndoStore
 from repl.drbd import activity_log, bitmap_code
 from repl.drbd import packets as pk
 from repl.drbd.bitmap_code import Merger
+from repl.drbd.layout import MetadataKind
 from repl.drbd.uuids import Feature
-from repl.errors import ConfigError, MetadataError, ProtocolError
+from repl.errors import ConfigError, MetadataError, ProtocolError, ReplError
 from repl.limits import NBD_OPTION_BYTES_MAX
+from repl.node.disk import DiskPlace
+from repl.node.moved import at_last_size
 from tests.fuzz.fake_node import fuzz_session
-from tests.fuzz.images import fuzz_attach
+from tests.fuzz.fake_server import ScriptedSocket, client_of
+from tests.fuzz.images import MemoryFile, fuzz_attach
 
 Target = Callable[[bytes], None]
 OUTPUT_BYTES_MAX = 1 << 20
@@ -260,6 +267,43 @@ def fuzz_control(data: bytes) -> None:
         assert len(request.verb) <= protocol.VERB_CHARS_MAX and len(request.args) <= protocol.ARGS_MAX
 
 
+# ---- a disk that is another server's export, files of ours that were damaged ----
+
+
+def fuzz_nbd_client(data: bytes) -> None:
+    """Two bytes of offset, then all that a server says: the client has its own errors only."""
+    if len(data) < 2:
+        return
+    try:
+        client = client_of(ScriptedSocket(data[2:]))
+        assert 0 <= client.size_bytes < 1 << 63
+        for _ in range(8):
+            client.read(data[0] * 512, 512)
+            client.write(data[1] * 512, bytes(512))
+            client.flush()
+    except ReplError as error:
+        assert error.message
+
+
+def fuzz_records(data: bytes) -> None:
+    """What is kept of a disk's last use, and the description of an undo."""
+    with tempfile.TemporaryDirectory() as folder:
+        records, undos = DiskRecords(Path(folder), "r0"), UndoStore(Path(folder), "r0")
+        records.path(0).write_bytes(data)
+        undos.map(0).write_bytes(data)
+        undos.overlay(0).write_bytes(b"")
+        last = records.last(0)
+        if last is not None:
+            disk = MemoryFile(1 << 20)
+            at_last_size(DiskPlace(disk, disk, MetadataKind.INTERNAL), last)
+        try:
+            found = undos.find(0)
+        except MetadataError:
+            return
+        assert found is not None and int(found.facts["size_bytes"]) > 0
+        undos.close(0, is_deleted=True)
+
+
 TARGETS: dict[str, Target] = {
     "py_negotiation": fuzz_negotiation,
     "py_packets": fuzz_packets,
@@ -269,4 +313,6 @@ TARGETS: dict[str, Target] = {
     "py_attach": fuzz_attach,
     "py_config": fuzz_config,
     "py_control": fuzz_control,
+    "py_nbd_client": fuzz_nbd_client,
+    "py_records": fuzz_records,
 }

@@ -50,7 +50,8 @@ def test_deleted_undo_leaves_nothing_behind(tmp_path: Path) -> None:
     store.close(0, is_deleted=True)
 
 
-@pytest.mark.parametrize("header", [b"", b"no json", b"[]", b'{"format": "repl-undo-1", "resource": "other"}'])
+@pytest.mark.parametrize("header", [b"", b"no json", b"[]", b'{"format": "repl-undo-1", "resource": "other"}',
+                                    b"[" * 4000, b'{"format": "repl-undo-1", "resource": "r0", "size_bytes": "x"}'])
 def test_damaged_or_foreign_map_is_refused(tmp_path: Path, header: bytes) -> None:
     store = UndoStore(tmp_path, "r0")
     store.map(0).write_bytes(header)
