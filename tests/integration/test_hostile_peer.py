@@ -181,15 +181,20 @@ def test_connected_peer_that_breaks_the_protocol_is_dropped_at_once(
         serves(shared)
 
 
+def generations(cluster: Cluster) -> list[str]:
+    """Without the flags, which tell of the connection."""
+    return cluster.ctl(ALICE, "show-gi", "r0").stdout.split(":")[:4]
+
+
 def test_poisonous_sync_uuid_changes_no_generation(shared: Cluster) -> None:
     with contextlib.ExitStack() as stack:
         peer = peer_of(shared, stack)
         peer.meet(role=SECONDARY, disk=DISKLESS)
-        before = shared.ctl(ALICE, "show-gi", "r0").stdout
+        before = generations(shared)
         peer.say("P_SYNC_UUID", struct.pack(">Q", 0xDEAD))
         peer.wait_ended()  # it answers no ping
-        assert shared.ctl(ALICE, "show-gi", "r0").stdout == before
-    assert shared.ctl(ALICE, "show-gi", "r0").stdout == before
+        assert generations(shared) == before
+    assert generations(shared) == before
     serves(shared)
 
 
@@ -230,11 +235,19 @@ def crowd(cluster: Cluster, stack: contextlib.ExitStack, first: bytes, count: in
 
 
 @pytest.mark.parametrize(
-    "first",
-    [b"", h80("P_INITIAL_DATA")[:5], h80("P_INITIAL_DATA"), h80("P_INITIAL_META")],
+    ("first", "limit_s"),
+    [
+        (b"", ADMITTED_S),
+        (h80("P_INITIAL_DATA")[:5], ADMITTED_S),
+        (h80("P_INITIAL_DATA"), ADMITTED_S),
+        # From the peer's own address, as here, this one may be paired with our data socket: then it is tried again.
+        (h80("P_INITIAL_META"), 30.0),
+    ],
     ids=["silent", "half-a-header", "data-socket", "meta-socket"],
 )
-def test_real_peer_gets_in_at_once_past_a_hundred_strangers(make_cluster: MakeCluster, first: bytes) -> None:
+def test_real_peer_gets_in_at_once_past_a_hundred_strangers(
+    make_cluster: MakeCluster, first: bytes, limit_s: float
+) -> None:
     cluster = make_cluster(size_mib=16, net=QUICK)
     cluster.expect(".")
     cluster.start_single()
@@ -246,6 +259,6 @@ def test_real_peer_gets_in_at_once_past_a_hundred_strangers(make_cluster: MakeCl
         cluster.wait("the connection", lambda: cluster.status(ALICE)["connection"] == "Connected")
         took = time.monotonic() - begin
         print(f"connected after {took:.2f} s past {CROWD} strangers")
-        assert took < ADMITTED_S
+        assert took < limit_s
         serves(cluster)
     cluster.wait_synced()
