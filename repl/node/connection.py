@@ -99,7 +99,7 @@ class Connection:
         self.gives_up = False  # what was kept while I/O was suspended cannot go to this peer
         self.peer_leaves_as: DiskState | None = None  # what its disks are while it is away
         self.leaves_as: DiskState | None = None  # what ours are
-        self._graceful = False
+        self._parted: Promise[None] | None = None  # both agreed to part: the peer closes first
         self._may_cancel = False  # the flow waits for something that need not come
 
     @property
@@ -145,6 +145,9 @@ class Connection:
         if not self._link_up:
             return
         self._link_up = False
+        if self._parted is not None:
+            self._parted.keep(None)
+            self.wanted, event = False, Event(EventType.LINK_LOST, reason=Lost.NONE)
         self._lost = event
         error = PeerLost("The connection to the peer was lost.")
         if self._reply is not None:
@@ -173,9 +176,9 @@ class Connection:
     async def stop(self, *, force: bool = False) -> None:
         """Disconnect: ask the peer if it is there, then go StandAlone."""
         node = self.node
-        self._graceful = False
         if node.is_connected and not force:
             await ask_to_leave(self)
+            await self._peer_closes()
         self.wanted = False
         if self._flow is None or self._flow.done.is_done:
             return
@@ -188,6 +191,13 @@ class Connection:
         ended: Promise[None] = Promise()
         self._flow.done.when_done(lambda: ended.keep(None))
         await ended
+
+    async def _peer_closes(self) -> None:
+        """It has agreed; a peer that sees the end of a socket before it has closed its own takes that for a fault."""
+        if self._link_up:
+            self._parted = Promise()
+            await self.node.within(self._parted, self.node.settings.net.ping_timeout_ms)
+            self._parted = None
 
     # ---- the life of the connection ----
 

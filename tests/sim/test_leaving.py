@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order in which two nodes that part close their sockets: who was asked closes first.
+
+A kernel that sees the end of its meta socket before it has closed its own says "meta connection shut down by peer".
+"""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from repl.drbd.states import ConnectionState
+from tests.lib.tools import require_sim
+from tests.sim.cluster import QUICK_NET, Cluster, Setup
+from tests.sim.scripted_peer import ScriptedPeer
+
+SECONDARY = 2
+
+
+def reply(code: int) -> bytes:
+    return struct.pack(">i", code)
+
+
+@pytest.mark.parametrize("verb", ["disconnect", "down"])
+@pytest.mark.parametrize("peer_closes", [True, False], ids=["closes", "does-not-close"])
+def test_node_that_leaves_lets_its_peer_close_first(verb: str, peer_closes: bool) -> None:
+    require_sim()
+    with Cluster(12, Setup(net=QUICK_NET)) as cluster:
+        cluster.connect_fresh()
+        cluster.ask(1, "down")
+        cluster.until(lambda: not cluster.node(0).is_connected, 5000, "the end of the connection")
+        peer = ScriptedPeer(cluster)
+        peer.answers_pings = True
+        peer.meet(role=SECONDARY)
+        answer = cluster.fire(0, verb)
+        peer.take("P_CONN_ST_CHG_REQ")
+        peer.say_meta("P_CONN_ST_CHG_REPLY", reply(1))
+        cluster.run(QUICK_NET.ping_timeout_ms * 0.8)
+        assert not peer.has_ended(), "the node has closed before its peer"
+        assert not answer.is_done
+        if peer_closes:
+            peer.close()
+            cluster.until(lambda: answer.is_done, 50, "the end of the command")
+        else:
+            cluster.until(peer.has_ended, QUICK_NET.ping_timeout_ms, "the node waits no longer than for a ping")
+            cluster.until(lambda: answer.is_done, 1000, "the end of the command")
+        if verb == "disconnect":
+            assert cluster.node(0).cstate == ConnectionState.STANDALONE, cluster.describe()
+            assert cluster.node(0).connection.last_loss == "disconnected"
