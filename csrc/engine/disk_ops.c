@@ -73,9 +73,9 @@ static void op_done(struct disk_op *op)
     volume_check_idle(v);
 }
 
-void volume_disk_submit(struct volume *v, struct disk_op *op, void (*done)(struct disk_op *), void *owner)
+/* Everything of a submission but the start of the disk; false: the disk is given up, the failure is on its way. */
+static bool prepare(struct volume *v, struct disk_op *op, void (*done)(struct disk_op *), void *owner)
 {
-    struct core *core = v->core;
     op->done = done;
     op->owner = owner;
     op->error = 0;
@@ -83,12 +83,22 @@ void volume_disk_submit(struct volume *v, struct disk_op *op, void (*done)(struc
     list_init(&op->link);
     if (v->given_up) {
         op->error = EIO;
-        list_add_tail(&core->done, &op->link);
-        return;
+        list_add_tail(&v->core->done, &op->link);
     }
-    if (v->undo && undo_takes(v, op))
+    return !v->given_up;
+}
+
+void volume_disk_submit(struct volume *v, struct disk_op *op, void (*done)(struct disk_op *), void *owner)
+{
+    if (!prepare(v, op, done, owner) || (v->undo && undo_takes(v, op)))
         return;
     volume_disk_start(v, op);
+}
+
+void volume_disk_submit_past_undo(struct volume *v, struct disk_op *op, void (*done)(struct disk_op *), void *owner)
+{
+    if (prepare(v, op, done, owner))
+        volume_disk_start(v, op);
 }
 
 void volume_disk_start(struct volume *v, struct disk_op *op)

@@ -393,6 +393,8 @@ void split_clear_dirty(struct request *request, uint64_t sector);
 
 /* disk_ops.c */
 void volume_disk_submit(struct volume *v, struct disk_op *op, void (*done)(struct disk_op *), void *owner);
+/* What the undo itself reads and writes. */
+void volume_disk_submit_past_undo(struct volume *v, struct disk_op *op, void (*done)(struct disk_op *), void *owner);
 void volume_disk_give_up(struct volume *v, uint32_t older_than_ms);
 void volume_disk_start(struct volume *v, struct disk_op *op);
 uint64_t volume_disk_deadline(const struct volume *v);

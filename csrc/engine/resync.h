@@ -150,6 +150,8 @@ void resync_source_check(struct volume *v);
 
 /* resync_look.c: what it waits for, and whether applications want the disk */
 void resync_look_start(struct volume *v);
+/* The figures of a run begin anew, on either side. */
+void resync_counting_start(struct volume *v);
 void resync_look_stop(struct volume *v);
 void resync_look_tick(struct volume *v);
 void resync_look_told(struct volume *v, const uint8_t *body);

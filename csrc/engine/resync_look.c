@@ -27,6 +27,21 @@ void resync_look_start(struct volume *v)
     v->stats.resync_limit = RE_LIMIT_NONE;
 }
 
+void resync_counting_start(struct volume *v)
+{
+    struct re_volume_stats *stats = &v->stats;
+    stats->resync_total_bits = v->bitmap ? v->bitmap->count : 0;
+    stats->resync_done_bits = 0;
+    stats->resync_failed_bits = 0;
+    stats->resync_equal_bits = 0;
+    stats->resync_deallocated_bits = 0;
+    stats->resync_payload_bytes = 0;
+    stats->resync_started_ns = v->core->now_ns;
+    stats->resync_finished_ns = 0;
+    stats->resync_rate_kib = 0;
+    resync_look_start(v);
+}
+
 void resync_look_stop(struct volume *v)
 {
     v->look.period_ns = 0;

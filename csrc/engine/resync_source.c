@@ -283,19 +283,9 @@ uint64_t resync_source_deadline(const struct volume *v)
 
 void resync_source_start(struct volume *v)
 {
-    struct re_volume_stats *stats = &v->stats;
     v->source_finished_reported = false;
-    stats->resync_total_bits = v->bitmap ? v->bitmap->count : 0;
-    stats->resync_done_bits = 0;
-    stats->resync_failed_bits = 0;
-    stats->resync_equal_bits = 0;
-    stats->resync_deallocated_bits = 0;
-    stats->resync_payload_bytes = 0;
-    stats->resync_rate_kib = 0;
-    stats->resync_started_ns = v->core->now_ns;
-    stats->resync_finished_ns = 0;
+    resync_counting_start(v);
     speed_reset(&v->source.speed, v->core->now_ns, 0);
-    resync_look_start(v);
 }
 
 /* Requests that still wait are not answered: the link is lost, or the target has ended as well. */

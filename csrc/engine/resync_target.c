@@ -47,21 +47,6 @@ void resync_request_forget(struct resync_request *rq)
 
 /* ---- begin and end of a run ---- */
 
-static void start_counting(struct volume *v)
-{
-    struct re_volume_stats *stats = &v->stats;
-    stats->resync_total_bits = v->bitmap ? v->bitmap->count : 0;
-    stats->resync_done_bits = 0;
-    stats->resync_failed_bits = 0;
-    stats->resync_equal_bits = 0;
-    stats->resync_deallocated_bits = 0;
-    stats->resync_payload_bytes = 0;
-    stats->resync_started_ns = v->core->now_ns;
-    stats->resync_finished_ns = 0;
-    stats->resync_rate_kib = 0;
-    resync_look_start(v);
-}
-
 void resync_target_start(struct volume *v)
 {
     struct resync_target *t = &v->target;
@@ -81,7 +66,7 @@ void resync_target_start(struct volume *v)
     t->allowed_sectors = 0;
     t->arrived_sectors = 0;
     speed_reset(&t->speed, v->core->now_ns, 0);
-    start_counting(v);
+    resync_counting_start(v);
 }
 
 /* The resync is over or interrupted: what is at the disk finishes by itself, the rest is forgotten (still dirty). */

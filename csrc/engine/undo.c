@@ -97,21 +97,6 @@ static bool overwrites(const struct undo *u, const struct disk_op *op)
 
 /* ---- operations ---- */
 
-static void submit(struct undo *u, struct disk_op *op, void (*done)(struct disk_op *), void *owner)
-{
-    struct volume *v = u->v;
-    op->done = done;
-    op->owner = owner;
-    op->error = 0;
-    v->stats.lower_pending++;
-    list_init(&op->link);
-    if (v->given_up) {
-        op->error = EIO;
-        list_add_tail(&v->core->done, &op->link);
-    } else
-        volume_disk_start(v, op);
-}
-
 static void release_held(struct undo *u, bool all)
 {
     struct list_head waiting;
@@ -226,7 +211,7 @@ static void add_op(struct undo *u, uint8_t kind, int fd, uint64_t offset, uint64
 {
     struct disk_op *op = &u->ops[u->pending++];
     *op = (struct disk_op){.kind = kind, .fd = fd, .offset = offset, .length = length, .data = data};
-    submit(u, op, op_done, u);
+    volume_disk_submit_past_undo(u->v, op, op_done, u);
 }
 
 static bool add_page(struct undo *u, uint64_t page)
@@ -558,7 +543,7 @@ static void read_step(struct request *r)
                              .offset = at,
                              .length = stop - at,
                              .data = r->buf->data + r->read_at};
-    submit(u, &r->op, read_done, r);
+    volume_disk_submit_past_undo(u->v, &r->op, read_done, r);
 }
 
 /* The shared lock keeps writers of this range away, so what is not saved stays so meanwhile. */
