@@ -297,6 +297,14 @@ static void flush_peer(struct core *core, struct peer_stream *peer)
         stream_update_interest(&peer->stream);
 }
 
+/* Memory is written within this tick: the acks of that leave together with those that wait already, and the other node
+ * wakes up once. */
+static bool acks_follow(const struct core *core)
+{
+    struct list_head *first = list_first(&core->submit);
+    return first && (list_entry(first, struct disk_op, link)->flags & DISK_INLINE);
+}
+
 static void flush_streams(struct core *core)
 {
     for (int i = 0; i < core->streams_end; i++)
@@ -304,7 +312,7 @@ static void flush_streams(struct core *core)
             flush_peer(core, core->streams[i].peer);
     if (core->link.phase == LINK_UP) {
         flush_peer(core, core->link.data);
-        if (core->link.phase == LINK_UP)
+        if (core->link.phase == LINK_UP && !acks_follow(core))
             flush_peer(core, core->link.meta);
         sender_sent(core);
     }
@@ -442,6 +450,8 @@ uint64_t core_tick(struct core *core)
         }
         sessions_due = run_sessions(core);
     } while (has_work(core) && core->stats.nbd_requests < enough);
+    if (core->link.phase == LINK_UP)
+        flush_peer(core, core->link.meta);
 
     core->stats.now_ns = core->now_ns;
     core->stats.requests_free = core->requests.free_count;

@@ -68,6 +68,7 @@ enum re_status stream_fill(struct stream *stream)
     struct iovec iov[2];
     int count = 0;
     size_t payload_part = stream->payload_left;
+    bool short_window = false;
 
     if (stream->rx_begin == stream->rx_end)
         stream->rx_begin = stream->rx_end = 0;
@@ -83,7 +84,8 @@ enum re_status stream_fill(struct stream *stream)
     if (stream->rx_end < stream->rx_capacity) {
         size_t room = stream->rx_capacity - stream->rx_end;
         /* Behind a large payload another one may follow: it should not take the way over the window. */
-        if (payload_part >= LARGE_PAYLOAD_BYTES && room > AFTER_LARGE_BYTES)
+        short_window = (stream->rx_large || payload_part >= LARGE_PAYLOAD_BYTES) && room > AFTER_LARGE_BYTES;
+        if (short_window)
             room = AFTER_LARGE_BYTES;
         iov[count++] = (struct iovec){.iov_base = stream->rx + stream->rx_end, .iov_len = room};
     }
@@ -93,6 +95,9 @@ enum re_status stream_fill(struct stream *stream)
     if (got > 0) {
         size_t bytes = (size_t)got;
         size_t direct = bytes < payload_part ? bytes : payload_part;
+        /* A full short window: what follows is small after all, unless another large payload begins in it. */
+        if (short_window && bytes - direct == AFTER_LARGE_BYTES)
+            stream->rx_large = false;
         if (direct) {
             stream->payload += direct;
             stream->payload_left -= direct;
@@ -122,6 +127,7 @@ enum re_status stream_preload(struct stream *stream, const uint8_t *bytes, size_
 bool stream_receive_payload(struct stream *stream, uint8_t *destination, size_t bytes)
 {
     CHECK(stream->payload_left == 0);
+    stream->rx_large = bytes >= LARGE_PAYLOAD_BYTES;
     size_t have = stream_available(stream);
     if (have > bytes)
         have = bytes;
