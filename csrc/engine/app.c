@@ -323,10 +323,12 @@ void request_read_start(struct request *r)
     bool doubtful = v->state.disk != D_UP_TO_DATE || v->bad_blocks;
     bool dirty = v->bitmap && doubtful &&
                  bitmap_any_in(v->bitmap, r->offset / BLOCK_BYTES, (r->offset + r->length - 1) / BLOCK_BYTES);
-    /* Without the peer the clean blocks of a disk that has only lost some are as good as before. */
-    bool clean = v->state.disk >= D_INCONSISTENT && !dirty &&
-                 (v->bad_blocks || (v->state.disk == D_INCONSISTENT && link_is_up(v->core) &&
-                                    v->state.peer_disk == D_UP_TO_DATE));
+    /* A dirty block's good copy is elsewhere.  That a clean one is good is sure after an exchange of bitmaps only, or
+     * where nobody else has written since this disk lost some: also without the peer. */
+    bool exchanged = v->state.disk == D_INCONSISTENT && link_is_up(v->core) && v->state.peer_disk == D_UP_TO_DATE &&
+                     (v->state.connection == C_SYNC_TARGET || v->state.connection == C_PAUSED_SYNC_T);
+    bool whole = v->bad_blocks && (v->others_whole || v->state.disk == D_UP_TO_DATE);
+    bool clean = v->state.disk >= D_INCONSISTENT && !dirty && (exchanged || whole);
     bool local = volume_disk_usable(v) && !r->error && (doubtful ? clean : true);
     if (local && !balance_reads_remotely(v, r)) {
         r->op = (struct disk_op){.kind = DISK_READ,

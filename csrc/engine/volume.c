@@ -252,6 +252,8 @@ void volume_set_state(struct volume *v, const struct re_state *state)
     uint8_t now = state->connection;
     if (v->state.disk == D_INCONSISTENT && state->disk == D_UP_TO_DATE)
         v->bad_blocks = false;      /* a resync has replaced them */
+    if (state->role != ROLE_PRIMARY)
+        v->others_whole = false;
     v->error_reported = false;
     v->state = *state;
     if (before != now) {
@@ -334,6 +336,9 @@ void volume_disk_error(struct volume *v, const struct disk_op *op, enum re_disk_
                    (what == RE_DISK_READ || what == RE_DISK_WRITE || what == RE_DISK_ZERO);
     if (pass_on) {
         volume_set_dirty(v, op->offset, op->length);
+        /* A peer that writes as well does not send it to a disk that has lost something. */
+        bool only_writer = v->state.role == ROLE_PRIMARY && !v->core->link.options.two_primaries;
+        v->others_whole = only_writer && (v->others_whole || !v->bad_blocks);
         v->bad_blocks = v->bad_blocks || peer_covers(v);
         if (v->error_reported)
             return;

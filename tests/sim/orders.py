@@ -114,11 +114,11 @@ class Orders(Faults):
             return
         if self._generations(node) != before:
             raise SimFailure(f"a tentative connect has changed something: {before} -> {self._generations(node)}")
+        if waits and self.alive(1 - node) and c.state(1 - node)[1] == STANDALONE and not self.oracle.both_alone:
+            raise SimFailure(f"a tentative connect of node {node} has sent its peer away ({c.describe()})")
         if c.state(node)[1] != STANDALONE:
             self.try_ask(node, "disconnect", force=True)
         self.try_ask(node, "connect")
-        if self.alive(1 - node) and c.state(1 - node)[1] == STANDALONE and not self.oracle.both_alone:
-            raise SimFailure(f"a tentative connect of node {node} has sent its peer away ({c.describe()})")
 
     def _generations(self, node: int) -> list[object]:
         volumes = self.c.node(node).volumes.values()

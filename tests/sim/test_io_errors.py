@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from repl.drbd.states import DiskState
+from repl.drbd.states import DiskState, Role
 from repl.errors import StateRefused
 from tests.lib.tools import require_sim
-from tests.sim.app import Load
+from tests.sim.app import App, Load
 from tests.sim.cluster import Cluster, Setup
 from tests.sim.world import BLOCK, MIB
 
@@ -129,6 +129,58 @@ def test_passed_on_write_error_of_the_secondary_stops_replication_until_the_next
         pair.ask(1, "connect")
         pair.until(lambda: pair.in_sync, 20_000, "in sync again")
         app.stop()
+        pair.check_idle_pair()
+
+
+def test_what_a_secondary_was_not_sent_after_its_error_is_not_read_there_after_a_promotion() -> None:
+    with cluster(on_io_error="pass_on") as pair:
+        app = pair.serve(0)
+        app.write(*range(10))
+        pair.shells[1].data.fail_next(WRITE)
+        app.write(3)
+        pair.until(lambda: disks(pair, 0) == (_D.UP_TO_DATE, _D.INCONSISTENT), 5000, "the peer's disk is doubtful")
+        app.write(6, 7)  # not sent
+        app.stop()
+        pair.until(lambda: pair.volume(0).open_count == 0, 5000, "the client's end")
+        pair.ask(0, "secondary")
+        pair.until(lambda: pair.node(1).peer_role == Role.SECONDARY, 5000, "the word of the demotion")
+        other = pair.serve(1)
+        for block in range(10):
+            assert other.do("read", block * BLOCK) == 0  # the simulator compares with what was written
+        pair.run(10)
+        other.stop()
+        pair.ask(1, "disconnect", force=True)
+        pair.ask(1, "connect")
+        pair.until(lambda: pair.in_sync, 20_000, "in sync again")
+        pair.check_idle_pair()
+
+
+def test_what_the_peer_wrote_meanwhile_is_not_read_from_a_disk_that_lost_something() -> None:
+    def switch(old: int) -> App:
+        pair.until(lambda: pair.volume(old).open_count == 0, 5000, "the client's end")
+        pair.ask(old, "secondary")
+        pair.until(lambda: pair.node(1 - old).peer_role == Role.SECONDARY, 5000, "the word of the demotion")
+        return pair.serve(1 - old)
+
+    with cluster(on_io_error="pass_on") as pair:
+        app = pair.serve(0)
+        app.write(*range(10))
+        bad_block(pair, 0, 3)
+        assert app.do("read", 3 * BLOCK) == 0
+        pair.until(lambda: disks(pair, 0) == (_D.INCONSISTENT, _D.UP_TO_DATE), 5000, "the disk is doubtful")
+        app.stop()
+        other = switch(0)
+        other.write(6, 7)
+        other.stop()
+        app = switch(1)
+        for block in range(10):
+            assert app.do("read", block * BLOCK) == 0
+        pair.run(10)
+        pair.shells[0].data.heal()
+        app.stop()
+        pair.ask(0, "disconnect", force=True)
+        pair.ask(0, "connect")
+        pair.until(lambda: pair.in_sync, 20_000, "in sync again")
         pair.check_idle_pair()
 
 
