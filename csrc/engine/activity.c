@@ -84,6 +84,10 @@ void volume_al_hold(struct volume *v, bool held, uint64_t cookie)
         core_done(v->core, cookie, v->number, RE_RESULT_INVALID, 0);
         return;
     }
+    if (held && v->core->link.phase == LINK_LOST) {     /* as in volume_al_link_lost() */
+        core_done(v->core, cookie, v->number, RE_RESULT_CANCELED, 0);
+        return;
+    }
     v->al_held = held;
     v->al_retry = true;
     if (!held) {

@@ -322,6 +322,7 @@ class Commands:
                 await node.ask(ec.VolumeDrain(volume.number))
         else:
             await node.refuse_writes()
+        node.writes_ended = not count
         await node.transition(lambda v, s: s, role=Role.SECONDARY)
         for volume in node.volumes.values():
             node.connection.send_state(volume)

@@ -78,6 +78,7 @@ class Node:
         self.advice = ""
         self.is_up = False
         self.auto_promoted = False
+        self.writes_ended = False  # the last demotion has waited for all of them, on both nodes
         has_fencing = settings.net.fencing != DONT_CARE
         self.volumes = {v.number: Volume(v, has_fencing=has_fencing) for v in settings.volumes}
         self.scheduler = Scheduler()

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from repl.drbd import packets as pk
+from repl.drbd.decision import Refusal
 from repl.drbd.packets import Packet
 from repl.drbd.states import ConnectionState, DiskState, Role, StateChange
 from repl.drbd.uuids import (
@@ -24,7 +25,7 @@ from repl.drbd.uuids import (
 from repl.engine import commands as ec
 from repl.engine.events import Event, EventType
 from repl.errors import PeerLost, ProtocolError, ReplError, StateRefused
-from repl.node.drops import FinalDrop
+from repl.node.drops import FinalDrop, RetryDrop
 from repl.node.flow import Cancelled, Promise
 from repl.node.refusals import refusal
 from repl.node.resync_options import ResyncOptions
@@ -220,6 +221,12 @@ class ResyncControl:
         """The target says that it is Connected again."""
         node = self._node
         left = node.dirty_bits(volume)
+        if left and peer_disk == _D.UP_TO_DATE:  # this disk has failed to write them; the peer knows nothing of it
+            raise RetryDrop(
+                f"{node.settings.resource}/{volume.number}: {left} blocks were marked while the resync ran; "
+                "connecting again to resync them.",
+                reason=Refusal.LEFT_OVER.value,
+            )
         done = left == 0 and peer_disk == _D.UP_TO_DATE
         if done:
             await node.ask(ec.BitmapWrite(volume.number))

@@ -102,14 +102,18 @@ class PauseControl:
                 self._node.act(act.PublishResync(volume.number, busy))
 
     async def _change(self, volume: Volume) -> None:
-        self._changing.discard(volume.number)
+        """It may have to wait for a volume whose metadata does not answer: not again before it has been carried out."""
         after = _text(volume.settings.resync_after)
-        await self._node.transition(
-            lambda v, s: replace(s, aftr_isp=self._must_wait(volume)),
-            only=volume,
-            reason=f"resync-after {after}",
-        )
+        try:
+            await self._node.transition(
+                lambda v, s: replace(s, aftr_isp=self._must_wait(volume)),
+                only=volume,
+                reason=f"resync-after {after}",
+            )
+        finally:
+            self._changing.discard(volume.number)
         self._node.connection.send_state(volume)
+        self.look()
 
 
 def is_busy(state: StateWord) -> bool:

@@ -119,6 +119,10 @@ class Suspension:
         """The generation that a loss of the peer asks for, unless it has to wait for the end of a suspension."""
         if not volume.generation_due or not volume.attached:
             return volume.uuids
+        ended = self._node.writes_ended and self._node.role != Role.PRIMARY
+        if ended and not volume.generation_keeps_bitmap and not volume.is_ahead_of_generation:
+            volume.generation_due = False  # demoted while the loss waited for its turn: the peer has every write
+            return volume.uuids
         if self.active and not self._node.connection.gives_up:
             return volume.uuids
         return self._new_generation(volume)

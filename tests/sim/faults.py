@@ -551,7 +551,10 @@ class Faults(Stage):
                 answers.append(self.c.fire(node, verb, **args))
             if self.rng.random() < 0.5:
                 self.pause(200)
-        self.c.until(lambda: all(a.is_done for a in answers), 120_000, "the answers to concurrent commands")
+        if not self.c.wait(lambda: all(a.is_done for a in answers), 60_000):
+            for node in (0, 1):  # a demotion waits for what somebody has suspended meanwhile
+                self.try_ask(node, "resume-io")
+        self.c.until(lambda: all(a.is_done for a in answers), 60_000, "the answers to concurrent commands")
         self.c.run(50)
         if self.oracle.primary >= 0 and not self.alive(self.oracle.primary):
             self.oracle.process_ended(self.oracle.primary)

@@ -108,6 +108,7 @@ class NodeShell:
         self.undo_facts: dict[int, dict[str, Any]] = {}  # of the undos that exist
         self.on_undo: Callable[[int, int], None] | None = None  # one begins: node, volume
         self.last_disks: dict[int, LastDisk] = {}  # lasting, as the daemon's records
+        self.answer_measure: Callable[[Callable[[], None]], None] = lambda answer: answer()  # it may take its time
         self._log = log
         self._on_state = on_state
         self._process = 0
@@ -285,7 +286,7 @@ class NodeShell:
                 layout, usable = node_disk.measure(
                     self.place, al_stripes=action.al_stripes, al_stripe_size_4k=action.al_stripe_size_4k
                 )
-                self._call(lambda node: node.disk_measured(action.volume, layout, usable))
+                self.answer_measure(lambda: self._call(lambda node: node.disk_measured(action.volume, layout, usable)))
             case act.CloseDisk():
                 pass
             case act.OpenUndo(volume=volume, facts=facts):

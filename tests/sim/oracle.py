@@ -44,6 +44,9 @@ class Copies:
         self.may_lose = [False, False]  # somebody has said that its writes may go, or broke its disk
         self._alone_from = [-1, -1]  # first operation of the present time alone
         self._exposed = [False, False]  # it acknowledged a write that the other one lacks
+        self._exposures = [0, 0]
+        self._died_as_target = [-1, -1]  # with so many exposures of its source
+        self._is_target = [False, False]
         self._roles = [Role.SECONDARY, Role.SECONDARY]
         self._was_good = [False, False]
         self._has_policy = bool(self._net.after_sb_0pri or self._net.after_sb_1pri or self._net.after_sb_2pri)
@@ -61,6 +64,7 @@ class Copies:
             self.won = index
         if conn in TARGETS:
             self._check_target(index)
+        self._follow_target(index, conn, good=good)
         if self.suspect[index] and disk < DiskState.INCONSISTENT:
             self.suspect[index] = False  # it is out of the game until it is attached again
         if role == Role.PRIMARY:
@@ -97,7 +101,20 @@ class Copies:
             self._alone_from[index] = operations
         elif not is_alone and begin >= 0:
             self._alone_from[index] = -1
-            self._exposed[index] = self._exposed[index] or self._has_written(index, begin, operations)
+            self._expose(index, begin, operations)
+
+    def _expose(self, index: int, begin: int, end: int) -> None:
+        if self._has_written(index, begin, end):
+            self._exposed[index] = True
+            self._exposures[index] += 1
+
+    def _follow_target(self, index: int, conn: ConnectionState, *, good: bool) -> None:
+        """A target that dies may have ended its resync already: then it comes back with everything."""
+        if good and self._died_as_target[index] == self._exposures[1 - index]:
+            self._exposed[1 - index] = False
+        if good or conn >= ConnectionState.CONNECTED:
+            self._died_as_target[index] = -1
+        self._is_target[index] = conn in (ConnectionState.SYNC_TARGET, ConnectionState.PAUSED_SYNC_T)
 
     def _has_written(self, index: int, begin: int, end: int) -> bool:
         """Has an operation of this range put anything on this node's disk, by its own word?"""
@@ -131,9 +148,11 @@ class Copies:
 
     def process_died(self, index: int) -> None:
         if self._alone_from[index] >= 0:
-            end = int(self._c.world.lib.re_sim_op_count(self._c.world.sim))
-            self._exposed[index] = self._exposed[index] or self._has_written(index, self._alone_from[index], end)
+            self._expose(index, self._alone_from[index], int(self._c.world.lib.re_sim_op_count(self._c.world.sim)))
             self._alone_from[index] = -1
+        if self._is_target[index]:
+            self._is_target[index] = False
+            self._died_as_target[index] = self._exposures[1 - index]
         self._roles[index] = Role.SECONDARY
         self.crashed[index] = True
         self._degrade(index)

@@ -168,6 +168,8 @@ class Orders(Faults):
         self.pause(2000)
         if self.alive(node) and c.state(node, number)[2] == DiskState.DISKLESS:
             self.try_ask(node, "attach", volume=number)
+            if self.alive(node) and c.state(node, number)[2] == DiskState.DISKLESS:
+                self.stale.add(node)  # its peer has gone on; the disk does not know that, as in DRBD
         self.pause(3000)
 
     # ---- sizes ----

@@ -38,6 +38,7 @@ class Stage:
         self.stale: set[int] = set()  # came back with a disk that had failed: not to be promoted alone
         self.excused = False  # a node may refuse the other one for good: its disk is not what it was
         self.options_changed = False
+        self.cut_from_data: set[int] = set()  # a Primary whose peer has gone on without its hearing of it
         self.crash_by_power = False
         self.crashed_at_point: set[int] = set()
         self.c.on_crash_point = self.crash_point_reached
@@ -270,7 +271,10 @@ class Stage:
             if self.excused or node is None or node.cstate != ConnectionState.STANDALONE or not node.reason:
                 continue
             if "This Primary has no disk" in node.reason:
+                self.cut_from_data.add(shell.index)
                 continue
+            if shell.index in self.cut_from_data and "should become resync target" in node.reason:
+                continue  # it has a disk again, an older one
             if TOO_OLD in node.reason or self.options_changed and "Incompatible settings" in node.reason:
                 continue  # the versions below 91 know no way; options are told to one node after the other
             if "Both nodes are Primary" in node.reason or "Unrelated" in node.reason:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from repl.drbd.states import DiskState, Role
+from repl.drbd.states import ConnectionState, DiskState, Role
+from repl.engine.commands import Resync
 from repl.errors import StateRefused
 from tests.lib.tools import require_sim
 from tests.sim.app import App, Load
@@ -181,6 +182,26 @@ def test_what_the_peer_wrote_meanwhile_is_not_read_from_a_disk_that_lost_somethi
         pair.ask(0, "disconnect", force=True)
         pair.ask(0, "connect")
         pair.until(lambda: pair.in_sync, 20_000, "in sync again")
+        pair.check_idle_pair()
+
+
+def test_block_that_a_source_fails_to_write_in_the_resync_is_resynced_next() -> None:
+    slow = Resync(resync_rate_kib=512, plan_ahead=0, max_rate_kib=512, min_rate_kib=0)
+    require_sim()
+    with Cluster(31, Setup(resync=slow, overrides={"on_io_error": "pass_on"})) as pair:
+        pair.connect_fresh()
+        app = pair.serve(0)
+        pair.cut(silent=False)
+        pair.until(lambda: not pair.node(0).is_connected, 20_000, "the loss")
+        app.write(*range(100))
+        pair.heal()
+        pair.until(lambda: pair.state(1)[1] == ConnectionState.SYNC_TARGET, 20_000, "the resync")
+        pair.shells[0].data.fail_next(WRITE)
+        assert app.do("write", 300 * BLOCK) == NBD_EIO, "no good disk has it"
+        pair.until(lambda: pair.state(1)[2] == _D.UP_TO_DATE, 20_000, "the resync's end")
+        app.write(5, 6)
+        pair.until(lambda: pair.in_sync, 20_000, "both in sync: what one of them calls good is good for both")
+        app.stop()
         pair.check_idle_pair()
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from repl.drbd.states import ConnectionState, DiskState, Role
 from repl.drbd.superblock import MdFlag
+from repl.engine.commands import Resync
 from tests.lib.tools import require_sim
 from tests.sim.cluster import Cluster, Setup
 from tests.sim.world import BLOCK
@@ -149,3 +150,29 @@ def test_down_gives_the_disk_up() -> None:
         pair.cut()
         pair.until(lambda: pair.node(0).late.numbers == [0], 20_000, "late")
         assert pair.ask(0, "down", ms=60_000) == {}
+
+
+def test_volume_that_waited_for_another_ones_resync_is_late() -> None:
+    require_sim()
+    slow = Resync(resync_rate_kib=256, plan_ahead=0, max_rate_kib=256, min_rate_kib=0)
+    with Cluster(7, Setup(external=True, volumes=2, resync=slow, resync_in_turn=True)) as pair:
+        pair.connect_fresh()
+        pair.ask(0, "primary")
+        for volume in pair.numbers:
+            pair.ask(1, "pause-sync", volume=volume)
+            pair.ask(1, "invalidate", volume=volume)
+        for volume in pair.numbers:
+            pair.ask(1, "resume-sync", volume=volume)
+        second = pair.volume(0, 1)
+        pair.until(lambda: second.state.conn == _C.PAUSED_SYNC_S and second.state.aftr_isp, 10_000, "it waits")
+        hang(pair, 0, 1)
+        pair.cut(silent=False)
+        pair.until(lambda: pair.node(0).late.numbers == [1], 20_000, "the loss is not written")
+        pair.run(3000)
+        answer(pair, 0, 1)
+        pair.heal()
+        pair.until(lambda: pair.state(0, 0)[1] == _C.SYNC_SOURCE, 20_000, "the resync of the first one")
+        pair.until(lambda: second.state.aftr_isp, 5000, "the second one waits again")
+        pair.until(lambda: pair.in_sync, 200_000, "in sync")
+        assert not second.state.aftr_isp
+        pair.check_idle_pair()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order in which two nodes that part close their sockets: who was asked closes first.
+"""Two nodes part: who was asked closes its sockets first, and a demotion just then leaves no trace.
 
 A kernel that sees the end of its meta socket before it has closed its own says "meta connection shut down by peer".
 """
@@ -10,7 +10,8 @@ import struct
 
 import pytest
 
-from repl.drbd.states import ConnectionState
+from repl.drbd.states import ConnectionState, Role
+from repl.drbd.uuids import base
 from tests.lib.tools import require_sim
 from tests.sim.cluster import QUICK_NET, Cluster, Setup
 from tests.sim.scripted_peer import ScriptedPeer
@@ -48,3 +49,31 @@ def test_node_that_leaves_lets_its_peer_close_first(verb: str, peer_closes: bool
         if verb == "disconnect":
             assert cluster.node(0).cstate == ConnectionState.STANDALONE, cluster.describe()
             assert cluster.node(0).connection.last_loss == "disconnected"
+
+
+def test_demotion_that_is_under_way_when_the_peer_leaves_makes_no_generation() -> None:
+    require_sim()
+    with Cluster(5, Setup(net=QUICK_NET, external=True)) as pair:
+        pair.connect_fresh()
+        app = pair.serve(0)
+        app.write(1, 2)
+        app.stop()
+        pair.until(lambda: pair.volume(0).open_count == 0, 5000, "the client's end")
+        before = base(pair.volume(0).uuids.current)
+        pair.shells[0].places[0].md.hold()
+        demotion = pair.fire(0, "secondary")
+        pair.until(lambda: pair.node(0).role == Role.SECONDARY, 5000, "it is being written")
+        pair.cut()
+        pair.world.lib.re_sim_net_reset(pair.world.sim, 0, 1)
+        pair.run(50)
+        assert not demotion.is_done
+        pair.shells[0].places[0].md.release()
+        pair.until(lambda: not pair.node(0).is_connected and demotion.is_done, 5000, "both")
+        assert (base(pair.volume(0).uuids.current), pair.volume(0).uuids.bitmap) == (before, 0)
+        pair.until(lambda: not pair.node(1).is_connected, 5000, "the loss on the other node")
+        other = pair.serve(1)
+        other.write(3)
+        pair.heal()
+        pair.until(lambda: pair.in_sync, 20_000, "no split brain")
+        other.stop()
+        pair.check_idle_pair()

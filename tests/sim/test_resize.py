@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -252,3 +252,24 @@ def test_link_that_breaks_in_the_middle_does_not_hang_the_resize() -> None:
 
 def test_order_is_a_plain_value() -> None:
     assert replace(resize_module.Order(), size_sectors=8).size_sectors == 8
+
+
+def test_peer_that_is_lost_just_before_the_metadata_has_to_move_is_not_waited_for() -> None:
+    with cluster() as pair:
+        app = pair.serve(0)
+        grow_disk(pair, 0)
+
+        def lose_the_peer_first(answer: Callable[[], None]) -> None:
+            pair.cut(direction=0)
+            app.submit("write", 5 * BLOCK)  # in the activity log until the loss is dealt with
+            pair.later(2, lambda: pair.world.lib.re_sim_net_reset(pair.world.sim, 0, 1))
+            pair.later(3000, answer)
+
+        pair.shells[0].answer_measure = lose_the_peer_first
+        pair.fire(1, "resize")
+        pair.until(lambda: bool(pair.events(0, text="lost the peer")), 10_000, "the loss")
+        pair.shells[0].answer_measure = lambda answer: answer()
+        pair.heal()
+        pair.until(lambda: pair.in_sync, 20_000, "in sync again")
+        app.stop()
+        pair.check_idle_pair()
