@@ -47,10 +47,10 @@ class DiskRecords:
             _log.warning("%s: it cannot be read: %s", path, error)
             return None
 
-    def keep(self, volume: int, place: DiskPlace, device_uuid: int) -> None:
-        """After an attach, and whenever the size has changed."""
+    def keep(self, volume: int, place: DiskPlace, device_bytes: int, device_uuid: int) -> None:
+        """After an attach, and whenever the size has changed.  ``device_bytes``: the size that its metadata is for."""
         if place.kind is MetadataKind.INTERNAL:
-            self.keep_last(volume, LastDisk(place.md.size_bytes, device_uuid), place.md.name)
+            self.keep_last(volume, LastDisk(device_bytes, device_uuid), place.md.name)
 
     def keep_last(self, volume: int, last: LastDisk, name: str) -> None:
         """``name``: of the disk, for people."""

@@ -116,7 +116,7 @@ def open_and_prepare(view: VolumeView, records: DiskRecords | None = None) -> tu
         last = records.last(view.number) if records is not None else None
         prepared = disk.prepare(view.options.size_sectors, last)
         if records is not None:
-            records.keep(view.number, disk.place, prepared.superblock.device_uuid)
+            records.keep(view.number, disk.place, prepared.layout.device_bytes, prepared.superblock.device_uuid)
         return disk, prepared
     except MetadataError as error:
         disk.close()

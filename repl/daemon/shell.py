@@ -264,7 +264,7 @@ class Shell:
             case act.StateEvent():
                 self.journal.add(action)
                 if action.kind == "size":
-                    self._keep_record(action.volume)
+                    self._keep_record(action.volume, action.fields["device_bytes"])
             case act.PublishResync(volume=volume, busy=busy):
                 if self._order is not None:
                     self._order.publish(volume, busy)
@@ -419,12 +419,12 @@ class Shell:
             except OSError as error:
                 _log.warning("the undo of volume %d could not be closed: %s", volume, error)
 
-    def _keep_record(self, volume: int) -> None:
+    def _keep_record(self, volume: int, device_bytes: int) -> None:
         """The device has another size, its metadata may have moved."""
         disk = self._disks.get(volume)
         if disk is not None and self._records is not None:
             last = self._records.last(volume)
-            self._records.keep(volume, disk.place, last.device_uuid if last is not None else 0)
+            self._records.keep(volume, disk.place, device_bytes, last.device_uuid if last is not None else 0)
 
     def _measure_disk(self, action: act.MeasureDisk) -> None:
         volume, disk = action.volume, self._disks.get(action.volume)

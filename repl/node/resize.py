@@ -266,7 +266,9 @@ class Resize:
                 if moves:
                     node.send(ec.AlHold(volume.number, 0))
         place = ", the metadata has moved" if moves else ""
-        node.emit("size", f"{before} -> {size} sectors{place}", volume=volume.number, old=before, new=size)
+        device = own.layout.device_bytes  # as it was when the metadata was put at its end; it may be larger by now
+        text = f"{before} -> {size} sectors{place}"
+        node.emit("size", text, volume=volume.number, old=before, new=size, device_bytes=device)
         node.notify_watchers()
 
     async def _rewrite(

@@ -305,8 +305,7 @@ class NodeShell:
             case act.StateEvent():
                 if action.kind == "size" and action.volume in self.last_disks:
                     last = self.last_disks[action.volume]
-                    size = self.places[action.volume].md.size_bytes
-                    self.last_disks[action.volume] = replace(last, size_bytes=size)
+                    self.last_disks[action.volume] = replace(last, size_bytes=action.fields["device_bytes"])
                 self.state_events.append(action)
                 where = f"/{action.volume}" if action.volume > 0 else ""
                 self._log(f"node {self.index}{where}: [{action.kind}] {action.message}")
@@ -410,7 +409,7 @@ class NodeShell:
                 md_fd=place.md.number,  # type: ignore[attr-defined]
                 last=self.last_disks.get(volume),
             )
-            self.last_disks[volume] = LastDisk(place.md.size_bytes, prepared.superblock.device_uuid)
+            self.last_disks[volume] = LastDisk(prepared.layout.device_bytes, prepared.superblock.device_uuid)
             if volume in self.undo_facts:
                 prepared = replace(prepared, undo=self._undo_found(volume))
         except (MetadataError, DiskFailed) as error:

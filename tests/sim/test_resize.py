@@ -273,3 +273,24 @@ def test_peer_that_is_lost_just_before_the_metadata_has_to_move_is_not_waited_fo
         pair.until(lambda: pair.in_sync, 20_000, "in sync again")
         app.stop()
         pair.check_idle_pair()
+
+
+def test_disk_that_grows_again_before_its_device_does_is_found_by_the_size_of_its_metadata() -> None:
+    with cluster() as pair:
+        app = pair.serve(1)
+        app.write(*range(0, 700, 30))
+        for size in (8 * MIB, LARGE):  # its metadata moves to the end of the first one; nobody looks at the second
+            grow_disk(pair, 0, size=size)
+            if size < LARGE:
+                down(pair, 0)
+                pair.start(0)
+                pair.until(lambda: pair.in_sync, 20_000, "the connection")
+        pair.ask(1, "disconnect")
+        grow_disk(pair, 1)
+        assert pair.ask(1, "resize", assume_peer_has_space=True)["has_changed"]
+        pair.ask(1, "connect")
+        pair.until(lambda: bool(pair.events(0, text="too small")) or pair.in_sync, 20_000, "an answer")
+        down(pair, 0)
+        pair.start(0)
+        pair.until(lambda: pair.volume(0).attached, 5000, "the disk is found again")
+        app.stop()
