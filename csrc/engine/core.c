@@ -201,7 +201,8 @@ void core_stream_closed(struct core *core, struct peer_stream *peer, enum re_sta
         (peer->is_meta || status == RE_EOF)) {
         /* The peer's last words may still stand on the other socket: read them first. */
         peer->stream.failed = true;
-        core->link.half_gone_ns = core->now_ns;
+        if (!core->link.half_gone_ns)   /* once: what is still queued for it comes by here in every tick */
+            core->link.half_gone_ns = core->now_ns;
         stream_update_interest(&peer->stream);
         return;
     }
