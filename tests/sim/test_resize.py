@@ -15,9 +15,11 @@ from repl.node import disk as node_disk
 from repl.node import resize as resize_module
 from tests.lib.tools import require_sim
 from tests.sim.app import Load
-from tests.sim.cluster import Cluster, Setup
+from tests.sim.cluster import QUICK_NET, Cluster, Setup
+from tests.sim.node_shell import Script
 from tests.sim.world import BLOCK, MIB
 
+DONE = 1
 SMALL, LARGE = 6 * MIB, 10 * MIB
 
 
@@ -294,3 +296,25 @@ def test_disk_that_grows_again_before_its_device_does_is_found_by_the_size_of_it
         pair.start(0)
         pair.until(lambda: pair.volume(0).attached, 5000, "the disk is found again")
         app.stop()
+
+
+def test_metadata_is_not_moved_while_requests_are_frozen() -> None:
+    require_sim()
+    net = replace(QUICK_NET, fencing="resource-and-stonith")
+    with Cluster(4, Setup(net=net, disk_bytes=SMALL, room_bytes=LARGE - SMALL, handlers=("fence-peer",))) as pair:
+        pair.connect_fresh()
+        app = pair.serve(0)
+        pair.shells[0].scripts["fence-peer"] = Script(1, delay_ms=2000)
+        pair.cut()
+        op = app.submit("write", 3 * BLOCK)
+        pair.until(lambda: not pair.node(0).is_connected, 20_000, "the loss of the peer")
+        pair.run(500)
+        grow_disk(pair, 0)
+        with pytest.raises(RequestRefused, match="suspended"):
+            pair.ask(0, "resize", assume_peer_has_space=True)
+        pair.heal()
+        pair.until(lambda: pair.in_sync, 60_000, "the reconnection")
+        pair.until(lambda: pair.op(op).state == DONE, 5000, "the frozen write")
+        pair.ask(0, "resize")
+        app.stop()
+        pair.check_idle_pair()
