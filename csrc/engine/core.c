@@ -231,10 +231,13 @@ static void peer_stream_ready(struct core *core, struct peer_stream *peer, bool 
         }
         sender_sent(core);
     }
-    if (readable && !peer->stream.rx_eof) {
+    size_t received = 0;
+    bool again = readable && !peer->stream.rx_eof;
+    while (again) {
         enum re_status status = stream_fill(&peer->stream);
         if (status == RE_OK && peer->in_link)
-            core->stats.link_received_bytes += stream_available(&peer->stream);
+            core->stats.link_received_bytes += peer->stream.rx_got;
+        received += peer->stream.rx_got;
         receiver_parse(core, peer);
         /* Parsing may have closed it. */
         if (core->streams[number].owner != STREAM_PEER || core->streams[number].peer != peer ||
@@ -244,6 +247,9 @@ static void peer_stream_ready(struct core *core, struct peer_stream *peer, bool 
             core_stream_closed(core, peer, status);
             return;
         }
+        /* Large payloads come one by one: those that wait are dealt with together (answers, flushes, requests). */
+        again = status == RE_OK && peer->stream.rx_more && received < TURN_BYTES_MAX && !peer->stream.rx_paused &&
+                !peer->stream.failed;
     }
     if (peer->stream.number == number)
         stream_update_interest(&peer->stream);

@@ -62,6 +62,7 @@ enum {
     META_TX_BYTES_MAX = 4 << 20,    /* acks waiting for a slow peer before its data is no longer read */
     EVENTS_MAX = 1024,              /* not taken by the control plane, before the peer is no longer listened to */
     BITMAP_TX_BYTES_LOW = 256 << 10,
+    TURN_BYTES_MAX = 1 << 20,       /* received of the peer in a turn, before the other sockets are looked at again */
     TICK_REQUESTS_MAX = 1024,       /* of NBD clients in a turn, before the sockets are looked at again */
     BARRIER_IDLE_MS = 1,            /* a closed epoch's barrier leaves with the next write, or after this long */
 };

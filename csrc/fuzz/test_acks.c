@@ -2,7 +2,7 @@
 /* How many times a Secondary with its disk in memory wakes its peer up: acks of one tick leave together. */
 #include "fuzz/fake_world.h"
 
-enum { WRITES = 8, DATA = 0, META = 1 };
+enum { WRITES = 8, DATA = 0, META = 1, LARGE = 64 << 10, LARGE_A_TURN = (1 << 20) / LARGE };
 
 static struct world world;
 static unsigned meta_sends;
@@ -59,13 +59,27 @@ static void stop(void)
     }
 }
 
+static void peer_data(uint32_t number, uint32_t bytes)
+{
+    static const uint8_t data[LARGE];
+    uint8_t packet[PACKET_HEADER_MAX + PACKET_DATA_SUB] = {0};
+    struct world_bytes *in = &world.streams[DATA].in;
+    size_t header = packet_header_put(packet, world.version, P_DATA, 0, PACKET_DATA_SUB + bytes);
+    packet_data_sub_put(packet + header, &(struct data_sub){.sector = (uint64_t)number * bytes / SECTOR_BYTES,
+                                                            .block_id = number + 1,
+                                                            .seq_num = number + 1,
+                                                            .dp_flags = DP_RW_SYNC | DP_SEND_WRITE_ACK});
+    world_append(in, packet, header + PACKET_DATA_SUB);
+    world_append(in, data, bytes);
+    world.writes_taken++;
+}
+
 /* A client at depth 1: every write comes with the barrier of the one before. */
 static void peer_writes(uint32_t number)
 {
-    static const uint8_t block[BLOCK_BYTES];
-    uint8_t packet[PACKET_HEADER_MAX + PACKET_DATA_SUB] = {0};
-    struct world_bytes *in = &world.streams[DATA].in;
     if (number > 0) {
+        struct world_bytes *in = &world.streams[DATA].in;
+        uint8_t packet[PACKET_HEADER_MAX];
         uint8_t body[PACKET_BARRIER_BODY] = {0};
         le32_put(body, number);
         size_t header = packet_header_put(packet, world.version, P_BARRIER, 0, sizeof(body));
@@ -73,14 +87,7 @@ static void peer_writes(uint32_t number)
         world_append(in, body, sizeof(body));
         world.barriers_taken++;
     }
-    size_t header = packet_header_put(packet, world.version, P_DATA, 0, PACKET_DATA_SUB + BLOCK_BYTES);
-    packet_data_sub_put(packet + header, &(struct data_sub){.sector = number * BLOCK_SECTORS,
-                                                            .block_id = number + 1,
-                                                            .seq_num = number + 1,
-                                                            .dp_flags = DP_RW_SYNC | DP_SEND_WRITE_ACK});
-    world_append(in, packet, header + PACKET_DATA_SUB);
-    world_append(in, block, sizeof(block));
-    world.writes_taken++;
+    peer_data(number, BLOCK_BYTES);
 }
 
 static void test_acks_of_one_tick_leave_together(void)
@@ -117,9 +124,40 @@ static void test_acks_wait_for_no_disk(void)
     stop();
 }
 
+static void test_large_writes_that_wait_are_answered_together(void)
+{
+    start(RE_ATTACH_INLINE);
+    peer_data(0, LARGE);
+    (void)world_turn(&world, false);    /* from now on the payloads are received one by one */
+    CHECK(world.acks_got == 1);
+    meta_sends = 0;
+    for (uint32_t i = 1; i <= WRITES; i++)
+        peer_data(i, LARGE);
+    (void)world_turn(&world, false);
+    CHECK(world.acks_got == 1 + WRITES && meta_sends == 1);
+    stop();
+}
+
+static void test_large_writes_leave_the_others_their_turn(void)
+{
+    start(RE_ATTACH_INLINE);
+    peer_data(0, LARGE);
+    (void)world_turn(&world, false);
+    for (uint32_t i = 1; i <= 4 * LARGE_A_TURN; i++)
+        peer_data(i, LARGE);
+    (void)world_turn(&world, false);
+    CHECK(world.acks_got >= LARGE_A_TURN && world.acks_got <= LARGE_A_TURN + 2);
+    while (world_turn(&world, false))
+        ;
+    CHECK(world.acks_got == 1 + 4 * LARGE_A_TURN);
+    stop();
+}
+
 int main(void)
 {
     test_acks_of_one_tick_leave_together();
     test_acks_wait_for_no_disk();
+    test_large_writes_that_wait_are_answered_together();
+    test_large_writes_leave_the_others_their_turn();
     return 0;
 }

@@ -70,6 +70,8 @@ enum re_status stream_fill(struct stream *stream)
     size_t payload_part = stream->payload_left;
     bool short_window = false;
 
+    stream->rx_got = 0;
+    stream->rx_more = false;
     if (stream->rx_begin == stream->rx_end)
         stream->rx_begin = stream->rx_end = 0;
     else if (stream->rx_begin > stream->rx_capacity / 2) {
@@ -94,6 +96,8 @@ enum re_status stream_fill(struct stream *stream)
     ssize_t got = stream->io->stream_receive(stream->io_ctx, stream->number, iov, count);
     if (got > 0) {
         size_t bytes = (size_t)got;
+        stream->rx_got = bytes;
+        stream->rx_more = bytes == iov[0].iov_len + (count == 2 ? iov[1].iov_len : 0);
         size_t direct = bytes < payload_part ? bytes : payload_part;
         /* A full short window: what follows is small after all, unless another large payload begins in it. */
         if (short_window && bytes - direct == AFTER_LARGE_BYTES)

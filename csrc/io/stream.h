@@ -33,6 +33,8 @@ struct stream {
     uint8_t *payload;               /* where a payload in progress goes on, or NULL */
     size_t payload_left;            /* its bytes still to come */
     bool rx_large;                  /* the last payload was large: the next receive looks for a header only */
+    size_t rx_got;                  /* bytes of the last receive */
+    bool rx_more;                   /* it has filled all there was room for: more may wait */
     bool rx_eof;                    /* the other end has closed its side */
     bool rx_paused;                 /* the owner does not want to read now */
     bool failed;                    /* a socket error was seen */
