@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from repl.drbd.states import ConnectionState
 from tests.lib.peer_script import SYNCER, PeerScript, ack, data, h80, h100, split, state_word
 from tests.sim.cluster import Cluster
 from tests.sim.node_shell import PORT
@@ -122,4 +123,7 @@ class ScriptedPeer(PeerScript):
         return self.data in self.ended
 
     def wait_connected(self) -> None:
-        self._c.until(lambda: self._c.node(0).is_connected, 10_000, "the connection")
+        """The engine knows it as well: a write goes to the peer from now on."""
+        volumes = self._c.node(0).volumes.values()
+        wanted = ConnectionState.CONNECTED
+        self._c.until(lambda: all(v.state.conn >= wanted for v in volumes), 10_000, "the connection")
