@@ -3,12 +3,14 @@
 """Runs simulator seeds and says which fail and what was reached.
 
 usage: .venv/bin/python tools/seeds.py [--first N] [--count N] [--jobs N] [--stop] [--log] [--twice] [--reach]
-           [--steps N,N...] [--shrink]
+           [--steps N,N...] [--shrink] [--scenario usual|primaries|frozen]
 
 --stop ends at the first failure, --log prints the event log's tail of each failure, --twice runs each seed a second
 time and compares the trace hashes (otherwise one in fifty), --reach prints the table of what was reached with its gaps
 and, from REACH_SEEDS seeds on, takes one that has no reason (tests/sim/reach_gaps.py) for a failure.
 --steps runs only these steps of the scenarios; --shrink looks for the fewest that still fail and prints that command.
+--scenario primaries runs two Primaries instead, frozen those whose I/O waits for the end of each interruption; they
+know no --steps, --shrink and --reach.
 Each failure is printed when it happens, with the command that shows it again, and the others go on.  Every PROGRESS_S
 seconds one line says how far it is; the last lines say how many failed, of which kinds, and how long a seed took.
 """
@@ -32,6 +34,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tests.sim.primaries import run_primaries
 from tests.sim.reach import Reach, gaps, table
 from tests.sim.reach_gaps import reason_of
 from tests.sim.scenario import draw, run_seed
@@ -41,6 +44,7 @@ TWICE_EVERY = 50
 PROGRESS_S = 30
 REACH_SEEDS = 1500
 HANGS_S = 300
+SCENARIOS = ("usual", "primaries", "frozen")
 Begins = Callable[[int], None]
 
 
@@ -58,16 +62,23 @@ def kind_of(message: str) -> str:
     return re.sub(r"\d+", "#", message.splitlines()[0])[:150]
 
 
-def run_chunk(seeds: range, steps: Sequence[int] | None, *, twice: bool, stop: bool, begins: Begins) -> Chunk:
+def run_one(scenario: str, seed: int, steps: Sequence[int] | None, reach: Reach | None = None) -> int:
+    """The trace's hash."""
+    if scenario == "usual":
+        return run_seed(seed, keep=steps, reach=reach)
+    return run_primaries(seed, frozen=scenario == "frozen").trace
+
+
+def run_chunk(seeds: range, options: argparse.Namespace, steps: Sequence[int] | None, *, begins: Begins) -> Chunk:
     chunk = Chunk()
     for seed in seeds:
         begins(seed)
         begin = time.process_time()
         try:
-            trace = run_seed(seed, keep=steps, reach=chunk.reach)
-            again = twice or seed % TWICE_EVERY == 0
+            trace = run_one(options.scenario, seed, steps, chunk.reach)
+            again = options.twice or seed % TWICE_EVERY == 0
             moved = bytearray(1 << 20 | seed)  # other addresses the second time
-            if again and run_seed(seed, keep=steps) != trace:
+            if again and run_one(options.scenario, seed, steps) != trace:
                 raise AssertionError(f"seed {seed} took another course the second time")
             del moved
         except AssertionError as error:
@@ -75,7 +86,7 @@ def run_chunk(seeds: range, steps: Sequence[int] | None, *, twice: bool, stop: b
         except Exception as error:  # of the test itself: the other seeds go on
             chunk.failures[seed] = f"{type(error).__name__}: {error}"
         chunk.times[seed] = time.process_time() - begin
-        if stop and chunk.failures:
+        if options.stop and chunk.failures:
             break
     return chunk
 
@@ -90,7 +101,7 @@ def run_apart(seeds: range, options: argparse.Namespace, steps: Sequence[int] | 
         mine, its = multiprocessing.Pipe(duplex=False)
 
         def work(seeds: range = seeds, its: Connection = its) -> None:
-            its.send(run_chunk(seeds, steps, twice=options.twice, stop=options.stop, begins=its.send))
+            its.send(run_chunk(seeds, options, steps, begins=its.send))
 
         process = multiprocessing.get_context("fork").Process(target=work, daemon=True)
         process.start()
@@ -192,7 +203,10 @@ def main() -> int:
     parser.add_argument("--reach", action="store_true", help="print what was reached")
     parser.add_argument("--steps", metavar="N,N...", help='only these steps of the scenarios, or "none"')
     parser.add_argument("--shrink", action="store_true", help="find the fewest steps that still fail")
+    parser.add_argument("--scenario", choices=SCENARIOS, default="usual", help="which scenarios (%(default)s)")
     options = parser.parse_args()
+    if options.scenario != "usual" and (options.steps or options.shrink or options.reach):
+        parser.error(f"--scenario {options.scenario} knows no --steps, --shrink and --reach")
     steps = None
     if options.steps:
         steps = [] if options.steps == "none" else [int(n) for n in options.steps.split(",")]
@@ -210,7 +224,8 @@ def main() -> int:
             example.setdefault(kind, seed)
             print(f"seed {seed}: {message if options.log else message.splitlines()[0][:300]}", flush=True)
             if not options.log:
-                print(f"again: .venv/bin/python tools/seeds.py --first {seed} --count 1 --log", flush=True)
+                which = "" if options.scenario == "usual" else f" --scenario {options.scenario}"
+                print(f"again: .venv/bin/python tools/seeds.py{which} --first {seed} --count 1 --log", flush=True)
             if options.shrink:
                 shrink(seed)
         if options.stop and kinds:

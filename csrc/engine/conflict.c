@@ -187,6 +187,20 @@ void conflict_pass(struct peer_request *pr)
     }
 }
 
+/* A resync request that is under way has stepped behind a write of the peer.  Own writes that waited for it still do:
+ * what is sent while the peer has not read the blocks yet would wait there for that read, which may wait for writes
+ * that wait here; and the data of the resync, read before it, would land on top of it. */
+void conflict_stay_behind(struct volume *v, const struct range *resync)
+{
+    struct range *next;
+    for (struct range *range = range_first_overlap(&v->ranges, resync->begin, resync->end); range; range = next) {
+        next = range_next_overlap(range, resync->begin, resync->end);
+        struct request *r = request_of_range(range);
+        if (r && !r->started && range->ticket < resync->ticket)
+            request_lock_again(r);
+    }
+}
+
 /* ---- own writes ---- */
 
 /* Answered with P_RETRY_WRITE: from the range lock on again, behind what the peer has sent. */
@@ -304,9 +318,10 @@ void conflict_tick(struct core *core)
 {
     struct link *link = &core->link;
     if (!link->spare)
-        link->spare = request_take(&core->requests);
+        link->spare = request_take_reserved(&core->requests);
     const struct epoch *oldest = unacknowledged(core);
-    bool crowded = core->requests.free_count < core->requests.count / 4;
+    const struct request_table *table = &core->requests;
+    bool crowded = request_table_free(table) < (table->count - table->reserved) / 4;
     if (!oldest || (!crowded && core->now_ns < conflict_deadline(core)))
         return;
     const struct request *kept = list_entry(list_first(&oldest->requests), struct request, tl);
@@ -343,7 +358,7 @@ void conflict_keep_acknowledged(struct core *core)
     }
     for (int i = 0; i < RE_VOLUMES_MAX; i++)
         if (any[i])
-            send_flush_write(core->volumes[i], request_take(&core->requests));
+            send_flush_write(core->volumes[i], request_take_reserved(&core->requests));
     sender_close_epoch(core, NULL);
     sender_barrier(core);
 }

@@ -33,7 +33,7 @@ static bool pools_init(struct core *core, const struct core_config *config)
     uint32_t requests = config->requests ? config->requests : REQUESTS_DEFAULT;
     uint64_t app = config->app_buffer_bytes ? config->app_buffer_bytes : APP_BUFFER_BYTES_DEFAULT;
     uint64_t peer = config->peer_buffer_bytes ? config->peer_buffer_bytes : PEER_BUFFER_BYTES_DEFAULT;
-    if (request_table_init(&core->requests, requests) != RE_OK || !buf_pool_init(&core->app_buffers, app) ||
+    if (request_table_init(&core->requests, requests, REQUESTS_RESERVED) != RE_OK || !buf_pool_init(&core->app_buffers, app) ||
         !buf_pool_init(&core->peer_buffers, peer) || !buf_pool_init(&core->md_buffers, METADATA_BUFFER_BYTES))
         return false;
     core->peer_count = config->peer_requests ? config->peer_requests : PEER_REQUESTS_MAX;
@@ -330,7 +330,7 @@ static bool run_sessions_once(struct core *core, bool *starved)
 {
     *starved = core->turn_waits = false;
     uint64_t used = core->app_buffers.used_bytes;
-    uint32_t free_before = core->requests.free_count;
+    uint32_t free_before = request_table_free(&core->requests);
     for (int i = 0; i < core->streams_end; i++) {
         struct stream_slot *slot = &core->streams[i];
         if (slot->owner != STREAM_NBD)
@@ -353,7 +353,7 @@ static bool run_sessions_once(struct core *core, bool *starved)
                       0);
         }
     }
-    return *starved && (core->app_buffers.used_bytes < used || core->requests.free_count > free_before);
+    return *starved && (core->app_buffers.used_bytes < used || request_table_free(&core->requests) > free_before);
 }
 
 /* Somebody waits for buffers: clients that are slow to take their replies give theirs back.  When to look again. */
@@ -461,7 +461,7 @@ uint64_t core_tick(struct core *core)
         flush_peer(core, core->link.meta);
 
     core->stats.now_ns = core->now_ns;
-    core->stats.requests_free = core->requests.free_count;
+    core->stats.requests_free = request_table_free(&core->requests);
     core->stats.app_buffers_used_bytes = core->app_buffers.used_bytes;
     core->stats.peer_buffers_used_bytes = core->peer_buffers.used_bytes;
     core->stats.epochs_open = core->link.log.epochs_open;

@@ -54,6 +54,7 @@ enum connection_state {
 
 enum {
     REQUESTS_DEFAULT = 16384,
+    REQUESTS_RESERVED = RE_VOLUMES_MAX + 2,     /* for empty writes with a flush (conflict.c) */
     APP_BUFFER_BYTES_DEFAULT = 128 << 20,
     PEER_BUFFER_BYTES_DEFAULT = 64 << 20,
     METADATA_BUFFER_BYTES = 8 << 20,
@@ -562,6 +563,7 @@ enum range_mode conflict_mode(const struct core *core);     /* how a write of th
 void conflict_arrived(struct peer_request *pr);             /* it has taken it */
 bool conflict_holds_up(struct peer_request *pr);            /* it must not go to the disk yet */
 void conflict_pass(struct peer_request *pr);    /* it waits: it goes before own writes that have not been sent */
+void conflict_stay_behind(struct volume *v, const struct range *resync);
 void conflict_finished(struct peer_request *pr);
 bool conflict_defers(struct request *request);
 bool conflict_local_done(struct request *request);  /* true: the local part is not over */

@@ -42,6 +42,7 @@ struct resync_request {
     bool thin;                      /* the answer may be P_RS_DEALLOCATED */
     bool by_digest;                 /* the answer may be P_RS_IS_IN_SYNC */
     bool stepped_back;              /* a write went before it: the digest that was sent is not that of the block */
+    bool peer_waits;                /* two Primaries: a write of the peer waits for it, and it is not sent yet */
     bool zero;                      /* the answer: zeroes */
     uint32_t link_generation;
     uint32_t run;                   /* resync run it belongs to */

@@ -97,6 +97,34 @@ static void send_request(struct resync_request *rq)
 
 static void begin(struct resync_request *rq);
 
+/* Behind what waits for it.  True: nothing does, it is held. */
+static bool step_back(struct resync_request *rq)
+{
+    struct volume *v = rq->volume;
+    rq->stepped_back = rq->stage == RESYNC_ASKED;
+    volume_unlock_range(v, &rq->lock);
+    bool held = volume_lock_range(v, &rq->lock, rq->offset, rq->bytes, RANGE_EXCLUSIVE, resync_ask_granted);
+    if (rq->stage == RESYNC_ASKED && v->core->link.options.two_primaries)
+        conflict_stay_behind(v, &rq->lock.range);
+    return held;
+}
+
+/* Two Primaries: one that is not sent yet keeps its place, or it would never have its turn between the writes of both.
+ * When it is sent, it goes behind those of the peer that had to wait for it; the flag holder's peer need not wait. */
+static enum range_mode waiting_mode(const struct core *core)
+{
+    return conflict_mode(core) == RANGE_PASSING ? RANGE_YIELDING : RANGE_EXCLUSIVE;
+}
+
+static void send_in_turn(struct resync_request *rq)
+{
+    range_firm(&rq->volume->ranges, &rq->lock.range);
+    send_request(rq);
+    if (rq->peer_waits)
+        (void)step_back(rq);
+    rq->peer_waits = false;
+}
+
 static void own_block_read(struct disk_op *op)
 {
     struct resync_request *rq = op->owner;
@@ -112,7 +140,7 @@ static void own_block_read(struct disk_op *op)
     v->stats.resync_disk_bytes += rq->bytes;
     v->target.unwritten_bytes -= rq->bytes;
     rq->stage = RESYNC_LOCKING;
-    if (op->error)      /* what cannot be read is overwritten */
+    if (op->error || rq->peer_waits)    /* what cannot be read is overwritten; a write comes before the answer */
         rq->by_digest = false;
     if (rq->stepped_back) {
         rq->stepped_back = false;
@@ -123,7 +151,11 @@ static void own_block_read(struct disk_op *op)
             begin(rq);
         return;
     }
-    send_request(rq);
+    if (!rq->by_digest) {
+        buf_put(rq->buf);
+        rq->buf = NULL;
+    }
+    send_in_turn(rq);
 }
 
 /* Its range is locked. */
@@ -138,7 +170,7 @@ static void begin(struct resync_request *rq)
     rq->buf = rq->by_digest ? buf_take(&v->core->peer_buffers, rq->bytes) : NULL;
     if (!rq->buf) {
         rq->by_digest = false;
-        send_request(rq);
+        send_in_turn(rq);
         return;
     }
     rq->stage = RESYNC_READING;
@@ -198,7 +230,7 @@ bool resync_ask_next(struct volume *v)
     rq->by_digest = ask.by_digest;
     t->cursor_bit = bit + ask.bits;
     t->allowed_sectors -= rq->bytes / SECTOR_BYTES;
-    if (volume_lock_range(v, &rq->lock, rq->offset, rq->bytes, RANGE_EXCLUSIVE, resync_ask_granted))
+    if (volume_lock_range(v, &rq->lock, rq->offset, rq->bytes, waiting_mode(v->core), resync_ask_granted))
         begin(rq);
     return true;
 }
@@ -214,13 +246,15 @@ void resync_target_yield(struct volume *v, const struct range *write)
         if (item->granted != resync_ask_granted || range->ticket > write->ticket)
             continue;
         struct resync_request *rq = container_of(item, struct resync_request, lock);
-        if (rq->stage == RESYNC_READING)
+        bool held = false;
+        if (rq->stage == RESYNC_ASKED)
+            held = step_back(rq);
+        else if (v->core->link.options.two_primaries)
+            rq->peer_waits = true;
+        else if (rq->stage == RESYNC_READING)
             rq->stepped_back = true;    /* when it has been read: its digest would be of old data */
-        if (rq->stage != RESYNC_LOCKING && rq->stage != RESYNC_ASKED)
-            continue;
-        rq->stepped_back = rq->stage == RESYNC_ASKED;
-        volume_unlock_range(v, &rq->lock);
-        bool held = volume_lock_range(v, &rq->lock, rq->offset, rq->bytes, RANGE_EXCLUSIVE, resync_ask_granted);
+        else if (rq->stage == RESYNC_LOCKING)
+            held = step_back(rq);
         CHECK(!held);   /* the write is before it now */
     }
 }

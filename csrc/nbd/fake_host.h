@@ -253,7 +253,7 @@ static inline void fake_host_init(struct fake_host *fake, uint32_t requests, uin
     *fake = (struct fake_host){.disk_bytes = disk_bytes};
     fake->disk = calloc(1, disk_bytes);
     CHECK(fake->disk && buf_pool_init(&fake->buffers, buffer_bytes));
-    CHECK(request_table_init(&fake->requests, requests) == RE_OK);
+    CHECK(request_table_init(&fake->requests, requests, 0) == RE_OK);
     fake->host = (struct nbd_host){.requests = &fake->requests, .buffers = &fake->buffers,
                                    .submit = fake_submit, .zero_bytes_max = fake_zero_bytes_max, .ctx = fake,
                                    .stats = &fake->stats};

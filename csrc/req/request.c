@@ -6,12 +6,14 @@
 
 #include "base/check.h"
 
-enum re_status request_table_init(struct request_table *table, uint32_t count)
+enum re_status request_table_init(struct request_table *table, uint32_t count, uint32_t reserved)
 {
+    count += reserved;
     table->entries = calloc(count, sizeof(*table->entries));
     if (!table->entries)
         return RE_ENOMEM;
     table->count = count;
+    table->reserved = reserved;
     table->free_count = count;
     list_init(&table->free);
     for (uint32_t i = 0; i < count; i++) {
@@ -35,6 +37,11 @@ void request_table_destroy(struct request_table *table)
 }
 
 struct request *request_take(struct request_table *table)
+{
+    return table->free_count > table->reserved ? request_take_reserved(table) : NULL;
+}
+
+struct request *request_take_reserved(struct request_table *table)
 {
     struct list_head *link = list_pop(&table->free);
     if (!link)

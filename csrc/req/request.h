@@ -106,15 +106,23 @@ struct request {
 struct request_table {
     struct request *entries;    /* `count` of them */
     uint32_t count;
+    uint32_t reserved;          /* of them; only request_take_reserved() gets the last ones */
     uint32_t free_count;
     struct list_head free;      /* most recently used first */
 };
 
-enum re_status request_table_init(struct request_table *table, uint32_t count);
+enum re_status request_table_init(struct request_table *table, uint32_t count, uint32_t reserved);
 void request_table_destroy(struct request_table *table);
 /* A request with cleared progress, or NULL when all are in use. */
 struct request *request_take(struct request_table *table);
+/* The same for what has to go on while the applications hold all others. */
+struct request *request_take_reserved(struct request_table *table);
 void request_free(struct request_table *table, struct request *request);
+/* How many request_take() has still to give. */
+static inline uint32_t request_table_free(const struct request_table *table)
+{
+    return table->free_count > table->reserved ? table->free_count - table->reserved : 0;
+}
 /* The id that goes out as block_id (never 0 and never all ones). */
 static inline uint64_t request_block_id(const struct request *request)
 {

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random scenarios of two Primaries (tests/sim/primaries.py); many of them: tools/seeds.py --scenario primaries."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lib.tools import require_sim
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["any", "frozen"])
+def test_two_primaries_whatever_happens(sim_seed: int, frozen: bool) -> None:
+    require_sim()
+    from tests.sim.primaries import run_primaries
+
+    run_primaries(sim_seed, frozen=frozen)
