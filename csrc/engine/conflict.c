@@ -87,13 +87,13 @@ static void let_pass(const struct request *r)
     }
 }
 
-/* Is a write of G under way over this own one? */
+/* Is a write of G under way over this own one?  Those that came after its answer wait for it. */
 static bool is_passed(const struct request *r)
 {
     uint64_t begin = r->offset, end = r->offset + r->length;
     for (struct range *range = range_first_overlap(&r->volume->ranges, begin, end); range;
          range = range_next_overlap(range, begin, end))
-        if (passes(range))
+        if (passes(range) && range->ticket < r->lock.range.firm_from)
             return true;
     return false;
 }
