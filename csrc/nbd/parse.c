@@ -309,7 +309,7 @@ static bool step_read(struct nbd_session *session)
     uint32_t parts = (command->length + NBD_PART_BYTES_MAX - 1) / NBD_PART_BYTES_MAX, taken = 0;
     uint32_t left = command->length;
 
-    if (host->requests->free_count < parts || !has_share(session, command->length))
+    if (request_table_free(host->requests) < parts || !has_share(session, command->length))
         return wait_for(session, NBD_WAIT_RESOURCES);
     for (; taken < parts; taken++) {
         uint32_t bytes = u32_min(left, NBD_PART_BYTES_MAX);

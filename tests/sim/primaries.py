@@ -162,6 +162,7 @@ class Primaries(Faults):
     def fault_power(self) -> None:
         node = self.rng.randrange(2)
         self.lost_power[node] = True
+        self.is_lossy = self.is_lossy or not self.c.in_sync  # the only good copy, with its volatile cache
         self._die(self.power, node)
 
     def fault_both_power(self) -> None:
