@@ -33,8 +33,9 @@ static bool pools_init(struct core *core, const struct core_config *config)
     uint32_t requests = config->requests ? config->requests : REQUESTS_DEFAULT;
     uint64_t app = config->app_buffer_bytes ? config->app_buffer_bytes : APP_BUFFER_BYTES_DEFAULT;
     uint64_t peer = config->peer_buffer_bytes ? config->peer_buffer_bytes : PEER_BUFFER_BYTES_DEFAULT;
-    if (request_table_init(&core->requests, requests, REQUESTS_RESERVED) != RE_OK || !buf_pool_init(&core->app_buffers, app) ||
-        !buf_pool_init(&core->peer_buffers, peer) || !buf_pool_init(&core->md_buffers, METADATA_BUFFER_BYTES))
+    if (request_table_init(&core->requests, requests, REQUESTS_RESERVED) != RE_OK ||
+        !buf_pool_init(&core->app_buffers, app) || !buf_pool_init(&core->peer_buffers, peer) ||
+        !buf_pool_init(&core->md_buffers, METADATA_BUFFER_BYTES))
         return false;
     core->peer_count = config->peer_requests ? config->peer_requests : PEER_REQUESTS_MAX;
     core->resync_count = u32_min(core->peer_count, RESYNC_REQUESTS_MAX);
