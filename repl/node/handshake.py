@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 
 from repl.drbd import auth
 from repl.drbd import packets as pk
+from repl.drbd.decision import Refusal
 from repl.drbd.packets import Packet
 from repl.drbd.split_brain import AfterSplitBrain
 from repl.drbd.states import ConnectionState, DiskState, Role, StateWord
 from repl.drbd.uuids import Feature, UuidFlag, base
+from repl.engine import commands as ec
 from repl.engine.events import Event
 from repl.errors import ProtocolError
-from repl.node.drops import FinalDrop
+from repl.node.drops import FinalDrop, RetryDrop
 from repl.node.settings import NetSettings
 from repl.node.settlement import end_dry_run, settle
 from repl.node.volume import Volume
@@ -329,6 +331,28 @@ async def evaluate(c: Connection, volume: Volume, theirs: StateWord) -> None:
     if first:
         node.forget_reason()
         c.discard_was_carried_out()
+    for each in each_new:
+        await _check_unwritten(c, each)
+
+
+async def _check_unwritten(c: Connection, volume: Volume) -> None:
+    """Both nodes have said that nothing differs; what applications wrote since then has not gone to the peer."""
+    node = c.node
+
+    def is_in_sync() -> bool:
+        both = {volume.state.disk, volume.state.pdsk}
+        return volume.attached and volume.state.conn == _C.CONNECTED and both == {_D.UP_TO_DATE}
+
+    if node.role != Role.PRIMARY or not is_in_sync():
+        return
+    await node.late.in_time([node.ask(ec.BitmapWrite(volume.number))])  # behind the new state: what it counts is final
+    written = node.dirty_bits(volume)
+    if written and is_in_sync():
+        raise RetryDrop(
+            f"{node.settings.resource}/{volume.number}: {written} blocks were written while the nodes connected; "
+            "connecting again to resync them.",
+            reason=Refusal.LEFT_OVER.value,
+        )
 
 
 def _two_primaries() -> FinalDrop:

@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import struct
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 from tests.sim.protocol_tables import CODE_NAMES, CODES
@@ -106,9 +107,22 @@ class PeerScript(ABC):
         fields = {"protocol": 3, "after_0": 0, "after_1": 0, "after_2": 0, "flags": 0, "two": 0} | changes
         return struct.pack(">6I", *fields.values()) + b"\0"
 
-    def parameters(self, *, role: int, disk: int, leave_out: str = "", **bodies: bytes) -> None:
-        """What a node of the same data as the real one says; ``bodies`` replace single ones (by name without P_)."""
+    def parameters(
+        self,
+        *,
+        role: int,
+        disk: int,
+        leave_out: str = "",
+        meanwhile: Callable[[], None] | None = None,
+        **bodies: bytes,
+    ) -> None:
+        """What a node of the same data as the real one says; ``bodies`` replace single ones (by name without P_).
+
+        ``meanwhile``: done when the node has told its generations and knows nothing of the peer's.
+        """
         sizes, uuids = self.take("P_SIZES"), self.take("P_UUIDS")
+        if meanwhile is not None:
+            meanwhile()
         if disk == DISKLESS:
             sizes, leave_out = bytes(16) + sizes[16:], "P_UUIDS"
         said = {

@@ -98,6 +98,25 @@ def test_barrier_ack_before_the_write_ack_does_not_complete_the_write(stages: li
     stage.node_goes_on()
 
 
+def test_what_is_written_while_the_nodes_agree_that_nothing_differs_is_resynced(stages: list[Stage]) -> None:
+    stage = Stage(serves=True)
+    stages.append(stage)
+    peer, cluster, app = stage.peer, stage.cluster, stage.app
+    assert app is not None
+    peer.connect()
+    peer.features()
+    written: list[int] = []
+    peer.parameters(role=SECONDARY, disk=UP_TO_DATE, meanwhile=lambda: written.append(app.do("write", 3 * BLOCK)))
+    assert written == [0]
+    ended(stage, "1 blocks were written while the nodes connected")
+    assert cluster.dirty_bits(0) == 1
+    peer.connect()
+    peer.features()
+    uuids = peer.take("P_UUIDS")
+    assert struct.unpack_from(">Q", uuids, 32) == (1,), "the next handshake tells"
+    stage.node_goes_on()
+
+
 # ---- a resync from us: the peer is the target ----
 
 
