@@ -5,9 +5,10 @@
 usage: .venv/bin/python tools/planted.py [--list] [--only NAME[,NAME...]] [--seeds N] [--seconds S] [--jobs N]
 
 A bug is a file tests/planted/NAME.patch: header lines "Promise:" (P1..P12, the one that it breaks), "Bug:" and
-"Found by:" (comma-separated: "seeds", or tests for pytest), then a unified diff for ``patch -p1``.  Seeds are tried in
-turn until one fails that passes without the bug; N seeds (2000) and S seconds (300) a detector and bug are the limits.
-The exit status is 1 when a patch does not apply or build, or a bug is not found.
+"Found by:" (comma-separated: "seeds", "primaries" for seeds of two Primaries, or tests for pytest), then a unified diff
+for ``patch -p1``.  Seeds are tried in turn until one fails that passes without the bug; N seeds (2000) and S seconds
+(300) a detector and bug are the limits.  The exit status is 1 when a patch does not apply or build, or a bug is not
+found.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PATCHES = ROOT / "tests/planted"
 PYTHON = ROOT / ".venv/bin/python"
+SCENARIOS = ("seeds", "primaries")
 FOLDERS = ("csrc", "repl", "nbd", "tests", "tools")
 FILES = ("meson.build", "meson_options.txt", "pyproject.toml", "LICENSE", "README.md")
 SKIPPED = shutil.ignore_patterns("__pycache__", "*.so", "*.pyc", "corpus", "guest", "integration", "vectors")
@@ -42,12 +44,13 @@ SEEDS_CLEAN = 10
 # One line before and one after each seed, so that a dead process or one that hangs says which seed it was.
 RUNNER = """
 import sys
+from tests.sim.primaries import run_primaries
 from tests.sim.scenario import run_seed
-first, last = map(int, sys.argv[1:])
+first, last = map(int, sys.argv[1:3])
 for seed in range(first, last + 1):
     print("seed", seed, flush=True)
     try:
-        run_seed(seed)
+        run_seed(seed) if sys.argv[3] == "seeds" else run_primaries(seed)
     except AssertionError as error:
         print("failed", seed, str(error).splitlines()[0], flush=True)
         sys.exit(1)
@@ -165,7 +168,7 @@ class Hunt:
     def run(self) -> Result:
         begin = time.monotonic()
         for detector in self.bug.detectors:
-            found = self._seeds() if detector == "seeds" else self._tests(detector)
+            found = self._seeds(detector) if detector in SCENARIOS else self._tests(detector)
             if found:
                 break
         self.result.seconds = time.monotonic() - begin
@@ -176,7 +179,7 @@ class Hunt:
 
     def check_clean(self) -> str:
         """"" or how the first seeds fail without any bug: then nothing can be said."""
-        seed, message = self._run_seeds(self.clean, 1, SEEDS_CLEAN, time.monotonic() + self.options.seconds)
+        seed, message = self._run_seeds("seeds", self.clean, 1, SEEDS_CLEAN, time.monotonic() + self.options.seconds)
         return f"seed {seed}: {message}" if message else ""
 
     def _tests(self, detector: str) -> bool:
@@ -206,25 +209,26 @@ class Hunt:
         except subprocess.TimeoutExpired:
             return None
 
-    def _seeds(self) -> bool:
+    def _seeds(self, scenario: str) -> bool:
         first, last = 1, self.options.seeds
         end = time.monotonic() + self.options.seconds
         while first <= last and time.monotonic() < end:
-            seed, message = self._run_seeds(self.tree, first, last, end)
+            seed, message = self._run_seeds(scenario, self.tree, first, last, end)
             if message is None:
                 self.result.tried = max(self.result.tried, seed)
                 return False
             self.result.tried = seed
-            if self._run_seeds(self.clean, seed, seed, time.monotonic() + SEED_SECONDS_MAX)[1] is None:
-                self.result.found_by, self.result.message = f"seed {seed}", message
+            if self._run_seeds(scenario, self.clean, seed, seed, time.monotonic() + SEED_SECONDS_MAX)[1] is None:
+                kind = "seed" if scenario == "seeds" else f"{scenario} seed"
+                self.result.found_by, self.result.message = f"{kind} {seed}", message
                 return True
             first = seed + 1  # it fails without the bug as well: it says nothing
         return False
 
-    def _run_seeds(self, tree: Path, first: int, last: int, end: float) -> tuple[int, str | None]:
+    def _run_seeds(self, scenario: str, tree: Path, first: int, last: int, end: float) -> tuple[int, str | None]:
         """The last seed tried, and how it failed."""
         process = subprocess.Popen(
-            [str(PYTHON), "-c", RUNNER, str(first), str(last)], cwd=tree, env=self._env(tree), text=True,
+            [str(PYTHON), "-c", RUNNER, str(first), str(last), scenario], cwd=tree, env=self._env(tree), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         assert process.stdout is not None

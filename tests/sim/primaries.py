@@ -162,7 +162,8 @@ class Primaries(Faults):
     def fault_power(self) -> None:
         node = self.rng.randrange(2)
         self.lost_power[node] = True
-        self.is_lossy = self.is_lossy or not self.c.in_sync  # the only good copy, with its volatile cache
+        alone = not self.c.in_sync or self.c.node(1 - node).role != Role.PRIMARY
+        self.is_lossy = self.is_lossy or alone  # the copy that wins afterwards, with its volatile cache
         self._die(self.power, node)
 
     def fault_both_power(self) -> None:

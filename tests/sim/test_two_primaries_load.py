@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.sim.test_two_primaries import both_primary, check, clusters  # noqa: F401
 
 
@@ -42,13 +44,17 @@ def test_frozen_writes_are_sent_again_with_every_request_in_use(clusters: Any, s
     check(cluster)
 
 
-def test_resync_ends_below_the_load_of_both(clusters: Any, sim_seed: int) -> None:  # noqa: F811
-    cluster, apps = both_primary(clusters, sim_seed, latency_max_us=3000)
-    load_both(cluster, apps)
+@pytest.mark.parametrize("scarce", [False, True], ids=["plenty", "scarce"])
+def test_resync_ends_below_the_load_of_both(clusters: Any, sim_seed: int, scarce: bool) -> None:  # noqa: F811
+    """``scarce``: few requests and buffers, slow disks and threads: what waits soon waits for something that waits."""
+    little = {"requests": 8, "al_extents": 7, "buffer_bytes": 256 << 10, "write_max_us": 5000, "wake_max_us": 30_000}
+    cluster, apps = both_primary(clusters, sim_seed, **({"latency_max_us": 3000} | (little if scarce else {})))
+    load_both(cluster, apps, max_bytes=65536)
     node = sim_seed % 2
     cluster.ask(node, "detach", volume=0)
     cluster.run(300)
     cluster.ask(node, "attach", volume=0)
     cluster.until(lambda: cluster.in_sync, 60_000, "the resync's end")
+    cluster.run(1000)
     end_load(cluster, apps)
     check(cluster)
