@@ -130,7 +130,11 @@ class Repair:
     def state_changed(self, volume: Volume, before: StateWord, after: StateWord) -> None:
         """Called by every transition."""
         report = self._control.reports.get(volume.number)
-        if report is None or before.conn == after.conn or report.repair not in ("starting", "running"):
+        if report is None or before.conn == after.conn:
+            return
+        if after.conn < _C.CONNECTED:
+            self.give_up(report)
+        if report.repair not in ("starting", "running"):
             return
         if after.conn > _C.CONNECTED:
             report.repair = "running"
@@ -139,6 +143,11 @@ class Repair:
             self._set(report, "done" if whole else "interrupted: a disk failed")
         elif after.conn < _C.CONNECTED:
             self._set(report, "interrupted: it goes on with the next connection")
+
+    def give_up(self, report: VerifyReport) -> None:
+        """The verify has not come to an orderly end: nothing is repaired, and nobody waits for that."""
+        if report.repair == "wanted":
+            self._set(report, "not started: the link, a disk or another order came between")
 
     def _set(self, report: VerifyReport, state: str) -> None:
         report.repair = state

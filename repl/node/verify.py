@@ -217,7 +217,10 @@ class VerifyControl:
 
         reason = f"online verify done, {found} blocks differ" if found else "online verify done"
         await node.transition(change, only=volume, reason=reason)
-        if not has_left or volume.state.conn != _C.CONNECTED or not node.is_connected:
+        if not has_left:
+            return
+        if volume.state.conn != _C.CONNECTED or not node.is_connected:
+            self.repair.give_up(self.reports[volume.number])
             return
         if tell:
             node.connection.send_state(volume)
@@ -255,6 +258,8 @@ class VerifyControl:
         if before.conn in VERIFYING and after.conn not in VERIFYING:
             whole = after.conn == _C.CONNECTED and after.disk == _D.UP_TO_DATE and after.pdsk == _D.UP_TO_DATE
             self._close(volume, "complete" if whole else "interrupted")
+        elif after.conn < _C.CONNECTED and volume.number in self.reports:
+            self._close(volume, "interrupted")  # agreed on, not begun
         self.repair.state_changed(volume, before, after)
 
     def _close(self, volume: Volume, state: str) -> None:
@@ -273,6 +278,8 @@ class VerifyControl:
             text += f"; Online Verify reached sector {report.position_sector}"
         self._node.emit("verify", f"online verify {state}: {text}", level=level, volume=volume.number)
         self.save()
+        if state == "interrupted":
+            self.repair.give_up(report)
 
     # ---- looking ----
 

@@ -416,7 +416,10 @@ class Faults(Stage):
             lib.re_sim_disk_mishap(sim, disk.number, kind, self.rng.randint(1, 3), c.device_bytes)
             c.run(self.rng.randint(1, 500))
             lib.re_sim_disk_mishap(sim, disk.number, kind, 0, 0)
-        for _ in range(4):  # the first may be refused: a state change is under way
+        for attempt in range(4):  # the first may be refused: a state change is under way
+            if attempt:  # or the link cannot carry the load within ko-count x timeout, and falls again and again
+                self.end_load()
+                c.wait(lambda: c.in_sync and all(app.is_idle or app.is_closed for app in self.apps), 60_000)
             report = self._verify(1 - node, repair=True, start_sector=0)
             if report is not None and not report["differing_blocks"]:
                 break

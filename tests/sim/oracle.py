@@ -156,7 +156,7 @@ class Copies:
         self._roles[index] = Role.SECONDARY
         self.crashed[index] = True
         self._degrade(index)
-        if index == self.primary:
+        if index == self.primary and not self.primary_died:  # a second time it takes nothing back from its peer
             self.primary_died = True
             self.merged = False
 

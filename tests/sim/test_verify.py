@@ -250,6 +250,28 @@ def test_repair_that_loses_the_link_goes_on_with_the_next_one() -> None:
         assert cluster.differing() == 0
 
 
+def test_verify_with_repair_that_loses_the_link_ends_on_both_nodes_whenever_that_happens() -> None:
+    """Nobody waits for a report for ever, and nothing is taken for running when the link is back."""
+    for step in range(SEEDS):
+        with make(step, rate_kib=512, net={"ping_timeout_ms": 100}) as cluster:
+            cluster.connect_fresh()
+            cluster.ask(0, "primary")
+            cluster.until(lambda c=cluster: c.node(1).peer_role == Role.PRIMARY, 5000, "the news of the promotion")
+            plant(cluster, 1, 3, 400)
+            asker = step % 2
+            begun = cluster.fire(asker, "verify", repair=True)
+            cluster.run(3 * step)
+            cluster.world.lib.re_sim_net_reset(cluster.world.sim, 0, 1)
+            cluster.until(lambda c=cluster: not c.connected, 10_000, "the loss of the link")
+            waiters = [cluster.fire(node, "wait-verify") for node in (0, 1)]
+            cluster.until(lambda c=cluster: c.in_sync, 30_000, "in sync again")
+            cluster.until(lambda a=begun: a.is_done, 1000, "the answer to verify")
+            cluster.until(lambda w=waiters: all(a.is_done for a in w), 1000, f"the reports of step {step}")
+            report = waiters[asker].result
+            assert begun.error is not None or report["state"] in ("interrupted", "complete"), f"step {step}: {report}"
+            assert not report or report["repair"] not in ("wanted", "starting", "running"), report
+
+
 def test_repair_refuses_what_cannot_be_meant(pair: Any) -> None:
     with pytest.raises(UsageError, match="neither node is Primary.*--from a"):
         pair.ask(0, "verify", repair=True)

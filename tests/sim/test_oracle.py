@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the random scenario's oracle lets a copy lack, in sequences that seeds seldom draw."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.lib.tools import require_sim
+
+
+def test_second_death_of_a_former_primary_changes_nothing_of_what_its_peer_has_taken_over() -> None:
+    """Until somebody is served, both have what the first power loss has left, in the order of the lost cache."""
+    require_sim()
+    from tests.sim.cluster import QUICK_NET, Cluster, Load, Setup
+    from tests.sim.oracle import Oracle
+    from tests.sim.world import FLUSHED, STRICT
+
+    for seed, power in ((1, True), (2, True), (3, False), (4, False)):
+        with Cluster(seed, Setup(net=replace(QUICK_NET, protocol=1))) as cluster:
+            cluster.connect_fresh()
+            oracle = Oracle(cluster)
+            oracle.begin()
+            cluster.ask(0, "primary")
+            oracle.take_over(0)
+            app = cluster.serve(0)
+            app.load(Load(think_max_ms=3, queue_depth=4, read_percent=20))
+            cluster.run(300)
+            if power:
+                cluster.shells[0].power_off()
+                oracle.power_lost(0)
+            else:
+                cluster.shells[0].crash()
+                oracle.process_died(0)
+            cluster.restart(0)
+            cluster.until(lambda c=cluster: c.in_sync, 30_000, "the content of node 0 on both")
+            cluster.shells[0].crash()
+            oracle.process_died(0)
+            cluster.until(lambda c=cluster: not c.node(1).is_connected, 20_000, "the second loss")
+            cluster.ask(1, "primary")
+            assert oracle.volumes[0].mode(1) == (FLUSHED if power else STRICT)
+            oracle.take_over(1)  # audits
