@@ -227,10 +227,17 @@ void request_start_write(struct request *r)
     request_settle(r);
 }
 
+/* False: it has stepped back while it waited for something else, and goes on when it is granted again, which may be due
+ * in this very tick. */
+static bool has_lock(const struct request *r)
+{
+    return r->lock.range.held && list_empty(&r->lock.range.ready);
+}
+
 static void write_admitted(struct al_waiter *waiter)
 {
     struct request *r = container_of(waiter, struct request, al);
-    if (r->lock.range.held)     /* otherwise it has stepped back meanwhile and goes on when it is granted again */
+    if (has_lock(r))
         request_start_write(r);
 }
 
@@ -506,8 +513,8 @@ void request_resume(struct request *r)
 {
     if (r->stage == STAGE_NEW)
         request_new(r);
-    else if (!r->lock.range.held)
-        return;     /* it has stepped back meanwhile */
+    else if (!has_lock(r))
+        return;
     else if (r->stage == STAGE_LOCKED)
         write_locked(r);
     else

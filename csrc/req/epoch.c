@@ -34,6 +34,7 @@ struct epoch *transfer_log_open_epoch(const struct transfer_log *log)
 
 void transfer_log_append(struct transfer_log *log, struct request *request)
 {
+    CHECK(list_empty(&request->tl));
     struct epoch *epoch = transfer_log_open_epoch(log);
     if (!epoch) {
         struct list_head *link = list_pop(&log->free);

@@ -14,3 +14,12 @@ def test_two_primaries_whatever_happens(sim_seed: int, frozen: bool) -> None:
     from tests.sim.primaries import run_primaries
 
     run_primaries(sim_seed, frozen=frozen)
+
+
+@pytest.mark.parametrize(("seed", "frozen"), [(35, False), (222, False), (20552, True)])
+def test_seeds_that_have_found_something(seed: int, frozen: bool) -> None:
+    """A ring of waiting writes; a power loss of the only good copy; a write that stepped back and was started twice."""
+    require_sim()
+    from tests.sim.primaries import run_primaries
+
+    run_primaries(seed, frozen=frozen)
