@@ -77,6 +77,18 @@ static void hold(struct request *r, enum request_stage stage)
     freeze_let_go(r);
 }
 
+/* It stands in nobody's way while the requests of a resync have their turn. */
+static void hold_aside(struct request *r)
+{
+    struct volume *v = r->volume;
+    v->target.writes_wait = true;
+    r->stage = STAGE_NEW;
+    list_del(&r->link);
+    list_add_tail(&v->held, &r->link);
+    volume_al_put(v, &r->al);
+    volume_unlock_range(v, &r->lock);
+}
+
 /* on-no-data-accessible suspend-io: what no good disk has taken is started anew when there is one. */
 static bool wait_for_data(struct request *r)
 {
@@ -199,6 +211,10 @@ void request_start_write(struct request *r)
     if (!good || v->state.role != ROLE_PRIMARY || is_behind_the_end(r)) {
         complete(r, EIO);
         release(r);
+        return;
+    }
+    if (remote && v->target.turn) {
+        hold_aside(r);
         return;
     }
     if (remote && v->core->link.options.on_congestion)

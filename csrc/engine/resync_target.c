@@ -88,6 +88,7 @@ void resync_target_stop(struct volume *v)
     if (v->core->link.phase != LINK_UP)
         t->unanswered_bytes = 0;
     resync_look_stop(v);
+    resync_turn_reset(v);
     if (v->stats.resync_started_ns && !v->stats.resync_finished_ns)
         v->stats.resync_finished_ns = v->core->now_ns;
 }
@@ -151,7 +152,8 @@ static void ask_more(struct volume *v)
     struct resync_target *t = &v->target;
     const struct link *link = &v->core->link;
     uint64_t most = (uint64_t)link->options.max_buffers * BLOCK_BYTES / 2;
-    bool any = true;
+    bool wants = t->allowed_sectors > 0 && bitmap_next_set(v->bitmap, t->cursor_bit) != UINT64_MAX;
+    bool any = resync_turn_ask(v, wants);
     while (any && t->allowed_sectors > 0 && t->in_flight_bytes + t->unwritten_bytes < most &&
            stream_tx_pending(&link->data->stream) < DATA_TX_BYTES_MAX)
         any = resync_ask_next(v);
@@ -169,11 +171,12 @@ void resync_target_pump(struct volume *v)
     resync_look_tick(v);
     if ((!list_empty(&t->written) || t->flush_first) && !t->flush_in_flight)
         resync_answer_flush(v);
-    if (v->state.connection == C_PAUSED_SYNC_T || t->flush_first)
-        return;
-    rate_step(v);
-    ask_more(v);
-    check_finished(v);
+    if (v->state.connection == C_SYNC_TARGET && !t->flush_first) {
+        rate_step(v);
+        ask_more(v);
+        check_finished(v);
+    }
+    resync_turn_check(v);
 }
 
 uint64_t resync_target_deadline(const struct volume *v)

@@ -104,6 +104,24 @@ def primary_cases() -> list[Case]:
     return found
 
 
+def two_primaries_cases() -> list[Case]:
+    """Both are Primary and stay so, or who loses is demoted, or the decision is refused by who would lose."""
+    found = []
+    base = Case("", *NINETY, primary="ab")
+    for policy in ("violently-as0p", "call-pri-lost-after-sb"):
+        for conflict in ("disconnect", "violently"):
+            tail = f"after-sb-2pri {policy}; rr-conflict {conflict};"
+            name = f"2pri-{policy}-{conflict}"
+            for clean in "ab":
+                found.append(replace(base, name=f"{name}-less-{clean}", net=f"{TWO} {LEAST} {tail}", clean=clean))
+            found.append(replace(base, name=f"{name}-undecided", net=f"{TWO} {ZERO} {tail}"))
+            mine, theirs = (f"{TWO} after-sb-0pri discard-{who}; {tail}" for who in ("local", "remote"))
+            found.append(replace(base, name=f"{name}-local-remote", net=mine, other=theirs))
+            always = f"{TWO} {LEAST} always-asbp yes; {tail}"
+            found.append(Case(f"{name}-100", *HUNDRED, net=always, primary="ab", clean="a"))
+    return found
+
+
 MORE = [
     Case("r37", gi(A), gi(A, B)),
     Case("r34-other-history", gi(A, B, C, D), gi(A, 0, B, C)),
@@ -142,6 +160,7 @@ MORE = [
     Case("sb-policy-before-discard", *NINETY, net=LEAST, clean="a", discard="b"),
     Case("sb-discard-b", *NINETY, discard="b"),
     *primary_cases(),
+    *two_primaries_cases(),
 ]
 CASES = {case.name: case for each in (*from_vectors(), *MORE) for case in (each, each.turned())}
 ALWAYS = ["r34-35", "r51-71-turned", "r41-crashed-b-primary-a", "left-over-clean-a", "sb-100disc", "sb-younger",
@@ -370,7 +389,7 @@ class Meeting:
             assert self.pair.ours.status()["role"] == "Secondary"
             return
         kernel = self.pair.kernel
-        if "violently;" in self.case.net and "rr-conflict violently" in self.case.net:
+        if "rr-conflict violently" in self.case.net and not expected.peer_demotes:
             self._check_joined(expected, size)
             return
         self.pair.wait_kernel(cstate="StandAlone")

@@ -9,10 +9,10 @@ import pytest
 
 from tests.lib.interop import MIB, PairMaker
 
-LONG = [pytest.param(name, marks=pytest.mark.interop) for name in ("sha1", "md5")]
+LONG = [pytest.param(name, marks=pytest.mark.interop) for name in ("sha1", "xxhash64", "md5")]
 
 
-@pytest.mark.parametrize("algorithm", ["crc32c", *LONG[:1]])
+@pytest.mark.parametrize("algorithm", ["crc32c", *LONG[:2]])
 def test_our_writes_and_zeroes_carry_digests_that_the_kernel_accepts(make_pair: PairMaker, algorithm: str) -> None:
     pair = make_pair(net=f"data-integrity-alg {algorithm};", can_discard=True)
     pair.our_primary()

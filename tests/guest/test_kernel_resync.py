@@ -34,8 +34,9 @@ def our_data(pair: KernelPair, blocks: int = 512) -> None:
 
 
 @pytest.mark.interop
-def test_kernel_target_asks_us_with_digests(make_pair: PairMaker) -> None:
-    pair = make_pair(net="csums-alg md5;")
+@pytest.mark.parametrize("algorithm", ["md5", "xxhash64"])
+def test_kernel_target_asks_us_with_digests(make_pair: PairMaker, algorithm: str) -> None:
+    pair = make_pair(net=f"csums-alg {algorithm};")
     pair.our_primary()
     our_data(pair)
     pair.kernel.adm("invalidate")
@@ -47,8 +48,9 @@ def test_kernel_target_asks_us_with_digests(make_pair: PairMaker) -> None:
     pair.compare()
 
 
-def test_we_ask_the_kernel_with_digests_and_get_what_differs(make_pair: PairMaker) -> None:
-    pair = make_pair(net="csums-alg crc32c;", allowed=LINK_LOST)
+@pytest.mark.parametrize("algorithm", ["crc32c", pytest.param("xxhash64", marks=pytest.mark.interop)])
+def test_we_ask_the_kernel_with_digests_and_get_what_differs(make_pair: PairMaker, algorithm: str) -> None:
+    pair = make_pair(net=f"csums-alg {algorithm};", allowed=LINK_LOST)
     pair.kernel_primary()
     pair.kernel.write(0, 2048)
     pair.wait_in_sync()

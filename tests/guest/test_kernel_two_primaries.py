@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from tests.lib.crossing import CONFLICTS, reconnect_until_flag
 from tests.lib.interop import LINK_LOST, KernelPair, PairMaker
 from tests.lib.tools import SYSTEM_PYTHON
 
@@ -15,7 +16,6 @@ BLOCK = 4096
 BLOCKS = 6  # all writes go to these
 WRITES = 100
 THREADS = 3
-CONFLICTS = r"Concurrent writes detected"  # what the module says about writes that cross
 
 # Overlapping writes of 1 or 2 blocks from several threads at once.
 GUEST_WRITERS = """
@@ -71,22 +71,6 @@ class OurWriters:
             thread.join()
         if self._errors:
             raise self._errors[0]
-
-
-def flag_is_ours(pair: KernelPair) -> bool:
-    return bool(pair.ours.status()["peer"]["resolve_conflicts"])
-
-
-def reconnect_until_flag(pair: KernelPair, *, ours: bool) -> None:
-    """Who dials which socket first is chance."""
-
-    def holds() -> bool:
-        if flag_is_ours(pair) is ours:
-            return True
-        pair.reconnect_quietly()
-        return flag_is_ours(pair) is ours
-
-    pair.wait(holds, "the resolve-conflicts flag", 120)
 
 
 @pytest.mark.parametrize("ours", [True, False], ids=["flag-here", "flag-there"])

@@ -14,7 +14,7 @@ from tests.lib.interop import MIB, KernelPair, OurLoad, PairMaker
 
 BLOCK = 4096
 VERIFY = "verify-alg {};"
-LONG = [pytest.param(name, marks=pytest.mark.interop) for name in ("sha1", "sha256", "md5")]
+LONG = [pytest.param(name, marks=pytest.mark.interop) for name in ("sha1", "xxhash64", "sha256", "md5")]
 
 
 def out_of_sync(text: str) -> list[tuple[int, int]]:
@@ -65,7 +65,7 @@ def test_our_verify_of_the_kernel_finds_what_is_planted(make_pair: PairMaker, al
     assert sorted(out_of_sync(pair.kernel.log())) == expected  # blocks are compared side by side
 
 
-@pytest.mark.parametrize("algorithm", ["crc32c", *LONG[:1]])
+@pytest.mark.parametrize("algorithm", ["crc32c", *LONG[:2]])
 def test_kernel_verify_of_us_finds_what_is_planted(make_pair: PairMaker, algorithm: str) -> None:
     pair = make_pair(net=VERIFY.format(algorithm))
     pair.kernel_primary()

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our node and the kernel's DRBD 8.4 are both Primary and write to the same area for longer, also below a resync."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.lib.crossing import CONFLICTS, Area, CrossingWrites, reconnect_until_flag
+from tests.lib.interop import MIB, ROUNDS, KernelPair, PairMaker
+
+NET = "allow-two-primaries yes;"
+FLAGS = pytest.mark.parametrize("flag_is_ours", [True, False], ids=["flag-here", "flag-there"])
+HOT, SECTORS = Area(MIB, 24576), Area(MIB, MIB, align=512, most=65536)
+
+
+def ready(pair: KernelPair, *, flag_is_ours: bool) -> None:
+    """In sync, Secondary both, with different data in every block, and the flag where it is to be."""
+    pair.our_primary()
+    with pair.ours.client() as client:
+        client.write(0, os.urandom(8 * MIB))
+    pair.our_secondary()
+    reconnect_until_flag(pair, ours=flag_is_ours)
+
+
+def promote_both(pair: KernelPair) -> None:
+    pair.ours.call("primary")
+    pair.kernel.adm("primary")
+    pair.wait_ours(role="Primary", peer_role="Primary")
+
+
+def check_end(pair: KernelPair) -> None:
+    """Nothing is left open, and both disks are the same."""
+    pair.wait_in_sync()
+    pair.wait_equal()
+    with pair.ours.client() as client:
+        client.flush()
+    pair.our_secondary()
+    status = pair.ours.status()
+    assert status["engine"]["transfer_log"] == status["engine"]["epochs_open"] == 0
+    pair.kernel.adm("secondary")
+    assert status["volumes"][0]["out_of_sync_bytes"] == pair.kernel.state().out_of_sync_kib == 0
+    pair.compare()
+
+
+@pytest.mark.interop
+@FLAGS
+@pytest.mark.parametrize("delay_ms", [0, 5])
+@pytest.mark.parametrize("area", [HOT, SECTORS], ids=["hot", "sectors"])
+def test_long_load_of_both_nodes(make_pair: PairMaker, flag_is_ours: bool, delay_ms: int, area: Area) -> None:
+    pair = make_pair(net=NET, relay={"delay_ms": delay_ms}, allowed=CONFLICTS)
+    ready(pair, flag_is_ours=flag_is_ours)
+    promote_both(pair)
+    with CrossingWrites(pair, area, threads=4) as load:
+        for _ in range(ROUNDS):
+            load.wait_more(100)
+    assert pair.ours.status()["volumes"][0]["counters"]["conflicts"] > 0
+    check_end(pair)
+
+
+@pytest.mark.interop
+@FLAGS
+@pytest.mark.parametrize("target", ["ours", "kernel"])
+@pytest.mark.parametrize("digests", ["", "csums-alg crc32c;"], ids=["data", "digests"])
+@pytest.mark.parametrize("delay_ms", [0, 5])
+def test_resync_below_the_load_of_both_nodes(
+    make_pair: PairMaker, flag_is_ours: bool, target: str, digests: str, delay_ms: int
+) -> None:
+    pair = make_pair(net=NET + digests, relay={"delay_ms": delay_ms}, rate="8M; c-min-rate 0", allowed=CONFLICTS)
+    ready(pair, flag_is_ours=flag_is_ours)
+    for number in range(ROUNDS):
+        pair.ours.call("pause-sync")
+        if target == "ours":
+            pair.ours.call("invalidate")
+            pair.wait_ours(replication="PausedSyncT", disk="Inconsistent")
+        else:
+            pair.kernel.adm("invalidate")
+            pair.wait_ours(replication="PausedSyncS", peer_disk="Inconsistent")
+        promote_both(pair)
+        with CrossingWrites(pair, SECTORS if number % 2 else HOT) as load:
+            load.wait_more(20)
+            pair.ours.call("resume-sync")
+            load.wait_more(50)
+            pair.wait_in_sync(120)
+            load.wait_more(20)
+        check_end(pair)
