@@ -77,11 +77,11 @@ static void hold(struct request *r, enum request_stage stage)
     freeze_let_go(r);
 }
 
-/* It stands in nobody's way while the requests of a resync have their turn. */
+/* It stands in nobody's way while the requests of a resync or verify have their turn. */
 static void hold_aside(struct request *r)
 {
     struct volume *v = r->volume;
-    v->target.writes_wait = true;
+    v->turns.writes_wait = true;
     r->stage = STAGE_NEW;
     list_del(&r->link);
     list_add_tail(&v->held, &r->link);
@@ -213,7 +213,7 @@ void request_start_write(struct request *r)
         release(r);
         return;
     }
-    if (remote && v->target.turn) {
+    if (remote && v->turns.turn) {
         hold_aside(r);
         return;
     }

@@ -223,6 +223,7 @@ struct volume {
     bool bitmap_receiving;          /* WFBitMapS/T: the peer's bitmap is expected */
 
     struct resync_target target;
+    struct turns turns;
     struct resync_source source;
     struct resync_look look;
     struct verify verify;

@@ -78,9 +78,13 @@ struct resync_target {
     uint64_t rate_tick_ns;          /* next tick of the controller */
     int64_t allowed_sectors;        /* may still be asked for in this tick */
     uint64_t arrived_sectors;       /* since the last tick */
-    uint8_t turn;                   /* resync_turn.c; 0: own writes are sent */
+};
+
+/* turns.c */
+struct turns {
+    uint8_t turn;                   /* 0: own writes are sent */
     bool writes_wait;               /* own writes are in `held` until it is their turn */
-    uint64_t turn_over_ns;          /* when requests last had their turn */
+    uint64_t over_ns;               /* when requests last had their turn */
 };
 
 /* ---- source ---- */
@@ -126,10 +130,10 @@ void resync_request_forget(struct resync_request *rq);
 void resync_request_release(struct resync_request *rq);
 bool resync_request_is_current(const struct resync_request *rq);
 
-/* resync_turn.c */
-bool resync_turn_ask(struct volume *v, bool wants);     /* may requests be sent? */
-void resync_turn_check(struct volume *v);               /* are they all answered? */
-void resync_turn_reset(struct volume *v);
+/* turns.c */
+bool turns_ask(struct volume *v, bool wants);   /* may requests be sent? */
+void turns_check(struct volume *v);             /* are they all answered? */
+void turns_reset(struct volume *v);
 
 /* resync_ask.c */
 bool resync_ask_next(struct volume *v);

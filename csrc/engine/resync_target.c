@@ -88,7 +88,7 @@ void resync_target_stop(struct volume *v)
     if (v->core->link.phase != LINK_UP)
         t->unanswered_bytes = 0;
     resync_look_stop(v);
-    resync_turn_reset(v);
+    turns_reset(v);
     if (v->stats.resync_started_ns && !v->stats.resync_finished_ns)
         v->stats.resync_finished_ns = v->core->now_ns;
 }
@@ -153,7 +153,7 @@ static void ask_more(struct volume *v)
     const struct link *link = &v->core->link;
     uint64_t most = (uint64_t)link->options.max_buffers * BLOCK_BYTES / 2;
     bool wants = t->allowed_sectors > 0 && bitmap_next_set(v->bitmap, t->cursor_bit) != UINT64_MAX;
-    bool any = resync_turn_ask(v, wants);
+    bool any = turns_ask(v, wants);
     while (any && t->allowed_sectors > 0 && t->in_flight_bytes + t->unwritten_bytes < most &&
            stream_tx_pending(&link->data->stream) < DATA_TX_BYTES_MAX)
         any = resync_ask_next(v);
@@ -176,7 +176,7 @@ void resync_target_pump(struct volume *v)
         ask_more(v);
         check_finished(v);
     }
-    resync_turn_check(v);
+    turns_check(v);
 }
 
 uint64_t resync_target_deadline(const struct volume *v)

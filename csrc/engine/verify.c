@@ -143,6 +143,8 @@ void verify_yield(struct volume *v, const struct range *write)
             continue;
         volume_unlock_range(v, &b->lock);
         bool held = volume_lock_range(v, &b->lock, b->offset, b->bytes, RANGE_SHARED, lock_granted);
+        if (!b->is_answer)      /* the digest that comes is older than they are */
+            conflict_stay_behind(v, &b->lock.range);
         CHECK(!held);   /* the write is before it now */
     }
 }
@@ -395,6 +397,7 @@ void verify_end(struct volume *v)
     y->open = NULL;
     y->last = NULL;
     y->in_flight_bytes = 0;
+    turns_reset(v);
     if (v->stats.verify_started_ns && !v->stats.verify_finished_ns)
         v->stats.verify_finished_ns = v->core->now_ns;
     report_range(v);

@@ -59,7 +59,9 @@ void verify_question_pump(struct volume *v)
     uint64_t most = (uint64_t)link->options.max_buffers * BLOCK_BYTES / 2;
     if (!volume_disk_usable(v))
         return;
-    while (y->cursor < y->end && y->allowed_sectors > 0 && (y->has_asked || y->cursor == y->begin)) {
+    bool wants = y->cursor < y->end && y->allowed_sectors > 0;
+    bool may = turns_ask(v, wants);
+    while (may && y->cursor < y->end && y->allowed_sectors > 0 && (y->has_asked || y->cursor == y->begin)) {
         if (y->in_flight_bytes >= most || stream_tx_pending(&link->data->stream) >= (1u << 20)) {
             v->stats.verify_limit = RE_LIMIT_PEER;
             break;
@@ -72,6 +74,7 @@ void verify_question_pump(struct volume *v)
     struct list_head *first = list_first(&y->questions);
     uint64_t position = first ? list_entry(first, struct verify_blocks, link)->offset : y->cursor;
     v->stats.verify_position = u64_min(position, v->size_bytes) / SECTOR_BYTES;
+    turns_check(v);
     if (y->cursor >= y->end && !first)
         verify_finished(v);
 }

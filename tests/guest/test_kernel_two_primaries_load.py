@@ -85,3 +85,24 @@ def test_resync_below_the_load_of_both_nodes(
             pair.wait_in_sync(120)
             load.wait_more(20)
         check_end(pair)
+
+
+@pytest.mark.interop
+@FLAGS
+@pytest.mark.parametrize("source", ["ours", "kernel"])
+def test_verify_below_the_load_of_both_nodes(make_pair: PairMaker, flag_is_ours: bool, source: str) -> None:
+    pair = make_pair(net=NET + "verify-alg xxhash64;", rate="8M; c-min-rate 0", allowed=CONFLICTS)
+    ready(pair, flag_is_ours=flag_is_ours)
+    promote_both(pair)
+    with CrossingWrites(pair, SECTORS) as load:
+        load.wait_more(20)
+        if source == "ours":
+            pair.ours.call("verify")
+        else:
+            pair.kernel.adm("verify")
+        load.wait_more(50)
+        pair.wait(lambda: "Online verify done" in pair.kernel.log(), "the end of the verify", 120)
+        load.wait_more(20)
+    assert pair.ours.status()["volumes"][0]["verify"]["ranges"] == []
+    assert "Out of sync" not in pair.kernel.log()
+    check_end(pair)

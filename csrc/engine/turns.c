@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Two Primaries, the source is DRBD's and holds the resolve-conflicts flag: the requests of our resync and our own
- * writes take turns.
+/* Two Primaries, the other one is DRBD's and holds the resolve-conflicts flag: the requests of our resync or online
+ * verify and our own writes take turns.
  *
- * DRBD's source receives nothing more while a resync request waits for its own writes to the same 16 MiB to be
- * acknowledged.  Here such a write waits for the answer to one of ours, if they overlap; and that one, sent after the
- * request, would never be received (decision 0047).
+ * DRBD receives nothing more while such a request waits for its own writes to the same 16 MiB to be acknowledged.
+ * Here such a write waits for the answer to one of ours, if they overlap; and that one, sent after the request, would
+ * never be received (decision 0047).
  *
  * Invariants: no own write is unanswered when a request is sent; none is sent before all requests are answered; one
  * that waits for its turn has no place in the range lock.  Each side has its turn: where writes wait, requests are
@@ -31,11 +31,16 @@ static bool any_unanswered_write(const struct volume *v)
     return false;
 }
 
-static bool any_unanswered_request(struct resync_target *t)
+static bool any_unanswered_request(struct volume *v)
 {
-    list_for_each(pos, &t->requests) {
+    list_for_each(pos, &v->target.requests) {
         const struct resync_request *rq = list_entry(pos, struct resync_request, link);
         if (rq->stage <= RESYNC_RECEIVING)
+            return true;
+    }
+    list_for_each(pos, &v->verify.questions) {
+        const struct verify_blocks *b = list_entry(pos, struct verify_blocks, link);
+        if (b->stage <= VERIFY_ASKED)
             return true;
     }
     return false;
@@ -43,20 +48,20 @@ static bool any_unanswered_request(struct resync_target *t)
 
 static void writes_turn(struct volume *v)
 {
-    struct resync_target *t = &v->target;
+    struct turns *t = &v->turns;
     t->turn = WRITES;
-    t->turn_over_ns = v->core->now_ns;
+    t->over_ns = v->core->now_ns;
     if (!t->writes_wait)
         return;
     t->writes_wait = false;
     volume_thaw(v);
 }
 
-bool resync_turn_ask(struct volume *v, bool wants)
+bool turns_ask(struct volume *v, bool wants)
 {
-    struct resync_target *t = &v->target;
+    struct turns *t = &v->turns;
     bool writes = takes_turns(v) && any_unanswered_write(v);
-    bool had_turn = t->turn_over_ns + RATE_TICK_MS * NS_PER_MS > v->core->now_ns;
+    bool had_turn = t->over_ns + RATE_TICK_MS * NS_PER_MS > v->core->now_ns;
     if (t->turn == REQUESTS)
         return wants && !t->writes_wait;
     if (t->turn == WRITES_END && (!wants || !takes_turns(v)))
@@ -68,17 +73,18 @@ bool resync_turn_ask(struct volume *v, bool wants)
     return !writes;
 }
 
-void resync_turn_check(struct volume *v)
+void turns_check(struct volume *v)
 {
-    struct resync_target *t = &v->target;
-    bool is_over = t->turn == REQUESTS ? !any_unanswered_request(t) : v->state.connection != C_SYNC_TARGET;
+    struct turns *t = &v->turns;
+    bool asks = v->state.connection == C_SYNC_TARGET || v->state.connection == C_VERIFY_S;
+    bool is_over = t->turn == REQUESTS ? !any_unanswered_request(v) : !asks;
     if (t->turn != WRITES && is_over)
         writes_turn(v);
 }
 
 /* The writes go on with the state that follows. */
-void resync_turn_reset(struct volume *v)
+void turns_reset(struct volume *v)
 {
-    v->target.turn = WRITES;
-    v->target.writes_wait = false;
+    v->turns.turn = WRITES;
+    v->turns.writes_wait = false;
 }
