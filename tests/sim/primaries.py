@@ -164,6 +164,7 @@ class Primaries(Faults):
         self.lost_power[node] = True
         alone = not self.c.in_sync or self.c.node(1 - node).role != Role.PRIMARY
         self.is_lossy = self.is_lossy or alone  # the copy that wins afterwards, with its volatile cache
+        self.is_torn = self.is_torn or alone
         self._die(self.power, node)
 
     def fault_both_power(self) -> None:
