@@ -85,6 +85,24 @@ def test_balanced_reads_return_what_was_written_last_whatever_happens_to_the_pee
         pair.check_idle_pair()
 
 
+@pytest.mark.parametrize("policy", ["round-robin", "least-pending"])
+def test_balanced_reads_beside_a_write_never_go_back_to_the_old_data(policy: str) -> None:
+    """The peer's disk has it long before the own one."""
+    with make(read_balancing=policy) as pair:
+        app = pair.serve(0)
+        app.write(*range(8))
+        pair.shells[0].data.settings(write_min_ns=400_000_000, write_max_ns=500_000_000)
+        write = app.submit("write", 0)
+        pair.run(100)
+        for others in (2, 3, 4, 5, 4, 0):  # each policy turns to both disks
+            busy = [app.submit("read", block * BLOCK) for block in range(2, 2 + others)]
+            assert app.do("read", 0) == 0
+            pair.until(lambda b=busy: all(pair.op(n).state == 1 for n in b), 1000, "the answers")
+        assert pair.op(write).state == 0, "it has to be under way"
+        app.stop()
+        pair.check_idle_pair()
+
+
 def test_without_activity_log_a_crashed_primary_differs_everywhere() -> None:
     with make(al_updates=False) as pair:
         app = pair.serve(0)
