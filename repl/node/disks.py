@@ -329,9 +329,10 @@ class Disks:
             return
 
         def change(v: Volume, s: StateWord) -> StateWord:
-            covered = s.conn == _C.CONNECTED and s.pdsk == _D.UP_TO_DATE and s.disk == _D.UP_TO_DATE
-            # differs: DRBD's disk is Inconsistent even if there is nothing better (decision 0028).
-            return replace(s, disk=_D.INCONSISTENT) if covered and v.attached else s
+            alive = s.conn in (_C.CONNECTED, _C.VERIFY_S, _C.VERIFY_T)
+            covered = alive and s.pdsk == _D.UP_TO_DATE and s.disk == _D.UP_TO_DATE
+            # differs: DRBD's disk is Inconsistent even if there is nothing better, but not in a verify (decision 0028).
+            return replace(s, conn=_C.CONNECTED, disk=_D.INCONSISTENT) if covered and v.attached else s
 
         before = volume.state.disk
         await node.transition(change, only=volume, reason=reason)

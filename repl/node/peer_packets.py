@@ -81,7 +81,7 @@ class PeerPackets:
         if theirs.conn == _C.CONNECTED and syncs and peer_disk >= _D.INCONSISTENT:
             await node.resync.source_finished(volume, peer_disk, theirs.role)
             return
-        if theirs.conn == _C.CONNECTED and mine.conn in VERIFYING:
+        if theirs.conn == _C.CONNECTED and mine.conn in VERIFYING and peer_disk != _D.INCONSISTENT:
             await node.verify.peer_says_connected(volume)
         newly_attached = theirs.disk == _D.NEGOTIATING or (mine.pdsk < _D.NEGOTIATING <= theirs.disk)
         forced = (
@@ -132,11 +132,16 @@ class PeerPackets:
                 return new_current(v.uuids, node.random, primary=node.role == Role.PRIMARY)
             return v.uuids
 
+        def change(_: Volume, s: StateWord) -> StateWord:
+            lost_blocks = s.conn in VERIFYING and peer_disk == _D.INCONSISTENT  # passed on: nothing to compare with
+            conn = _C.CONNECTED if lost_blocks else s.conn
+            return replace(s, conn=conn, pdsk=peer_disk, peer_isp=theirs.pauses_resync)
+
         if theirs.conn == _C.AHEAD:
             await node.congestion.fall_behind(volume, theirs)
             return
         await node.transition(
-            lambda v, s: replace(s, pdsk=peer_disk, peer_isp=theirs.pauses_resync),
+            change,
             uuids=uuids,
             peer_role=theirs.role,
             only=volume,

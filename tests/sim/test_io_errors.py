@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,7 @@ from repl.engine.commands import Resync
 from repl.errors import StateRefused
 from tests.lib.tools import require_sim
 from tests.sim.app import App, Load
-from tests.sim.cluster import Cluster, Setup
+from tests.sim.cluster import QUICK_NET, Cluster, Setup
 from tests.sim.world import BLOCK, MIB
 
 _D = DiskState
@@ -217,6 +218,34 @@ def test_passed_on_write_error_of_the_primary_is_masked_and_resynced() -> None:
         pair.ask(0, "disconnect", force=True)
         pair.ask(0, "connect")
         pair.until(lambda: pair.in_sync, 20_000, "in sync again")
+        app.stop()
+        pair.check_idle_pair()
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("source", [0, 1])
+def test_passed_on_error_ends_a_verify_because_the_disk_is_not_good_any_more(source: int, index: int) -> None:
+    slow = Resync(resync_rate_kib=512, plan_ahead=0, max_rate_kib=512, min_rate_kib=0)
+    require_sim()
+    net = replace(QUICK_NET, verify_alg="crc32c")
+    with Cluster(31, Setup(net=net, resync=slow, overrides={"on_io_error": "pass_on"})) as pair:
+        pair.connect_fresh()
+        app = pair.serve(0)
+        app.write(*range(10))
+        pair.ask(source, "verify")
+        bad_block(pair, index, 8)
+        app.write(8)
+        pair.until(lambda: disks(pair, index) == (_D.INCONSISTENT, _D.UP_TO_DATE), 5000, "the disk is doubtful")
+        pair.until(lambda: disks(pair, 1 - index) == (_D.UP_TO_DATE, _D.INCONSISTENT), 5000, "the peer knows")
+        for node in (0, 1):
+            assert pair.state(node)[1] == ConnectionState.CONNECTED
+            assert pair.ask(node, "wait-verify")["state"] == "interrupted"
+        assert app.do("read", 8 * BLOCK) == 0
+        pair.shells[index].data.heal()
+        pair.world.lib.re_sim_net_reset(pair.world.sim, 0, 1)
+        pair.until(lambda: not pair.connected, 20_000, "the loss")
+        pair.until(lambda: pair.in_sync, 20_000, "in sync again")
+        assert app.do("read", 8 * BLOCK) == 0
         app.stop()
         pair.check_idle_pair()
 
