@@ -71,7 +71,8 @@ static void answer_digest(struct peer_request *pr)
     enum digest_alg alg = (enum digest_alg)v->core->link.options.csums_alg;
     uint8_t digest[DIGEST_BYTES_MAX];
     digest_compute(alg, pr->buf->data, pr->bytes, digest);
-    if (memcmp(digest, read_of(pr)->digest, digest_bytes(alg)) == 0) {
+    /* The target may have made its digest before a write that has failed here: it is to get what is here. */
+    if (!v->write_failed && memcmp(digest, read_of(pr)->digest, digest_bytes(alg)) == 0) {
         uint64_t before = v->stats.resync_done_bits;
         volume_clear_dirty(v, pr->sector * SECTOR_BYTES, pr->bytes);
         v->stats.resync_equal_bits += v->stats.resync_done_bits - before;

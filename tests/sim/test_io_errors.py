@@ -206,6 +206,36 @@ def test_block_that_a_source_fails_to_write_in_the_resync_is_resynced_next() -> 
         pair.check_idle_pair()
 
 
+def test_write_that_a_source_fails_while_its_target_compares_digests_leaves_no_difference() -> None:
+    """The target has it, and may have made its digest before: the source's old block has the same."""
+    resync = Resync(resync_rate_kib=8192, plan_ahead=0, max_rate_kib=8192, min_rate_kib=0, use_csums=True)
+    require_sim()
+    for seed in range(6):
+        setup = Setup(
+            net=replace(QUICK_NET, csums_alg="crc32c"),
+            resync=resync,
+            external=True,  # the metadata is to be spared
+            latency_max_us=20_000,
+            overrides={"on_io_error": "pass_on"},
+        )
+        with Cluster(seed, setup) as pair:
+            pair.connect_fresh()
+            app = pair.serve(0)
+            pair.ask(1, "invalidate")
+            pair.until(lambda c=pair: c.state(1)[1] == ConnectionState.SYNC_TARGET, 20_000, "the resync")
+            writes = []
+            for block in range(8, 400, 4):
+                pair.shells[0].data.fail_next(WRITE)
+                writes.append(app.submit("write", block * BLOCK))
+                pair.run(4)
+            pair.until(lambda c=pair, w=writes: all(c.op(n).state for n in w), 20_000, "the answers")
+            pair.shells[0].data.heal()
+            app.stop()
+            pair.until(lambda c=pair: c.in_sync, 60_000, "both in sync")
+            pair.wait_idle()
+            pair.check_equal()
+
+
 def test_passed_on_write_error_of_the_primary_is_masked_and_resynced() -> None:
     with cluster(on_io_error="pass_on") as pair:
         app = pair.serve(0)
