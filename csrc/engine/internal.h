@@ -169,7 +169,6 @@ struct volume {
     bool given_up;                  /* nobody waits for the disk any more (disk_ops.c) */
     bool bad_blocks;                /* pass_on: blocks that this disk lost are marked, the peer has them */
     bool others_whole;              /* with bad_blocks: every write since then is on this disk as well */
-    bool write_failed;              /* pass_on: the peer may have a write that this disk lacks */
     bool read_turn;                 /* round-robin: the last one went to the peer */
     bool error_reported;            /* pass_on: the control plane was told, and has not set a state since */
     uint64_t quiesce_cookie;

@@ -99,10 +99,17 @@ struct source_read {
     struct disk_extent extent;      /* what was found when it was looked for holes */
 };
 
+enum { SOURCE_FAILED_WRITES = 32 };
+
 struct resync_source {
     struct list_head throttled;     /* requests that wait, oldest first */
     uint64_t throttle_ns;           /* when the next one may start; 0: none waits */
     struct speed_marks speed;
+    /* Writes that failed here in this resync, while the target may have them: whole blocks, in bytes. */
+    struct {
+        uint64_t begin, end;
+    } failed[SOURCE_FAILED_WRITES];
+    uint32_t failed_count;          /* more than there is room for: everywhere */
 };
 
 /* ---- both ---- */
@@ -158,6 +165,8 @@ void resync_source_stop(struct volume *v);
 void resync_source_received(struct peer_request *pr, const uint8_t *digest);
 void resync_source_tick(struct volume *v);
 uint64_t resync_source_deadline(const struct volume *v);
+/* pass_on: what the target answers about these blocks may be older than its copy of that write. */
+void resync_source_write_failed(struct volume *v, uint64_t offset, uint64_t length);
 void resync_source_acked(struct volume *v, uint64_t sector, uint32_t bytes);
 void resync_source_check(struct volume *v);
 

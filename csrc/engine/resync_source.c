@@ -51,6 +51,34 @@ static void refuse(struct peer_request *pr)
     finish(pr);
 }
 
+/* ---- writes that fail here ---- */
+
+void resync_source_write_failed(struct volume *v, uint64_t offset, uint64_t length)
+{
+    struct resync_source *s = &v->source;
+    if (!is_source(v) || s->failed_count > SOURCE_FAILED_WRITES)
+        return;
+    uint64_t begin = offset / BLOCK_BYTES * BLOCK_BYTES;
+    uint64_t end = (offset + length + BLOCK_BYTES - 1) / BLOCK_BYTES * BLOCK_BYTES;
+    for (uint32_t i = 0; i < s->failed_count; i++)
+        if (s->failed[i].begin <= begin && end <= s->failed[i].end)
+            return;
+    if (s->failed_count < SOURCE_FAILED_WRITES) {
+        s->failed[s->failed_count].begin = begin;
+        s->failed[s->failed_count].end = end;
+    }
+    s->failed_count++;
+}
+
+static bool has_failed(const struct volume *v, uint64_t offset, uint64_t length)
+{
+    const struct resync_source *s = &v->source;
+    for (uint32_t i = 0; i < s->failed_count && i < SOURCE_FAILED_WRITES; i++)
+        if (s->failed[i].begin < offset + length && offset < s->failed[i].end)
+            return true;
+    return s->failed_count > SOURCE_FAILED_WRITES;
+}
+
 /* ---- answers ---- */
 
 static void answer_data(struct peer_request *pr, uint32_t at, uint32_t bytes)
@@ -71,8 +99,9 @@ static void answer_digest(struct peer_request *pr)
     enum digest_alg alg = (enum digest_alg)v->core->link.options.csums_alg;
     uint8_t digest[DIGEST_BYTES_MAX];
     digest_compute(alg, pr->buf->data, pr->bytes, digest);
-    /* The target may have made its digest before a write that has failed here: it is to get what is here. */
-    if (!v->write_failed && memcmp(digest, read_of(pr)->digest, digest_bytes(alg)) == 0) {
+    /* The target may have made its digest before it got a write that has failed here: it is to have what is here. */
+    if (!has_failed(v, pr->sector * SECTOR_BYTES, pr->bytes) &&
+        memcmp(digest, read_of(pr)->digest, digest_bytes(alg)) == 0) {
         uint64_t before = v->stats.resync_done_bits;
         volume_clear_dirty(v, pr->sector * SECTOR_BYTES, pr->bytes);
         v->stats.resync_equal_bits += v->stats.resync_done_bits - before;
@@ -285,6 +314,7 @@ uint64_t resync_source_deadline(const struct volume *v)
 void resync_source_start(struct volume *v)
 {
     v->source_finished_reported = false;
+    v->source.failed_count = 0;
     resync_counting_start(v);
     speed_reset(&v->source.speed, v->core->now_ns, 0);
 }
@@ -316,6 +346,9 @@ void resync_source_check(struct volume *v)
 void resync_source_acked(struct volume *v, uint64_t sector, uint32_t bytes)
 {
     if (congestion_marks_again(v, sector * SECTOR_BYTES, bytes) || !is_source(v))
+        return;
+    /* It may have written that before it got the write that failed here: the next resync sends it again. */
+    if (has_failed(v, sector * SECTOR_BYTES, bytes))
         return;
     volume_clear_dirty(v, sector * SECTOR_BYTES, bytes);
     resync_source_check(v);

@@ -59,7 +59,6 @@ static void forget_disk(struct volume *v)
     v->disk_failed = false;
     v->given_up = false;
     v->bad_blocks = false;
-    v->write_failed = false;
     v->error_reported = false;
     v->al_phase = AL_IDLE;
 }
@@ -337,7 +336,8 @@ void volume_disk_error(struct volume *v, const struct disk_op *op, enum re_disk_
                    (what == RE_DISK_READ || what == RE_DISK_WRITE || what == RE_DISK_ZERO);
     if (pass_on) {
         volume_set_dirty(v, op->offset, op->length);
-        v->write_failed = v->write_failed || what != RE_DISK_READ;
+        if (what != RE_DISK_READ)
+            resync_source_write_failed(v, op->offset, op->length);
         /* A peer that writes as well does not send it to a disk that has lost something. */
         bool only_writer = v->state.role == ROLE_PRIMARY && !v->core->link.options.two_primaries;
         v->others_whole = only_writer && (v->others_whole || !v->bad_blocks);
