@@ -167,6 +167,7 @@ void resync_source_tick(struct volume *v);
 uint64_t resync_source_deadline(const struct volume *v);
 /* pass_on: what the target answers about these blocks may be older than its copy of that write. */
 void resync_source_write_failed(struct volume *v, uint64_t offset, uint64_t length);
+bool resync_source_has_failed(const struct volume *v, uint64_t offset, uint64_t length);
 void resync_source_acked(struct volume *v, uint64_t sector, uint32_t bytes);
 void resync_source_check(struct volume *v);
 

@@ -70,9 +70,11 @@ void resync_source_write_failed(struct volume *v, uint64_t offset, uint64_t leng
     s->failed_count++;
 }
 
-static bool has_failed(const struct volume *v, uint64_t offset, uint64_t length)
+bool resync_source_has_failed(const struct volume *v, uint64_t offset, uint64_t length)
 {
     const struct resync_source *s = &v->source;
+    if (v->state.connection == C_SYNC_TARGET || v->state.connection == C_PAUSED_SYNC_T)
+        return false;
     for (uint32_t i = 0; i < s->failed_count && i < SOURCE_FAILED_WRITES; i++)
         if (s->failed[i].begin < offset + length && offset < s->failed[i].end)
             return true;
@@ -100,7 +102,7 @@ static void answer_digest(struct peer_request *pr)
     uint8_t digest[DIGEST_BYTES_MAX];
     digest_compute(alg, pr->buf->data, pr->bytes, digest);
     /* The target may have made its digest before it got a write that has failed here: it is to have what is here. */
-    if (!has_failed(v, pr->sector * SECTOR_BYTES, pr->bytes) &&
+    if (!resync_source_has_failed(v, pr->sector * SECTOR_BYTES, pr->bytes) &&
         memcmp(digest, read_of(pr)->digest, digest_bytes(alg)) == 0) {
         uint64_t before = v->stats.resync_done_bits;
         volume_clear_dirty(v, pr->sector * SECTOR_BYTES, pr->bytes);
@@ -348,7 +350,7 @@ void resync_source_acked(struct volume *v, uint64_t sector, uint32_t bytes)
     if (congestion_marks_again(v, sector * SECTOR_BYTES, bytes) || !is_source(v))
         return;
     /* It may have written that before it got the write that failed here: the next resync sends it again. */
-    if (has_failed(v, sector * SECTOR_BYTES, bytes))
+    if (resync_source_has_failed(v, sector * SECTOR_BYTES, bytes))
         return;
     volume_clear_dirty(v, sector * SECTOR_BYTES, bytes);
     resync_source_check(v);

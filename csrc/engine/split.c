@@ -126,5 +126,8 @@ bool split_ack_matches(const struct request *r, uint64_t sector)
 void split_clear_dirty(struct request *r, uint64_t sector)
 {
     uint64_t offset = sector * SECTOR_BYTES, length = r->offset + r->length - offset;
-    volume_clear_dirty(r->volume, offset, r->parts_left ? u64_min(length, r->part_bytes) : length);
+    if (r->parts_left)
+        length = u64_min(length, r->part_bytes);
+    if (!resync_source_has_failed(r->volume, offset, length))   /* a later write, when this one was on its way */
+        volume_clear_dirty(r->volume, offset, length);
 }
