@@ -225,14 +225,32 @@ static bool add_page(struct undo *u, uint64_t page)
     return true;
 }
 
+/* `block`, or the end of the batch's piece that it is in; *stop: at most the next piece's begin.
+ * Locks are for bytes: operations that end and begin within one block wait here together. */
+static uint64_t outside_batch(const struct undo *u, uint64_t block, uint64_t *stop)
+{
+    for (uint32_t i = 0; i < u->run_count; i++) {
+        const struct run *run = &u->runs[i];
+        if (run->block > block)
+            *stop = u64_min(*stop, run->block);
+        else if (block < run->block + run->blocks)
+            return run->block + run->blocks;
+    }
+    return block;
+}
+
 /* What the operation would overwrite, as far as the batch has room.  False: the batch is full. */
 static bool collect(struct undo *u, const struct disk_op *op, size_t *used)
 {
     uint64_t block, end;
     op_blocks(u, op, &block, &end);
     while ((block = next_block(u, block, end, false)) < end) {
-        uint64_t page = block / PAGE_BLOCKS;
-        uint64_t most = u64_min(u64_min(end, (page + 1) * PAGE_BLOCKS),
+        uint64_t page = block / PAGE_BLOCKS, limit = end, begin = outside_batch(u, block, &limit);
+        if (begin != block) {
+            block = begin;
+            continue;
+        }
+        uint64_t most = u64_min(u64_min(limit, (page + 1) * PAGE_BLOCKS),
                                 block + u64_min(RUN_BYTES_MAX, BATCH_BYTES - *used) / BLOCK_BYTES);
         if (u->run_count == RUNS_MAX || most == block || !add_page(u, page))
             return false;

@@ -21,17 +21,17 @@ LOSER, WINNER = 0, 1
 
 @pytest.fixture
 def split() -> Iterator[MakeSplit]:
-    """Both nodes wrote alone; node 0 is going to lose.  ``undo``: its options."""
+    """Both nodes wrote alone; node 0 is going to lose.  ``common``: blocks that both had before."""
     require_sim()
     made: list[Cluster] = []
 
-    def make(seed: int = 1, *, on_error: str = "stop", **setup: Any) -> Cluster:
+    def make(seed: int = 1, *, on_error: str = "stop", common: range = range(0, 40, 3), **setup: Any) -> Cluster:
         undo = {"split_brain_undo": True, "split_brain_undo_on_error": on_error}
         cluster = Cluster(seed, Setup(overrides=undo, disk_bytes=4 << 20, **setup))
         made.append(cluster)
         cluster.connect_fresh()
         app = cluster.serve(0)
-        app.write(*range(0, 40, 3))
+        app.write(*common)
         leave(cluster, app, 0)
         part(cluster)
         return cluster
@@ -201,3 +201,26 @@ def test_undo_goes_on_after_an_orderly_restart(split: MakeSplit) -> None:
     app.write(*range(0, 500, 2))
     assert kept(cluster) == before
     assert cluster.ask(LOSER, "undo-list")["undos"][0]["saved_bytes"]
+
+
+def test_block_that_several_writes_share_is_saved_once(split: MakeSplit) -> None:
+    """Writes that end and begin within a block do not wait for each other, so they come to the undo together."""
+    cluster = split(common=range(590, 620))
+    before = disk(cluster)
+    meet(cluster)
+    in_sync(cluster)
+    app = cluster.serve(LOSER)
+    app.write(900)
+    had = cluster.ask(LOSER, "undo-list")["undos"][0]["saved_bytes"]
+    shared = 600 * BLOCK + 1024
+    ops = [app.submit("write", 700 * BLOCK)]  # the first one is saved alone, the others meanwhile wait
+    ops.append(app.submit("write", shared + 5 * BLOCK, 4 * BLOCK))
+    ops.append(app.submit("write", shared - 4 * BLOCK, 4 * BLOCK))
+    ops.append(app.submit("zero", shared, 512))
+    ops.append(app.submit("write", shared + 512, 5 * BLOCK - 512))
+    cluster.until(lambda: all(cluster.op(op).state for op in ops), 30_000, "the writes' answers")
+    assert kept(cluster) == before
+    saved = cluster.ask(LOSER, "undo-list")["undos"][0]["saved_bytes"]
+    assert saved - had == (1 + 14) * BLOCK
+    leave(cluster, app, LOSER)
+    check_equal(cluster)
