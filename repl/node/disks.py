@@ -176,16 +176,23 @@ class Disks:
         return present
 
     def _check_exposed(self, volume: Volume, prepared: Prepared) -> None:
-        """Applications of a Primary alone go on only with the data that they have seen last."""
+        """Applications of a Primary without another disk go on only with the data that they have seen last."""
         node, exposed = self._node, volume.uuids.current
         theirs = prepared.superblock.uuids.current
-        if node.is_connected or node.role != Role.PRIMARY or not exposed or base(exposed) == base(theirs):
+        # differs: DRBD asks only a Primary without a connection; a peer may have lost its disk as well (decision 0016).
+        is_compared = node.is_connected and volume.state.pdsk >= _D.INCONSISTENT
+        if is_compared or node.role != Role.PRIMARY or not exposed:
             return
+        # differs: DRBD compares the generations only; the news of the new one may be lost (decision 0016).
+        if base(exposed) == base(theirs) and not volume.peer_served:
+            return
+        lacks = f"may lack what was written on {node.settings.peer} since"
+        has = lacks if base(exposed) == base(theirs) else f"holds {theirs:016X}"
         raise RequestRefused(
             f"{node.settings.resource}/{volume.number}: this Primary presented data of generation {exposed:016X}, "
-            f"the disk holds {theirs:016X}",
+            f"the disk {has}",
             number=150,
-            advice="Connect to the peer first, or make this node Secondary.",
+            advice="Connect to the peer's disk first, or make this node Secondary.",
         )
 
     async def _negotiate(self, volume: Volume) -> None:

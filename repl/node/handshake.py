@@ -19,7 +19,7 @@ from repl.drbd.states import ConnectionState, DiskState, Role, StateWord
 from repl.drbd.uuids import Feature, UuidFlag, base
 from repl.engine import commands as ec
 from repl.engine.events import Event
-from repl.errors import ProtocolError
+from repl.errors import ProtocolError, StateRefused
 from repl.node.drops import FinalDrop, RetryDrop
 from repl.node.settings import NetSettings
 from repl.node.settlement import end_dry_run, settle
@@ -299,6 +299,14 @@ async def evaluate(c: Connection, volume: Volume, theirs: StateWord) -> None:
         if Role.PRIMARY == peer_role == node.role and not may_both:
             raise _two_primaries()
     elif volume.attached and peer_disk < _D.INCONSISTENT:
+        if node.role == Role.PRIMARY and volume.is_negotiating and volume.is_older_than_exposed:
+            await node.transition(lambda v, s: replace(s, pdsk=peer_disk), only=volume, reason="told by the peer")
+            volume.attach_refusal = StateRefused(
+                "its data is older than what this Primary has presented, and the peer has lost its disk.",
+                advice="Attach the peer's disk first, or make this node Secondary.",
+            )
+            node.notify_watchers()
+            return
         node.emit("resync", f"{node.settings.peer} has no disk", volume=volume.number)
     first = not node.is_connected
     volume.is_evaluated = True

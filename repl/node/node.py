@@ -472,6 +472,7 @@ class Node:
     def apply(self, volume: Volume, after: StateWord, reason: str) -> None:
         """Its metadata is stable."""
         before, volume.state = volume.state, after
+        volume.follow_service()
         self._log_volume(volume, before, after, reason)
         self.verify.state_changed(volume, before, after)
         self.tell_engine(volume)

@@ -70,6 +70,7 @@ class Volume:
         self.new_part_is_clean = False  # of a resize under way
         self.disk_error = ""
         self.exposed = 0  # current UUID of the data that the device presented before this disk was attached
+        self.peer_served = False  # this Primary worked on the peer's disk alone: no other one has all of it
         self.attach_refusal: ReplError | None = None  # verdict of the handshake on a disk that is Negotiating
         # of the present connection
         self.peer_report: UuidReport | None = None
@@ -160,8 +161,21 @@ class Volume:
     @property
     def falls_to(self) -> DiskState:
         """What becomes of a Negotiating disk when the connection is lost."""
-        same = self.attached and self.exposed and base(self.exposed) == base(self.uuids.current)
-        return self.disk_state_found() if same else DiskState.DISKLESS
+        known = self.attached and self.exposed
+        return self.disk_state_found() if known and not self.is_older_than_exposed else DiskState.DISKLESS
+
+    @property
+    def is_older_than_exposed(self) -> bool:
+        """The attached disk may lack what applications have seen on the peer's."""
+        return self.exposed != 0 and (self.peer_served or base(self.exposed) != base(self.uuids.current))
+
+    def follow_service(self) -> None:
+        """Whose disk do applications see?  The peer makes a new generation then, but the news of it may get lost."""
+        state = self.state
+        if state.role != Role.PRIMARY or state.disk >= DiskState.INCONSISTENT:
+            self.peer_served = False
+        elif state.conn >= ConnectionState.CONNECTED and state.pdsk >= DiskState.INCONSISTENT:
+            self.peer_served = True
 
     @property
     def is_negotiating(self) -> bool:
