@@ -465,10 +465,12 @@ def sanitize(state: StateWord, *, negotiating_falls_to: DiskState = DiskState.DI
     else:
         conn = _RESUMED.get(conn, conn)
     if conn <= _C.PAUSED_SYNC_T:
-        # differs: in DRBD such a disk becomes UpToDate as well when the good disk is gone (decision 0016).
-        if disk in (_D.CONSISTENT, _D.OUTDATED) and state.pdsk > _D.FAILED:
+        # differs: in DRBD such a disk becomes UpToDate as well when the good disk is gone, or is back and nobody has
+        # compared them yet (decision 0016).
+        least = _D.NEGOTIATING if conn == _C.CONNECTED else _D.FAILED
+        if disk in (_D.CONSISTENT, _D.OUTDATED) and state.pdsk > least:
             disk = _D.UP_TO_DATE
-        if pdsk in (_D.CONSISTENT, _D.OUTDATED) and state.disk > _D.FAILED:
+        if pdsk in (_D.CONSISTENT, _D.OUTDATED) and state.disk > least:
             pdsk = _D.UP_TO_DATE
     if conn in _DISK_LIMITS:
         own_lowest, own_highest, peer_lowest, peer_highest = _DISK_LIMITS[conn]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from repl.drbd import superblock as sb
 from repl.drbd.states import ConnectionState, DiskState, Role, StateChange, StateWord
 from repl.drbd.superblock import MdFlag
-from repl.drbd.uuids import base, random_uuid
+from repl.drbd.uuids import Uuids, base, new_current, random_uuid
 from repl.engine import commands as ec
 from repl.engine.events import DiskOp, Event, Result
 from repl.errors import DiskFailed, PeerLost, ReplError, RequestRefused, StateRefused
@@ -230,19 +230,14 @@ class Disks:
         self._busy.add(number)
         try:
             await self._agree_to_detach(volume)
-            await self.detach_clean(volume)
+            await self.detach_clean(volume, is_order=True)
         finally:
             self._busy.discard(number)
 
     async def _agree_to_detach(self, volume: Volume) -> None:
         node = self._node
-        good_peer = node.is_connected and volume.state.pdsk == _D.UP_TO_DATE
-        if node.role == Role.PRIMARY and not good_peer:
-            raise StateRefused(
-                f"{node.settings.resource}/{volume.number}: this Primary has no other good data",
-                number=-2,
-                advice="Connect to a peer with UpToDate data, or make this node Secondary first.",
-            )
+        if self._has_last_good_copy(volume.state):
+            raise self._refused_last_copy(volume)
         if node.is_connected:
             try:
                 code = await node.connection.request_change(StateChange.of(disk=_D.FAILED), volume=volume.number)
@@ -253,13 +248,41 @@ class Disks:
             if code < 1:
                 raise refusal(node, "detach", code)
 
-    async def detach_clean(self, volume: Volume, *, wait_ms: int | None = None) -> None:
+    def _has_last_good_copy(self, state: StateWord) -> bool:
+        node = self._node
+        return node.role == Role.PRIMARY and not (node.is_connected and state.pdsk == _D.UP_TO_DATE)
+
+    def _refused_last_copy(self, volume: Volume) -> StateRefused:
+        return StateRefused(
+            f"{self._node.settings.resource}/{volume.number}: this Primary has no other good data",
+            number=-2,
+            advice="Connect to a peer with UpToDate data, or make this node Secondary first.",
+        )
+
+    async def _to_failed(self, volume: Volume, reason: str, *, is_order: bool = False) -> None:
+        """A node that is Ahead starts a new generation: the peer, which lacks writes, has the same (decision 0032)."""
+        node = self._node
+
+        def change(_: Volume, s: StateWord) -> StateWord:
+            kept = is_order and self._has_last_good_copy(s)  # it may have gone Ahead while the peer was asked
+            return s if kept else replace(s, disk=_D.FAILED)
+
+        def uuids(v: Volume) -> Uuids:
+            if v is volume and v.is_ahead_of_generation and change(v, v.state).disk == _D.FAILED:
+                return new_current(v.uuids, node.random, primary=node.role == Role.PRIMARY)
+            return v.uuids
+
+        await node.transition(change, uuids=uuids, only=volume, reason=reason)
+        node.connection.send_state(volume)
+
+    async def detach_clean(self, volume: Volume, *, wait_ms: int | None = None, is_order: bool = False) -> None:
         """Orderly: data, bitmap, activity log, clean superblock, in this order; then let the descriptors go."""
         node = self._node
         if not volume.attached:
             return
-        await node.transition(lambda v, s: replace(s, disk=_D.FAILED), only=volume, reason="detach")
-        node.connection.send_state(volume)
+        await self._to_failed(volume, "detach", is_order=is_order)
+        if is_order and volume.state.disk > _D.FAILED:
+            raise self._refused_last_copy(volume)
         stable = await node.within(node.start(self._make_clean(volume), "clean detach").done, wait_ms)
         if not stable:
             node.send(ec.VolumeGiveUp(volume.number))
@@ -285,8 +308,7 @@ class Disks:
         if was_leaving:
             await node.watch(lambda: volume.state.disk != _D.FAILED)
             return
-        await node.transition(lambda v, s: replace(s, disk=_D.FAILED), only=volume, reason="forced detach")
-        node.connection.send_state(volume)
+        await self._to_failed(volume, "forced detach")
         self._outlive(volume)
         await self._let_go(volume, "detached by force")
         node.connection.send_state(volume)
@@ -350,8 +372,7 @@ class Disks:
         node = self._node
         if volume.state.disk == _D.FAILED:  # it is being detached already, which sees the error itself
             return
-        await node.transition(lambda v, s: replace(s, disk=_D.FAILED), only=volume, reason=volume.disk_error)
-        node.connection.send_state(volume)
+        await self._to_failed(volume, volume.disk_error)
         if volume.settings.on_io_error == "call-local-io-error":
             await node.handlers.run("local-io-error", volume)  # application I/O waits meanwhile
         self._outlive(volume)

@@ -12,6 +12,7 @@ import pytest
 from repl.drbd.packets import Packet
 from repl.drbd.states import ConnectionState, DiskState, Role
 from repl.engine.commands import Resync
+from repl.errors import StateRefused
 from tests.lib.tools import require_sim
 
 BLOCK = 4096
@@ -223,4 +224,36 @@ def test_crash_of_the_ahead_node_is_repaired_from_its_metadata(clusters: Any, si
     assert not cluster.differing() or cluster.state(1)[2] in (D.OUTDATED, D.INCONSISTENT)
     assert cluster.state(1)[0] == Role.SECONDARY
     cluster.restart(0)
+    cluster.check_idle_pair()
+
+
+def test_primary_that_went_ahead_during_a_detach_keeps_its_disk(clusters: Any) -> None:
+    cluster, app = served(clusters)
+    write(cluster, app, 0, 12)
+    detach = cluster.fire(0, "detach", volume=0)  # its question to the peer stands behind the writes
+    write(cluster, app, 12, 40)
+    cluster.until(lambda: detach.is_done, 20_000, "the answer to the detach")
+    assert isinstance(detach.error, StateRefused) and "no other good data" in str(detach.error)
+    assert cluster.events(0, text="congestion-fill") and cluster.state(0)[2] == D.UP_TO_DATE
+    slow(cluster, 0)
+    cluster.check_idle_pair()
+
+
+def test_disk_lost_while_ahead_comes_back_as_the_source(clusters: Any) -> None:
+    """And until the nodes have compared them, the peer's old copy takes no writes for it."""
+    cluster, app = served(clusters)
+    go_ahead(cluster, app)
+    write(cluster, app, 48, 20)
+    cluster.ask(0, "detach", volume=0, force=True)
+    cluster.until(lambda: cluster.state(1)[3] == D.DISKLESS, 10_000, "the peer knows")
+    assert cluster.state(1)[2] == D.OUTDATED
+    slow(cluster, 0)
+    attach = cluster.fire(0, "attach", volume=0)
+    ops = []
+    while not attach.is_done or cluster.state(0)[2] != D.UP_TO_DATE:
+        ops.append(app.submit("write", (100 + len(ops)) * BLOCK))
+        cluster.run(5)
+    assert attach.error is None
+    cluster.until(lambda: all(cluster.op(op).state for op in ops), 20_000, "the writes' answers")
+    assert cluster.events(0, text="decision source")
     cluster.check_idle_pair()
