@@ -17,6 +17,7 @@ enum {
     VERIFY_BLOCKS = 16,         /* of one lock and one disk operation: 64 KiB */
     VERIFY_RUNS_MAX = 512,      /* in progress at the source, all volumes */
     VERIFY_ANSWERS_MAX = 1024,  /* in progress at the target: the kernel module may ask for scattered blocks */
+    VERIFY_ROUNDS_ONE_PRIMARY = 3,  /* the target holds the blocks, unless they were asked for in pieces */
     VERIFY_ROUNDS_MAX = 16,     /* of two Primaries, whose writes may come between every time */
     VERIFY_RANGES_MAX = 4096,   /* differing ranges reported of one verify; more are only counted */
 };

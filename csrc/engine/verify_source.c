@@ -179,13 +179,13 @@ void verify_compare(struct verify_blocks *b)
     uint32_t found = differing(q);
     buf_put(b->buf);
     b->buf = NULL;
-    uint8_t rounds = v->core->link.options.two_primaries ? VERIFY_ROUNDS_MAX : 1;
+    uint8_t rounds = v->core->link.options.two_primaries ? VERIFY_ROUNDS_MAX : VERIFY_ROUNDS_ONE_PRIMARY;
     if (found && b->rounds < rounds && v->core->link.options.peer_is_ours) {
         b->is_second = true;
         b->rounds++;
         b->missing = found;
         b->refused = 0;
-        if (rounds > 1) {   /* a write that lost against one of the peer may wait to be sent again */
+        if (v->core->link.options.two_primaries) {  /* a write that lost against the peer's may wait to be sent again */
             volume_unlock_range(v, &b->lock);
             verify_lock(b);
         } else

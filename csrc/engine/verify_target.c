@@ -11,13 +11,33 @@
 
 #define ID_OUT_OF_SYNC UINT64_C(4712)
 
+/* A question of ours that came in pieces: its verdicts follow when all of them are answered, and a write that waits for
+ * an earlier piece may stand before this one.  So that one ends with its answer; what differs then is asked again. */
+static void let_go_before(struct volume *v, const struct verify_blocks *last)
+{
+    uint32_t count = last->count;
+    for (uint64_t end = last->offset; end;) {
+        struct verify_blocks *b = verify_find(v, end - SECTOR_BYTES, true);
+        if (!b || b->offset + b->bytes != end || (count += b->count) > VERIFY_BLOCKS)
+            return;     /* another question */
+        end = b->offset;
+        if (b->stage == VERIFY_ANSWERED)
+            verify_release(b);
+        else
+            b->gives_way = true;
+    }
+}
+
 /* The entry has all its blocks: it takes its place among the writes. */
 void verify_answer_start(struct volume *v)
 {
     struct verify_blocks *b = v->verify.open;
     v->verify.open = NULL;
-    if (b)
-        verify_lock(b);
+    if (!b)
+        return;
+    verify_lock(b);
+    if (b->stage == VERIFY_LOCKING && v->core->link.options.peer_is_ours)
+        let_go_before(v, b);
 }
 
 /* A block that differed: it is read again under the lock that its first answer still holds. */
