@@ -254,7 +254,7 @@ class Orders(Faults):
         c.cut(silent=False)
         self.wait_calmly(lambda: not c.connected, 20_000)
         self._grow_disks(0, 1)
-        size = min(shell.data.size_bytes for shell in c.shells)
+        size = max(shell.data.size_bytes for shell in c.shells)  # one may have grown before: disks do not shrink
         for shell in c.shells:
             shell.data.size_bytes = size
         if self.alive(node):
