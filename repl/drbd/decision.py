@@ -181,10 +181,10 @@ def _left_over(me: Side, peer: Side, found: Decision, *, resolve_conflicts: bool
     mine_outdated, peer_outdated = me.disk == DiskState.OUTDATED, peer.disk == DiskState.OUTDATED
     if me.attaching != peer.attaching:
         is_source = peer.attaching      # the disk in use has what was written last
+    elif mine_outdated != peer_outdated:
+        is_source = peer_outdated       # even if it is Primary: it worked through the other one's disk
     elif me.primary != peer.primary:
         is_source = me.primary
-    elif mine_outdated != peer_outdated:
-        is_source = peer_outdated
     else:
         is_source = not resolve_conflicts
     return replace(found, kind=DecisionKind.SOURCE if is_source else DecisionKind.TARGET, reason=reason)

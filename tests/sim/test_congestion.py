@@ -257,3 +257,19 @@ def test_disk_lost_while_ahead_comes_back_as_the_source(clusters: Any) -> None:
     cluster.until(lambda: all(cluster.op(op).state for op in ops), 20_000, "the writes' answers")
     assert cluster.events(0, text="decision source")
     cluster.check_idle_pair()
+
+
+def test_primary_behind_takes_what_its_peer_has_after_that_ones_death(clusters: Any) -> None:
+    cluster, app = served(clusters)
+    go_ahead(cluster, app)
+    write(cluster, app, 48, 20)
+    app.stop()
+    cluster.until(lambda: cluster.node(0).role == Role.SECONDARY, 10_000, "the client's end")
+    cluster.ask(1, "pause-sync", volume=0)
+    cluster.ask(1, "primary")
+    assert cluster.state(1)[1:] == (C.BEHIND, D.OUTDATED, D.UP_TO_DATE)
+    cluster.shells[0].crash()
+    cluster.restart(0)
+    slow(cluster, 0)
+    cluster.ask(1, "resume-sync", volume=0)
+    cluster.check_idle_pair()

@@ -60,8 +60,9 @@ def test_left_over_dirty_bits_with_a_primary_are_copied_from_the_primary() -> No
         assert (first.kind, second.kind) == (DecisionKind.SOURCE, DecisionKind.TARGET)
 
 
-def test_left_over_dirty_bits_with_an_outdated_node_are_copied_to_it() -> None:
-    a = Side(Uuids(A), disk=DiskState.OUTDATED, dirty_bits=3)
+@pytest.mark.parametrize("role", [Role.SECONDARY, Role.PRIMARY])
+def test_left_over_dirty_bits_with_an_outdated_node_are_copied_to_it(role: Role) -> None:
+    a = Side(Uuids(A), role=role, disk=DiskState.OUTDATED, dirty_bits=3)
     b = Side(Uuids(A), disk=UP, dirty_bits=3)
     for a_holds in (True, False):
         assert both(a, b, a_holds=a_holds)[0].kind is DecisionKind.TARGET
