@@ -189,7 +189,12 @@ class Primaries(Faults):
             c.wait(lambda: c.stand_alone, 3000)  # the other one finds out as well
             split = [c.node(node).reason for node in alone() if "plit" in c.node(node).reason]
             behind = [node for node in alone() if c.node(node).reason.startswith(BEHIND)]
-            if behind:  # the other one went on alone, by order
+            bare = [node for node in alone() if "This Primary has no disk" in c.node(node).reason]
+            if bare:  # its clients have seen more than its own disk has: they leave, then that disk is a target
+                self.apps_leave(bare[0])
+                self.demote(bare[0])
+                self.bring_disks()
+            elif behind:  # the other one went on alone, by order
                 self.solve(c.node(behind[0]).reason, behind[0])
             elif split:
                 self.solve(split[0], self.rng.randrange(2))
