@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from tests.lib.crossing import CONFLICTS, reconnect_until_flag
+from tests.lib.crossing import CONFLICTS, check_end, reconnect_until_flag
 from tests.lib.interop import LINK_LOST, KernelPair, PairMaker
 from tests.lib.tools import SYSTEM_PYTHON
 
@@ -86,15 +86,7 @@ def test_crossing_writes_end_in_the_same_content(make_pair: PairMaker, ours: boo
         pair.kernel.guest.run([SYSTEM_PYTHON, "-c", GUEST_WRITERS, pair.kernel.device, *numbers], 120)
     conflicts = pair.ours.status()["volumes"][0]["counters"]["conflicts"]
     assert conflicts > 0
-    pair.wait_equal()
-    with pair.ours.client() as client:
-        client.flush()
-    pair.our_secondary()
-    status = pair.ours.status()
-    assert status["engine"]["transfer_log"] == status["engine"]["epochs_open"] == 0
-    pair.kernel.adm("secondary")
-    assert pair.ours.is_in_sync
-    pair.compare()
+    check_end(pair)
 
 
 def both_primary_again(pair: KernelPair) -> None:

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.lib.crossing import CONFLICTS, Area, CrossingWrites, reconnect_until_flag
+from tests.lib.crossing import CONFLICTS, Area, CrossingWrites, check_end, reconnect_until_flag
 from tests.lib.interop import MIB, ROUNDS, KernelPair, PairMaker
 
 NET = "allow-two-primaries yes;"
@@ -28,20 +28,6 @@ def promote_both(pair: KernelPair) -> None:
     pair.ours.call("primary")
     pair.kernel.adm("primary")
     pair.wait_ours(role="Primary", peer_role="Primary")
-
-
-def check_end(pair: KernelPair) -> None:
-    """Nothing is left open, and both disks are the same."""
-    pair.wait_in_sync()
-    pair.wait_equal()
-    with pair.ours.client() as client:
-        client.flush()
-    pair.our_secondary()
-    status = pair.ours.status()
-    assert status["engine"]["transfer_log"] == status["engine"]["epochs_open"] == 0
-    pair.kernel.adm("secondary")
-    assert status["volumes"][0]["out_of_sync_bytes"] == pair.kernel.state().out_of_sync_kib == 0
-    pair.compare()
 
 
 @pytest.mark.interop

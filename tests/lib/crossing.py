@@ -137,3 +137,17 @@ def reconnect_until_flag(pair: KernelPair, *, ours: bool) -> None:
         return flag_is_ours(pair) is ours
 
     pair.wait(holds, "the resolve-conflicts flag", 120)
+
+
+def check_end(pair: KernelPair) -> None:
+    """Nothing is left open, and both disks are the same."""
+    pair.wait_in_sync()
+    pair.wait_equal()
+    with pair.ours.client() as client:
+        client.flush()
+    pair.our_secondary()
+    status = pair.ours.status()
+    assert status["engine"]["transfer_log"] == status["engine"]["epochs_open"] == 0
+    pair.kernel.adm("secondary")
+    assert status["volumes"][0]["out_of_sync_bytes"] == pair.kernel.state().out_of_sync_kib == 0
+    pair.compare()

@@ -136,16 +136,13 @@ class PeerScript(ABC):
             if name != leave_out:
                 self.say(name, bodies.get(name.removeprefix("P_").lower(), body))
 
-    def accept(self) -> None:
-        """Both sockets, dialled by the node."""
-        raise NotImplementedError
-
-    def meet(self, *, role: int = 2, disk: int = 8, node_role: int = 0, dials: bool = True, two: bool = False) -> None:
+    def meet(self, *, role: int = 2, disk: int = 8, node_role: int = 0, two: bool = False) -> None:
         """Everything up to Connected; ``two``: with allow-two-primaries."""
-        if dials:
-            self.connect()
-        else:
-            self.accept()
+        self.connect()
+        self.introduce(role=role, disk=disk, node_role=node_role, two=two)
+
+    def introduce(self, *, role: int = 2, disk: int = 8, node_role: int = 0, two: bool = False) -> None:
+        """The same on sockets that are there."""
         self.features()
         self.parameters(role=role, disk=disk, protocol=self.protocol(two=int(two)))
         self.take("P_STATE")

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from repl.drbd.states import DiskState
 from repl.drbd.uuids import base
 from repl.errors import RequestRefused
 from repl.node import disk as node_disk
+from repl.node.flow import Promise
 from tests.lib.tools import require_sim
 from tests.sim.app import App
 from tests.sim.cluster import Cluster, Setup
@@ -31,6 +34,10 @@ def pair() -> Iterator[Cluster]:
 
 def disks(pair: Cluster, index: int) -> tuple[DiskState, DiskState]:
     return pair.state(index)[2:]
+
+
+def answered(*answers: Promise[Any]) -> bool:
+    return all(answer.is_done for answer in answers)
 
 
 def own_generation(pair: Cluster, index: int) -> int:
@@ -128,7 +135,7 @@ def test_link_breaks_while_the_older_disk_is_negotiated() -> None:
             pair.run(300)
             pair.shells[1].crash()
             pair.until(lambda: not pair.node(0).is_connected, 20_000, "the loss of the peer")
-            pair.until(lambda: answer.is_done, 20_000, "the answer")  # noqa: B023
+            pair.until(partial(answered, answer), 20_000, "the answer")
             assert disks(pair, 0)[0] == (_D.DISKLESS if acknowledged else _D.INCONSISTENT)
             assert acknowledged == (answer.error is not None)
             assert app.do("read", BLOCK) != 0
@@ -149,7 +156,7 @@ def test_peer_loses_its_disk_while_the_older_one_is_negotiated() -> None:
             answer = pair.fire(0, "attach")
             pair.run(step)
             lost = pair.fire(1, "detach", force=True)
-            pair.until(lambda: answer.is_done and lost.is_done, 20_000, "the answers")  # noqa: B023
+            pair.until(partial(answered, answer, lost), 20_000, "the answers")
             pair.run(100)
             good = _D.UP_TO_DATE in disks(pair, 0)
             assert good == (app.do("read", BLOCK) == 0)

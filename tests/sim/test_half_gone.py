@@ -4,20 +4,18 @@
 from __future__ import annotations
 
 from tests.lib.tools import require_sim
-from tests.sim.cluster import QUICK_NET, Cluster, Setup
-from tests.sim.scripted_peer import ScriptedPeer, data
+from tests.sim.cluster import QUICK_NET, Setup
+from tests.sim.peer_stage import PRIMARY, PeerStage
+from tests.sim.scripted_peer import data
 
-PRIMARY = 1
 STEP_MS = 20
 
 
 def test_peer_that_goes_on_writing_without_its_meta_socket_is_lost() -> None:
     require_sim()
-    with Cluster(12, Setup(net=QUICK_NET)) as cluster:
-        cluster.connect_fresh()
-        cluster.ask(1, "down")
-        cluster.until(lambda: not cluster.node(0).is_connected, 5000, "the end of the connection")
-        peer = ScriptedPeer(cluster)
+    stage = PeerStage(serves=False, setup=Setup(net=QUICK_NET))
+    cluster, peer = stage.cluster, stage.peer
+    with cluster:
         peer.meet(role=PRIMARY)
         cluster.world.lib.re_sim_socket_reset(cluster.world.sim, peer.meta)
         peer.ended.add(peer.meta)

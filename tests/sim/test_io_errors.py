@@ -89,6 +89,14 @@ def test_metadata_errors_detach_whatever_the_policy_is(policy: str) -> None:
 # ---- pass_on ----
 
 
+def switch(pair: Cluster, old: int) -> App:
+    """The roles are swapped in order; an application on the new Primary."""
+    pair.until(lambda: pair.volume(old).open_count == 0, 5000, "the client's end")
+    pair.ask(old, "secondary")
+    pair.until(lambda: pair.node(1 - old).peer_role == Role.SECONDARY, 5000, "the word of the demotion")
+    return pair.serve(1 - old)
+
+
 def test_passed_on_read_error_reads_at_the_peer_and_keeps_the_rest() -> None:
     with cluster(on_io_error="pass_on") as pair:
         app = pair.serve(0)
@@ -143,10 +151,7 @@ def test_what_a_secondary_was_not_sent_after_its_error_is_not_read_there_after_a
         pair.until(lambda: disks(pair, 0) == (_D.UP_TO_DATE, _D.INCONSISTENT), 5000, "the peer's disk is doubtful")
         app.write(6, 7)  # not sent
         app.stop()
-        pair.until(lambda: pair.volume(0).open_count == 0, 5000, "the client's end")
-        pair.ask(0, "secondary")
-        pair.until(lambda: pair.node(1).peer_role == Role.SECONDARY, 5000, "the word of the demotion")
-        other = pair.serve(1)
+        other = switch(pair, 0)
         for block in range(10):
             assert other.do("read", block * BLOCK) == 0  # the simulator compares with what was written
         pair.run(10)
@@ -158,12 +163,6 @@ def test_what_a_secondary_was_not_sent_after_its_error_is_not_read_there_after_a
 
 
 def test_what_the_peer_wrote_meanwhile_is_not_read_from_a_disk_that_lost_something() -> None:
-    def switch(old: int) -> App:
-        pair.until(lambda: pair.volume(old).open_count == 0, 5000, "the client's end")
-        pair.ask(old, "secondary")
-        pair.until(lambda: pair.node(1 - old).peer_role == Role.SECONDARY, 5000, "the word of the demotion")
-        return pair.serve(1 - old)
-
     with cluster(on_io_error="pass_on") as pair:
         app = pair.serve(0)
         app.write(*range(10))
@@ -171,10 +170,10 @@ def test_what_the_peer_wrote_meanwhile_is_not_read_from_a_disk_that_lost_somethi
         assert app.do("read", 3 * BLOCK) == 0
         pair.until(lambda: disks(pair, 0) == (_D.INCONSISTENT, _D.UP_TO_DATE), 5000, "the disk is doubtful")
         app.stop()
-        other = switch(0)
+        other = switch(pair, 0)
         other.write(6, 7)
         other.stop()
-        app = switch(1)
+        app = switch(pair, 1)
         for block in range(10):
             assert app.do("read", block * BLOCK) == 0
         pair.run(10)

@@ -14,9 +14,7 @@ from repl.drbd.states import ConnectionState, Role
 from repl.drbd.uuids import base
 from tests.lib.tools import require_sim
 from tests.sim.cluster import QUICK_NET, Cluster, Setup
-from tests.sim.scripted_peer import ScriptedPeer
-
-SECONDARY = 2
+from tests.sim.peer_stage import SECONDARY, PeerStage
 
 
 def reply(code: int) -> bytes:
@@ -27,11 +25,9 @@ def reply(code: int) -> bytes:
 @pytest.mark.parametrize("peer_closes", [True, False], ids=["closes", "does-not-close"])
 def test_node_that_leaves_lets_its_peer_close_first(verb: str, peer_closes: bool) -> None:
     require_sim()
-    with Cluster(12, Setup(net=QUICK_NET)) as cluster:
-        cluster.connect_fresh()
-        cluster.ask(1, "down")
-        cluster.until(lambda: not cluster.node(0).is_connected, 5000, "the end of the connection")
-        peer = ScriptedPeer(cluster)
+    stage = PeerStage(serves=False, setup=Setup(net=QUICK_NET))
+    cluster, peer = stage.cluster, stage.peer
+    with cluster:
         peer.answers_pings = True
         peer.meet(role=SECONDARY)
         answer = cluster.fire(0, verb)

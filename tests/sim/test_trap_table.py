@@ -183,7 +183,7 @@ TRAPS = {
     ),
     39: Trap(
         "one socket closed alone",
-        (CONNECTED, _T + "test_meta_socket_that_ends_before_the_link_is_up_does_not_block_the_next_connection"),
+        (CONNECTED, _T + "test_meta_socket_that_ends_before_the_link_is_up_blocks_no_later_connection"),
         (_P + "test_kernel_primary_resyncs_us_after_the_cable_was_pulled",),
     ),
     40: Trap(

@@ -10,58 +10,24 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import pytest
 
 from repl.drbd.states import ConnectionState
-from tests.sim.app import App
-from tests.sim.cluster import QUICK_NET, Cluster, Setup
+from tests.sim.peer_stage import PRIMARY, SECONDARY, PeerStage, made_stages
 from tests.sim.scripted_peer import SYNCER, ScriptedPeer, ack, data, h80, h100, state_word
 
-NET = replace(QUICK_NET, ko_count=3, timeout_ms=600)
 SECRET = b"right"
 BLOCK = bytes(4096)
-PRIMARY, SECONDARY = 1, 2
 Act = Callable[[ScriptedPeer], None]
 
 
-class Stage:
-    """A node with good data and the peer."""
-
-    def __init__(self, *, serves: bool, secret: str = "", setup: Setup | None = None) -> None:
-        net = replace(NET, cram_hmac_alg="sha1", shared_secret=secret) if secret else NET
-        self.cluster = Cluster(11, setup or Setup(net=net))
-        cluster = self.cluster
-        cluster.connect_fresh()
-        cluster.ask(1, "down")
-        cluster.until(lambda: not cluster.shells[1].is_running, 5000, "the end of the node that the peer plays")
-        cluster.until(lambda: not cluster.node(0).is_connected, 5000, "the end of the connection")
-        self.peer = ScriptedPeer(cluster)
-        self.app: App | None = cluster.serve(0) if serves else None
-
-    def node_goes_on(self) -> None:
-        """It serves its application, which finds what it wrote."""
-        cluster = self.cluster
-        if self.app is None:
-            cluster.until(lambda: not cluster.node(0).is_connected, 10_000, "the end of the connection")
-            cluster.ask(0, "primary")
-            self.app = cluster.serve(0)
-        for block in (3, 4):
-            assert self.app.do("write", block * 4096, ms=60_000) == 0
-        assert self.app.do("read", 3 * 4096) == 0 and self.app.do("flush") == 0
-        cluster.check_audit(0)
-
-
 @pytest.fixture
-def stages() -> Iterator[list[Stage]]:
-    made: list[Stage] = []
-    yield made
-    for stage in made:
-        stage.cluster.close()
+def stages() -> Iterator[list[PeerStage]]:
+    yield from made_stages()
 
 
-def check(stages: list[Stage], stage: Stage, why: str, *, is_final: bool) -> None:
+def check(stages: list[PeerStage], stage: PeerStage, why: str, *, is_final: bool) -> None:
     stages.append(stage)
     cluster = stage.cluster
     cluster.until(stage.peer.has_ended, 20_000, "the end of the connection")
@@ -130,9 +96,9 @@ def bitmap_of_a_few_bits() -> bytes:
     ],
 )  # fmt: skip
 def test_connected_peer_that_breaks_the_protocol_loses_the_connection(
-    stages: list[Stage], act: Act, why: str
+    stages: list[PeerStage], act: Act, why: str
 ) -> None:
-    stage = Stage(serves=True)
+    stage = PeerStage(serves=True)
     stage.peer.meet(role=SECONDARY)
     act(stage.peer)
     check(stages, stage, why, is_final=False)
@@ -140,9 +106,9 @@ def test_connected_peer_that_breaks_the_protocol_loses_the_connection(
 
 @pytest.mark.parametrize("word", [0x0000C883, 0x00001EA2, 0xFF8110A2, 0x000111F2, 0x000193A2])
 def test_state_packets_that_claim_the_impossible_end_the_connection_or_nothing(
-    stages: list[Stage], word: int
+    stages: list[PeerStage], word: int
 ) -> None:
-    stage = Stage(serves=True)
+    stage = PeerStage(serves=True)
     stages.append(stage)
     stage.peer.meet(role=SECONDARY)
     stage.peer.say("P_STATE", struct.pack(">I", word))
@@ -164,8 +130,8 @@ def test_state_packets_that_claim_the_impossible_end_the_connection_or_nothing(
         lambda p: p.say("P_UUIDS", bytes(48), volume=60),
     ],
 )
-def test_what_means_nothing_is_ignored(stages: list[Stage], act: Act) -> None:
-    stage = Stage(serves=False)
+def test_what_means_nothing_is_ignored(stages: list[PeerStage], act: Act) -> None:
+    stage = PeerStage(serves=False)
     stages.append(stage)
     peer, cluster = stage.peer, stage.cluster
     peer.meet(role=SECONDARY)
@@ -176,8 +142,8 @@ def test_what_means_nothing_is_ignored(stages: list[Stage], act: Act) -> None:
     assert not [name for name, *_ in peer.packets if name == "P_BARRIER_ACK"]
 
 
-def test_sync_uuid_out_of_place_changes_no_generation(stages: list[Stage]) -> None:
-    stage = Stage(serves=False)
+def test_sync_uuid_out_of_place_changes_no_generation(stages: list[PeerStage]) -> None:
+    stage = PeerStage(serves=False)
     stages.append(stage)
     stage.peer.meet(role=SECONDARY)
     before = stage.cluster.volume(0).uuids
@@ -202,8 +168,8 @@ def test_sync_uuid_out_of_place_changes_no_generation(stages: list[Stage]) -> No
         (data((1 << 55) - 1, b"", flags=0x120), "beyond the device"),
     ],
 )
-def test_write_that_does_not_fit_is_refused(stages: list[Stage], body: bytes, why: str) -> None:
-    stage = Stage(serves=False)
+def test_write_that_does_not_fit_is_refused(stages: list[PeerStage], body: bytes, why: str) -> None:
+    stage = PeerStage(serves=False)
     content = stage.cluster.shells[0].data.content(0, stage.cluster.device_bytes)
     stage.peer.meet(role=PRIMARY)
     stage.peer.say("P_DATA", body)
@@ -214,8 +180,8 @@ def test_write_that_does_not_fit_is_refused(stages: list[Stage], body: bytes, wh
     assert stage.cluster.shells[0].data.content(0, stage.cluster.device_bytes) == content
 
 
-def test_largest_write_and_reused_ids_are_fine(stages: list[Stage]) -> None:
-    stage = Stage(serves=False)
+def test_largest_write_and_reused_ids_are_fine(stages: list[PeerStage]) -> None:
+    stage = PeerStage(serves=False)
     stages.append(stage)
     peer = stage.peer
     peer.meet(role=PRIMARY)
@@ -272,15 +238,15 @@ def without_uuids(peer: ScriptedPeer) -> None:
         (parameters(state=struct.pack(">I", 0x00001E82)), "State word", False),
     ],
 )  # fmt: skip
-def test_handshake_that_does_not_fit_is_refused(stages: list[Stage], act: Act, why: str, is_final: bool) -> None:
-    stage = Stage(serves=True)
+def test_handshake_that_does_not_fit_is_refused(stages: list[PeerStage], act: Act, why: str, is_final: bool) -> None:
+    stage = PeerStage(serves=True)
     stage.peer.connect()
     act(stage.peer)
     check(stages, stage, why, is_final=is_final)
 
 
-def test_echo_of_our_own_challenge_is_refused(stages: list[Stage]) -> None:
-    stage = Stage(serves=True, secret="right")
+def test_echo_of_our_own_challenge_is_refused(stages: list[PeerStage]) -> None:
+    stage = PeerStage(serves=True, secret="right")
     peer = stage.peer
     peer.connect()
     peer.features()
@@ -289,8 +255,8 @@ def test_echo_of_our_own_challenge_is_refused(stages: list[Stage]) -> None:
 
 
 @pytest.mark.parametrize("secret", [b"wrong", b""])
-def test_wrong_secret_and_no_authentication_are_refused(stages: list[Stage], secret: bytes) -> None:
-    stage = Stage(serves=True, secret="right")
+def test_wrong_secret_and_no_authentication_are_refused(stages: list[PeerStage], secret: bytes) -> None:
+    stage = PeerStage(serves=True, secret="right")
     stage.peer.connect()
     stage.peer.features()
     if secret:
@@ -300,8 +266,8 @@ def test_wrong_secret_and_no_authentication_are_refused(stages: list[Stage], sec
     check(stages, stage, "uthenticat", is_final=True)
 
 
-def test_packets_on_the_meta_socket_before_the_handshake_wait(stages: list[Stage]) -> None:
-    stage = Stage(serves=False)
+def test_packets_on_the_meta_socket_before_the_handshake_wait(stages: list[PeerStage]) -> None:
+    stage = PeerStage(serves=False)
     stages.append(stage)
     peer = stage.peer
     stage.cluster.judge()  # nobody has a version to speak yet
@@ -315,14 +281,14 @@ def test_packets_on_the_meta_socket_before_the_handshake_wait(stages: list[Stage
 # ---- pings, silence, strangers ----
 
 
-def test_peer_that_answers_no_ping_is_given_up(stages: list[Stage]) -> None:
-    stage = Stage(serves=True)
+def test_peer_that_answers_no_ping_is_given_up(stages: list[PeerStage]) -> None:
+    stage = PeerStage(serves=True)
     stage.peer.meet()
     check(stages, stage, "ping", is_final=False)
 
 
-def test_peer_that_reads_nothing_holds_up_nobody_for_long(stages: list[Stage]) -> None:
-    stage = Stage(serves=True)
+def test_peer_that_reads_nothing_holds_up_nobody_for_long(stages: list[PeerStage]) -> None:
+    stage = PeerStage(serves=True)
     stages.append(stage)
     stage.peer.meet()
     for _ in range(200):
@@ -332,8 +298,8 @@ def test_peer_that_reads_nothing_holds_up_nobody_for_long(stages: list[Stage]) -
     stage.node_goes_on()
 
 
-def test_strangers_cannot_keep_the_peer_out(stages: list[Stage]) -> None:
-    stage = Stage(serves=False)
+def test_strangers_cannot_keep_the_peer_out(stages: list[PeerStage]) -> None:
+    stage = PeerStage(serves=False)
     stages.append(stage)
     peer = stage.peer
     for number in range(100):
@@ -346,8 +312,8 @@ def test_strangers_cannot_keep_the_peer_out(stages: list[Stage]) -> None:
     assert stage.cluster.node(0).is_connected
 
 
-def test_meta_socket_that_ends_before_the_link_is_up_does_not_block_the_next_connection(stages: list[Stage]) -> None:
-    stage = Stage(serves=False)
+def test_meta_socket_that_ends_before_the_link_is_up_blocks_no_later_connection(stages: list[PeerStage]) -> None:
+    stage = PeerStage(serves=False)
     stages.append(stage)
     first = stage.peer
     first.connect()
@@ -360,9 +326,9 @@ def test_meta_socket_that_ends_before_the_link_is_up_does_not_block_the_next_con
     assert stage.cluster.node(0).is_connected
 
 
-def test_peer_that_only_says_connected_when_a_resync_is_due_is_waited_for(stages: list[Stage]) -> None:
+def test_peer_that_only_says_connected_when_a_resync_is_due_is_waited_for(stages: list[PeerStage]) -> None:
     """The mirrored decision is not followed: we wait, serve, and send nothing wrong."""
-    stage = Stage(serves=True)
+    stage = PeerStage(serves=True)
     stages.append(stage)
     peer = stage.peer
     peer.connect()

@@ -15,8 +15,8 @@ import pytest
 
 from repl.drbd.states import ConnectionState
 from tests.sim.cluster import Setup
+from tests.sim.peer_stage import NET, PRIMARY, SECONDARY, PeerStage, made_stages
 from tests.sim.scripted_peer import SYNCER, ScriptedPeer, ack, data, state_word
-from tests.sim.test_traps import NET, PRIMARY, SECONDARY, Stage
 
 BLOCK = 4096
 WF_BITMAP_T, SYNC_TARGET, CONNECTED = 14, 17, 10
@@ -25,14 +25,11 @@ LONG_CHUNK = 4096 - 16
 
 
 @pytest.fixture
-def stages() -> Iterator[list[Stage]]:
-    made: list[Stage] = []
-    yield made
-    for stage in made:
-        stage.cluster.close()
+def stages() -> Iterator[list[PeerStage]]:
+    yield from made_stages()
 
 
-def ended(stage: Stage, why: str) -> None:
+def ended(stage: PeerStage, why: str) -> None:
     cluster = stage.cluster
     cluster.until(stage.peer.has_ended, 20_000, "the end of the connection")
     cluster.run(200)
@@ -44,7 +41,7 @@ def ended(stage: Stage, why: str) -> None:
 # ---- our writes ----
 
 
-def a_write(stage: Stage) -> tuple[int, bytes]:
+def a_write(stage: PeerStage) -> tuple[int, bytes]:
     """The application writes a block: its operation, and the sub-header that the peer got."""
     assert stage.app is not None
     return stage.app.submit("write", 3 * BLOCK), stage.peer.take("P_DATA")[:24]
@@ -69,9 +66,9 @@ def barrier_ack(number: bytes, count: int) -> bytes:
     ids=["none", "one-more", "many", "another-number"],
 )
 def test_barrier_ack_with_the_wrong_count_or_number_ends_the_connection(
-    stages: list[Stage], answer: Callable[[bytes], bytes]
+    stages: list[PeerStage], answer: Callable[[bytes], bytes]
 ) -> None:
-    stage = Stage(serves=True)
+    stage = PeerStage(serves=True)
     stages.append(stage)
     stage.peer.meet(role=SECONDARY)
     _, sub = a_write(stage)
@@ -83,8 +80,8 @@ def test_barrier_ack_with_the_wrong_count_or_number_ends_the_connection(
     stage.node_goes_on()
 
 
-def test_barrier_ack_before_the_write_ack_does_not_complete_the_write(stages: list[Stage]) -> None:
-    stage = Stage(serves=True)
+def test_barrier_ack_before_the_write_ack_does_not_complete_the_write(stages: list[PeerStage]) -> None:
+    stage = PeerStage(serves=True)
     stages.append(stage)
     peer, cluster = stage.peer, stage.cluster
     peer.meet(role=SECONDARY)
@@ -98,8 +95,8 @@ def test_barrier_ack_before_the_write_ack_does_not_complete_the_write(stages: li
     stage.node_goes_on()
 
 
-def test_what_is_written_while_the_nodes_agree_that_nothing_differs_is_resynced(stages: list[Stage]) -> None:
-    stage = Stage(serves=True)
+def test_what_is_written_while_the_nodes_agree_that_nothing_differs_is_resynced(stages: list[PeerStage]) -> None:
+    stage = PeerStage(serves=True)
     stages.append(stage)
     peer, cluster, app = stage.peer, stage.cluster, stage.app
     assert app is not None
@@ -120,7 +117,7 @@ def test_what_is_written_while_the_nodes_agree_that_nothing_differs_is_resynced(
 # ---- a resync from us: the peer is the target ----
 
 
-def meet_as_target(stage: Stage) -> None:
+def meet_as_target(stage: PeerStage) -> None:
     """The peer has what it had when it left; the node has written since: it waits for the peer's bitmap or sends it."""
     peer, cluster = stage.peer, stage.cluster
     assert stage.app is not None
@@ -145,14 +142,14 @@ def say_target(peer: ScriptedPeer, conn: int, disk: int = INCONSISTENT) -> None:
     peer.say("P_STATE", state_word(SECONDARY, conn, disk, peer=PRIMARY, pdsk=UP_TO_DATE))
 
 
-def begin_as_target(stage: Stage) -> None:
+def begin_as_target(stage: PeerStage) -> None:
     """WFBitMapT, and the node's bitmap is here."""
     meet_as_target(stage)
     say_target(stage.peer, WF_BITMAP_T)
     stage.peer.take("P_COMPRESSED_BITMAP")
 
 
-def empty_bitmap(stage: Stage) -> list[bytes]:
+def empty_bitmap(stage: PeerStage) -> list[bytes]:
     """A plain bitmap without a bit, in chunks of the right size, with its end mark."""
     bits = -(-stage.cluster.device_bytes // BLOCK)
     left = -(-bits // 64) * 8
@@ -163,12 +160,12 @@ def empty_bitmap(stage: Stage) -> list[bytes]:
     return [*chunks, b""]
 
 
-def until_source(stage: Stage) -> None:
+def until_source(stage: PeerStage) -> None:
     cluster = stage.cluster
     cluster.until(lambda: cluster.volume(0).state.conn == ConnectionState.SYNC_SOURCE, 10_000, "SyncSource")
 
 
-def sync_as_target(stage: Stage) -> list[int]:
+def sync_as_target(stage: PeerStage) -> list[int]:
     """All of the bitmap exchange done right; the sectors that the node has marked."""
     peer = stage.peer
     begin_as_target(stage)
@@ -180,9 +177,9 @@ def sync_as_target(stage: Stage) -> list[int]:
     return [2 * 8, 5 * 8]
 
 
-def test_resync_that_is_done_right_ends_connected(stages: list[Stage]) -> None:
+def test_resync_that_is_done_right_ends_connected(stages: list[PeerStage]) -> None:
     """The script itself is good: what the other tests see is their own wrong packet."""
-    stage = Stage(serves=True)
+    stage = PeerStage(serves=True)
     stages.append(stage)
     peer, cluster = stage.peer, stage.cluster
     for sector in sync_as_target(stage):
@@ -194,8 +191,8 @@ def test_resync_that_is_done_right_ends_connected(stages: list[Stage]) -> None:
     cluster.until(lambda: cluster.volume(0).state.conn == ConnectionState.CONNECTED, 10_000, "Connected")
 
 
-def test_target_that_says_it_is_done_before_its_last_acks_clears_no_bit(stages: list[Stage]) -> None:
-    stage = Stage(serves=True)
+def test_target_that_says_it_is_done_before_its_last_acks_clears_no_bit(stages: list[PeerStage]) -> None:
+    stage = PeerStage(serves=True)
     stages.append(stage)
     peer, cluster = stage.peer, stage.cluster
     first, second = sync_as_target(stage)
@@ -225,9 +222,9 @@ def test_target_that_says_it_is_done_before_its_last_acks_clears_no_bit(stages: 
     ids=["short-chunk", "long-chunk", "only-the-end", "no-end-but-more", "two-ends"],
 )
 def test_bitmap_in_wrong_pieces_ends_the_connection(
-    stages: list[Stage], chunks: Callable[[list[bytes]], list[bytes]]
+    stages: list[PeerStage], chunks: Callable[[list[bytes]], list[bytes]]
 ) -> None:
-    stage = Stage(serves=True)
+    stage = PeerStage(serves=True)
     stages.append(stage)
     begin_as_target(stage)
     dirty = stage.cluster.dirty_bits(0)
@@ -238,8 +235,8 @@ def test_bitmap_in_wrong_pieces_ends_the_connection(
     stage.node_goes_on()
 
 
-def test_bitmap_without_its_end_is_waited_for_and_the_operator_is_obeyed(stages: list[Stage]) -> None:
-    stage = Stage(serves=True)
+def test_bitmap_without_its_end_is_waited_for_and_the_operator_is_obeyed(stages: list[PeerStage]) -> None:
+    stage = PeerStage(serves=True)
     stages.append(stage)
     peer, cluster, app = stage.peer, stage.cluster, stage.app
     assert app is not None
@@ -258,9 +255,9 @@ def test_bitmap_without_its_end_is_waited_for_and_the_operator_is_obeyed(stages:
     stage.node_goes_on()
 
 
-def test_targets_bitmap_before_ours_is_complete_costs_no_bit(stages: list[Stage]) -> None:
+def test_targets_bitmap_before_ours_is_complete_costs_no_bit(stages: list[PeerStage]) -> None:
     """Both bitmaps cross: the union is what has to be copied, whichever comes first."""
-    stage = Stage(serves=True)
+    stage = PeerStage(serves=True)
     stages.append(stage)
     peer, cluster = stage.peer, stage.cluster
     meet_as_target(stage)
@@ -286,8 +283,8 @@ def trim(sector: int, length: int, *, flags: int = 0x140) -> bytes:
     return data(sector, b"", flags=flags) + struct.pack(">I", length)
 
 
-def test_trim_of_128_mib_is_done_and_a_longer_one_refused(stages: list[Stage]) -> None:
-    stage = Stage(serves=False, setup=Setup(net=NET, disk_bytes=132 << 20))
+def test_trim_of_128_mib_is_done_and_a_longer_one_refused(stages: list[PeerStage]) -> None:
+    stage = PeerStage(serves=False, setup=Setup(net=NET, disk_bytes=132 << 20))
     stages.append(stage)
     peer, cluster = stage.peer, stage.cluster
     peer.meet(role=PRIMARY)
@@ -300,9 +297,9 @@ def test_trim_of_128_mib_is_done_and_a_longer_one_refused(stages: list[Stage]) -
     ended(stage, "beyond the device")
 
 
-def test_zeroes_while_an_integrity_digest_is_agreed_lose_nothing(stages: list[Stage]) -> None:
+def test_zeroes_while_an_integrity_digest_is_agreed_lose_nothing(stages: list[PeerStage]) -> None:
     """There is no payload that a digest could protect; the kernel module refuses it, and it is never sent by us."""
-    stage = Stage(serves=False, setup=Setup(net=replace(NET, data_integrity_alg="crc32c")))
+    stage = PeerStage(serves=False, setup=Setup(net=replace(NET, data_integrity_alg="crc32c")))
     stages.append(stage)
     peer, cluster = stage.peer, stage.cluster
     before = cluster.shells[0].data.content(0, cluster.device_bytes)
@@ -318,8 +315,8 @@ def test_zeroes_while_an_integrity_digest_is_agreed_lose_nothing(stages: list[St
     assert after in (before, bytes(2 * BLOCK) + before[2 * BLOCK :])
 
 
-def test_sequence_number_that_never_comes_ends_the_connection_after_the_ping_timeout(stages: list[Stage]) -> None:
-    stage = Stage(serves=True, setup=Setup(net=replace(NET, two_primaries=True)))
+def test_sequence_number_that_never_comes_ends_the_connection_after_the_ping_timeout(stages: list[PeerStage]) -> None:
+    stage = PeerStage(serves=True, setup=Setup(net=replace(NET, two_primaries=True)))
     stages.append(stage)
     peer, cluster = stage.peer, stage.cluster
     content = cluster.shells[0].data.content(0, BLOCK)
@@ -343,8 +340,8 @@ def test_sequence_number_that_never_comes_ends_the_connection_after_the_ping_tim
 
 
 @pytest.mark.parametrize("state", ["connected", "source"])
-def test_verify_request_without_an_algorithm_ends_the_connection(stages: list[Stage], state: str) -> None:
-    stage = Stage(serves=True)
+def test_verify_request_without_an_algorithm_ends_the_connection(stages: list[PeerStage], state: str) -> None:
+    stage = PeerStage(serves=True)
     stages.append(stage)
     if state == "source":
         sync_as_target(stage)
@@ -357,9 +354,9 @@ def test_verify_request_without_an_algorithm_ends_the_connection(stages: list[St
 
 @pytest.mark.parametrize(("sector", "size"), [(0, 2 * BLOCK), (0, 512), (4, BLOCK), (0, 0), (1 << 50, BLOCK)])
 def test_verify_request_of_another_size_is_answered_right_or_ends_the_connection(
-    stages: list[Stage], sector: int, size: int
+    stages: list[PeerStage], sector: int, size: int
 ) -> None:
-    stage = Stage(serves=True, setup=Setup(net=replace(NET, verify_alg="crc32c")))
+    stage = PeerStage(serves=True, setup=Setup(net=replace(NET, verify_alg="crc32c")))
     stages.append(stage)
     peer, cluster = stage.peer, stage.cluster
     peer.connect()
@@ -380,8 +377,8 @@ def test_verify_request_of_another_size_is_answered_right_or_ends_the_connection
     stage.node_goes_on()
 
 
-def test_sync_uuid_to_a_source_changes_no_generation(stages: list[Stage]) -> None:
-    stage = Stage(serves=True)
+def test_sync_uuid_to_a_source_changes_no_generation(stages: list[PeerStage]) -> None:
+    stage = PeerStage(serves=True)
     stages.append(stage)
     sync_as_target(stage)
     before = stage.cluster.volume(0).uuids
@@ -394,6 +391,6 @@ def test_sync_uuid_to_a_source_changes_no_generation(stages: list[Stage]) -> Non
     stage.node_goes_on()
 
 
-def vars_of(stage: Stage) -> tuple[int, ...]:
+def vars_of(stage: PeerStage) -> tuple[int, ...]:
     uuids = stage.cluster.volume(0).uuids
     return uuids.current, uuids.bitmap, uuids.history1, uuids.history2

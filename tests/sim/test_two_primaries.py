@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,37 +16,14 @@ import pytest
 from repl.drbd.packets import Packet
 from repl.drbd.states import ConnectionState, DiskState, Role
 from repl.errors import ReplError
-from tests.lib.tools import require_sim
+from tests.sim.two_primaries import both_primary, check, made_clusters
 
 BLOCK = 4096
 
 
 @pytest.fixture
 def clusters() -> Iterator[Any]:
-    require_sim()
-    from tests.sim.cluster import QUICK_NET, Cluster, Setup
-
-    made: list[Any] = []
-
-    def make(seed: int = 1, **settings: Any) -> Any:
-        net = replace(QUICK_NET, **{"two_primaries": True, **settings.pop("net", {})})
-        cluster = Cluster(seed, Setup(net=net, **settings))
-        made.append(cluster)
-        return cluster
-
-    yield make
-    for cluster in made:
-        print(cluster.tail(100))
-        cluster.close()
-
-
-def both_primary(make: Any, seed: int = 1, **settings: Any) -> tuple[Any, list[Any]]:
-    """A pair in sync with an application on each node."""
-    cluster = make(seed, **settings)
-    cluster.connect_fresh()
-    apps = [cluster.serve(0), cluster.serve(1)]
-    assert [cluster.node(n).role for n in (0, 1)] == [Role.PRIMARY] * 2
-    return cluster, apps
+    yield from made_clusters()
 
 
 def flag_node(cluster: Any) -> int:
@@ -63,16 +39,6 @@ def conflicts(cluster: Any, node: int) -> int:
 
 def sent(cluster: Any, node: int, packet: Packet) -> int:
     return int(cluster.world.lib.re_sim_packets_sent(cluster.world.sim, node, int(packet)))
-
-
-def check(cluster: Any) -> None:
-    from tests.sim.world import ACKED
-
-    cluster.until(lambda: cluster.in_sync, 60_000, "both nodes in sync")
-    cluster.wait_idle()
-    cluster.check_equal()
-    for node in (0, 1):
-        cluster.check_audit(node, ACKED, "after writes of both nodes")
 
 
 def both_write(cluster: Any, apps: list[Any], ms: float, **load: Any) -> None:

@@ -44,7 +44,8 @@ class Pair:
         self.peer = ScriptedPeer(cluster)
         self.peer.answers_pings = True
         self.app = cluster.serve(0)
-        self.peer.meet(role=PRIMARY, node_role=PRIMARY, dials=False, two=True)
+        self.peer.accept()
+        self.peer.introduce(role=PRIMARY, node_role=PRIMARY, two=True)
         cluster.until(lambda: cluster.state(0)[3] == DiskState.UP_TO_DATE, 5000, "replication")
         assert not cluster.node(0).connection.resolve_conflicts
         self.seq = 0

@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.sim.test_two_primaries import both_primary, check, clusters  # noqa: F401
+from tests.sim.two_primaries import both_primary, check, made_clusters
+
+
+@pytest.fixture
+def clusters() -> Iterator[Any]:
+    yield from made_clusters()
 
 
 def load_both(cluster: Any, apps: list[Any], **load: Any) -> None:
@@ -24,7 +30,7 @@ def end_load(cluster: Any, apps: list[Any]) -> None:
     cluster.until(lambda: all(app.is_idle or app.is_closed for app in apps), 60_000, "the last answers")
 
 
-def test_frozen_writes_are_sent_again_with_every_request_in_use(clusters: Any, sim_seed: int) -> None:  # noqa: F811
+def test_frozen_writes_are_sent_again_with_every_request_in_use(clusters: Any, sim_seed: int) -> None:
     from tests.sim.node_shell import Script
 
     cluster, apps = both_primary(clusters, sim_seed, requests=8, net={"fencing": "resource-and-stonith"},
@@ -45,7 +51,7 @@ def test_frozen_writes_are_sent_again_with_every_request_in_use(clusters: Any, s
 
 
 @pytest.mark.parametrize("scarce", [False, True], ids=["plenty", "scarce"])
-def test_resync_ends_below_the_load_of_both(clusters: Any, sim_seed: int, scarce: bool) -> None:  # noqa: F811
+def test_resync_ends_below_the_load_of_both(clusters: Any, sim_seed: int, scarce: bool) -> None:
     """``scarce``: few requests and buffers, slow disks and threads: what waits soon waits for something that waits."""
     little = {"requests": 8, "al_extents": 7, "buffer_bytes": 256 << 10, "write_max_us": 5000, "wake_max_us": 30_000}
     cluster, apps = both_primary(clusters, sim_seed, **({"latency_max_us": 3000} | (little if scarce else {})))

@@ -8,7 +8,7 @@ for ours: so our requests and our writes are never under way together.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -100,10 +100,10 @@ class Asking:
             self.cluster.run(ms / 10)
             self.look()
 
-    def until(self, what: str, holds: object) -> None:
+    def until(self, what: str, holds: Callable[[], object]) -> None:
         def now() -> bool:
             self.look()
-            return bool(holds())  # type: ignore[operator]
+            return bool(holds())
 
         self.cluster.until(now, 10_000, what)
 
