@@ -344,8 +344,7 @@ void request_read_start(struct request *r)
         return;
     }
     bool doubtful = v->state.disk != D_UP_TO_DATE || v->bad_blocks;
-    bool dirty = v->bitmap && doubtful &&
-                 bitmap_any_in(v->bitmap, r->offset / BLOCK_BYTES, (r->offset + r->length - 1) / BLOCK_BYTES);
+    bool dirty = doubtful && volume_differs_in(v, r->offset, r->length);
     /* A dirty block's good copy is elsewhere.  That a clean one is good is sure after an exchange of bitmaps only, or
      * where nobody else has written since this disk lost some: also without the peer. */
     bool exchanged = v->state.disk == D_INCONSISTENT && link_is_up(v->core) && v->state.peer_disk == D_UP_TO_DATE &&

@@ -4,7 +4,8 @@
  * Only where a completed write is on the peer's disk for sure, or its reads wait for the writes before them (our own
  * software): in protocols A and B the kernel module could answer with what was there before.  While a write is on its
  * way one disk may have it and the other not: who has read the new data must not see the old data afterwards, so the
- * own disk answers alone.
+ * own disk answers alone.  So it does for blocks that differ: a write that the peer's disk refused is complete before
+ * the peer's state says what that disk lacks.
  */
 #include "engine/internal.h"
 
@@ -17,7 +18,7 @@ bool balance_reads_remotely(struct volume *v, const struct request *r)
     if (policy == RE_READ_PREFER_LOCAL || r->refused || !link_is_up(core) || v->state.peer_disk != D_UP_TO_DATE ||
         v->state.connection != C_CONNECTED || (core->link.options.protocol != 3 && !link_peer_is_ours(core)))
         return false;
-    if (range_overlaps_any(&v->ranges, r->offset, r->offset + r->length))
+    if (range_overlaps_any(&v->ranges, r->offset, r->offset + r->length) || volume_differs_in(v, r->offset, r->length))
         return false;
     switch (policy) {
     case RE_READ_PREFER_REMOTE:

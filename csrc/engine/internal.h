@@ -380,6 +380,7 @@ bool volume_lock_range(struct volume *v, struct range_item *item, uint64_t offse
                        enum range_mode mode, void (*granted)(struct range_item *));
 void volume_unlock_range(struct volume *v, struct range_item *item);
 void volume_set_dirty(struct volume *v, uint64_t offset, uint64_t length);
+bool volume_differs_in(const struct volume *v, uint64_t offset, uint64_t length);    /* a marked block; length > 0 */
 void volume_clear_dirty(struct volume *v, uint64_t offset, uint64_t length);
 
 /* balance.c */

@@ -27,10 +27,16 @@ static void read_done(struct disk_op *op)
     read_finished(pr, op->error == 0);
 }
 
+/* pass_on: known here as soon as the operation failed, in the disk's state a little later. */
+static bool touches_lost_blocks(const struct volume *v, const struct peer_request *pr)
+{
+    return v->bad_blocks && volume_differs_in(v, pr->sector * SECTOR_BYTES, pr->bytes);
+}
+
 static void read_start(struct peer_request *pr)
 {
     struct volume *v = pr->volume;
-    if (!volume_disk_usable(v) || v->state.disk != D_UP_TO_DATE) {
+    if (!volume_disk_usable(v) || v->state.disk != D_UP_TO_DATE || touches_lost_blocks(v, pr)) {
         read_finished(pr, false);
         return;
     }

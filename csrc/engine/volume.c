@@ -385,6 +385,11 @@ void volume_set_dirty(struct volume *v, uint64_t offset, uint64_t length)
         bitmap_set_bytes(v->bitmap, offset, length);
 }
 
+bool volume_differs_in(const struct volume *v, uint64_t offset, uint64_t length)
+{
+    return v->bitmap && bitmap_any_in(v->bitmap, offset / BLOCK_BYTES, (offset + length - 1) / BLOCK_BYTES);
+}
+
 void volume_clear_dirty(struct volume *v, uint64_t offset, uint64_t length)
 {
     length = inside(v, offset, length);

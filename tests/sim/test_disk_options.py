@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from repl.drbd.packets import Packet
 from repl.drbd.states import DiskState
 from repl.drbd.superblock import MdFlag
 from repl.node import disk as node_disk
 from tests.lib.tools import require_sim
 from tests.sim.app import Load
-from tests.sim.cluster import Cluster, Setup
+from tests.sim.cluster import QUICK_NET, Cluster, Setup
 from tests.sim.world import BLOCK
 
-READ = 0
+READ, WRITE = range(2)
 
 
 def make(seed: int = 51, **overrides: object) -> Cluster:
@@ -101,6 +104,39 @@ def test_balanced_reads_beside_a_write_never_go_back_to_the_old_data(policy: str
         assert pair.op(write).state == 0, "it has to be under way"
         app.stop()
         pair.check_idle_pair()
+
+
+@pytest.mark.parametrize("protocol", [1, 3])
+def test_balanced_reads_never_return_what_the_disk_of_the_peer_refused_to_replace(protocol: int) -> None:
+    """With on-io-error pass_on its state changes after the write's answer: reads on their way are refused there, and
+    none starts for a block that differs."""
+    require_sim()
+    setup = Setup(
+        net=replace(QUICK_NET, protocol=protocol),
+        wake_max_us=20_000,  # the daemon takes longer than the engine
+        overrides={"read_balancing": "prefer-remote", "on_io_error": "pass_on"},
+    )
+    for seed in range(10):
+        with Cluster(seed, setup) as pair:
+            pair.connect_fresh()
+            app = pair.serve(0)
+            app.write(*range(8))
+            assert app.do("read", 0) == 0
+            pair.shells[1].data.settings(write_min_ns=30_000_000, write_max_ns=40_000_000)
+            pair.shells[1].data.fail_next(WRITE)
+            assert app.do("write", 0) == 0
+            for _ in range(5):
+                asked = pair.world.lib.re_sim_packets_sent(pair.world.sim, 0, int(Packet.DATA_REQUEST))
+                differs = pair.dirty_bits(0)
+                assert app.do("read", 0) == 0
+                if differs:
+                    assert pair.world.lib.re_sim_packets_sent(pair.world.sim, 0, int(Packet.DATA_REQUEST)) == asked
+            pair.until(lambda: pair.state(0)[3] == DiskState.INCONSISTENT, 5000, "the peer's state")
+            pair.ask(1, "disconnect", force=True)
+            pair.ask(1, "connect")
+            pair.until(lambda: pair.in_sync, 30_000, "in sync")
+            app.stop()
+            pair.check_idle_pair()
 
 
 def test_without_activity_log_a_crashed_primary_differs_everywhere() -> None:
