@@ -104,6 +104,11 @@ class Orders(Faults):
         self.pause(1000)
         if not self.alive(node):
             return
+        # What the peer still makes of the connection before is not an answer to this question.
+        if self.alive(1 - node) and not c.wait(lambda: self._has_no_peer(1 - node), self.bound_ms()):
+            raise SimFailure(f"node {1 - node} does not see that its peer has left ({c.describe()})")
+        if not self.alive(node):
+            return
         before = self._generations(node)
         waits = self.alive(1 - node) and c.state(1 - node)[1] != STANDALONE
         if not self.try_ask(node, "connect", tentative=True):
@@ -119,6 +124,9 @@ class Orders(Faults):
         if c.state(node)[1] != STANDALONE:
             self.try_ask(node, "disconnect", force=True)
         self.try_ask(node, "connect")
+
+    def _has_no_peer(self, node: int) -> bool:
+        return not self.alive(node) or self.c.state(node)[1] in (STANDALONE, ConnectionState.WF_CONNECTION)
 
     def _generations(self, node: int) -> list[object]:
         volumes = self.c.node(node).volumes.values()
