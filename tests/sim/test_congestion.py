@@ -124,32 +124,6 @@ def test_congestion_during_the_resync_cancels_its_requests(clusters: Any) -> Non
     assert sent(cluster, 0, Packet.SYNC_UUID) >= 2
 
 
-def test_an_equal_that_is_late_does_not_clear_what_was_announced_since(clusters: Any) -> None:
-    """The first resync's answers come on the other socket, in the second resync, after writes that were only marked."""
-    cluster, app = served(clusters, net={"csums_alg": "crc32c", "ping_int_ms": 20_000, "ping_timeout_ms": 6000})
-    write(cluster, app, 200, 48)
-    cluster.until(lambda: cluster.state(0)[1] == C.AHEAD, 5000, "node 0 Ahead")
-    zeroes = [app.submit("zero", block * BLOCK) for block in range(48)]  # both disks hold them already
-    cluster.until(lambda: all(cluster.op(op).state for op in zeroes), 5000, "the zeroes")
-    meta = cluster.world.streams(0)[1]
-    cluster.world.lib.re_sim_socket_hold(cluster.world.sim, meta, True)
-    cluster.until(lambda: sent(cluster, 0, Packet.RS_IS_IN_SYNC) > 0 and cluster.dirty_bits(0) == 0, 10_000, "equal")
-    assert cluster.dirty_bits(1) == 48, "the answers are held up"
-    write(cluster, app, 200, 48)
-    cluster.until(lambda: cluster.state(0)[1] == C.AHEAD, 5000, "Ahead again")
-    write(cluster, app, 0, 48)
-    cluster.until(lambda: cluster.state(1)[1] == C.BEHIND, 5000, "Behind again")
-    slow(cluster, 0)
-    cluster.shells[0].data.settings(read_min_ns=300_000_000, read_max_ns=400_000_000)
-    cluster.until(lambda: cluster.state(1)[1] == C.SYNC_TARGET, 10_000, "the second resync")
-    cluster.run(50)
-    cluster.world.lib.re_sim_socket_hold(cluster.world.sim, meta, False)
-    cluster.run(50)
-    assert cluster.dirty_bits(1) >= 48 and cluster.state(1)[2] == D.INCONSISTENT
-    cluster.check_idle_pair()
-    assert not cluster.events(0, text="connecting again")
-
-
 @pytest.mark.parametrize("demoted", [False, True])
 def test_link_lost_while_ahead_is_a_new_generation(clusters: Any, demoted: bool) -> None:
     cluster, app = served(clusters)
