@@ -179,10 +179,10 @@ def _left_over(me: Side, peer: Side, found: Decision, *, resolve_conflicts: bool
     if me.primary and peer.primary:
         return _refused(found, Refusal.LEFT_OVER, reason + " Both nodes are Primary.")
     mine_outdated, peer_outdated = me.disk == DiskState.OUTDATED, peer.disk == DiskState.OUTDATED
-    if me.attaching != peer.attaching:
+    if mine_outdated != peer_outdated:
+        is_source = peer_outdated       # even if it is in use, or Primary: it worked through the other one's disk
+    elif me.attaching != peer.attaching:
         is_source = peer.attaching      # the disk in use has what was written last
-    elif mine_outdated != peer_outdated:
-        is_source = peer_outdated       # even if it is Primary: it worked through the other one's disk
     elif me.primary != peer.primary:
         is_source = me.primary
     else:

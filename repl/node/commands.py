@@ -323,7 +323,18 @@ class Commands:
         else:
             await node.refuse_writes()
         node.writes_ended = not count
-        await node.transition(lambda v, s: s, role=Role.SECONDARY)
+        begun: list[Volume] = []
+
+        def uuids(volume: Volume) -> Uuids:
+            """A peer that is Behind may become Primary, but never the source of what it lacks (decision 0032)."""
+            if not volume.is_ahead_of_generation:
+                return volume.uuids
+            begun.append(volume)
+            return new_current(volume.uuids, node.random, primary=False)
+
+        await node.transition(lambda v, s: s, uuids=uuids, role=Role.SECONDARY)
+        for volume in begun:
+            node.connection.send_uuids(volume)
         for volume in node.volumes.values():
             node.connection.send_state(volume)
 

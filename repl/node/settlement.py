@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from repl.drbd.decision import Decision, DecisionKind, Refusal, decide
 from repl.drbd.split_brain import AfterSplitBrain, Policies, ResyncConflict
 from repl.drbd.states import ConnectionState, DiskState, Role, StateWord
-from repl.drbd.uuids import Feature, Side, UuidFlag
+from repl.drbd.uuids import Feature, Side, UuidFlag, Uuids, new_current
 from repl.engine import commands as ec
 from repl.errors import ProtocolError
 from repl.node.drops import FinalDrop, RetryDrop
@@ -142,8 +142,10 @@ def _refuse(c: Connection, volume: Volume, decision: Decision) -> None:
 
 def _split_brain_advice(c: Connection) -> str:
     name = c.node.settings.resource
+    # A disk that is attached while both nodes are connected: only that disk is refused.
+    first = f'"replctl disconnect {name}" on both nodes and attach the disk first. ' if c.node.is_connected else ""
     return (
-        f'Choose the node whose changes are to be thrown away; on it: "replctl secondary {name}" and '
+        f'{first}Choose the node whose changes are to be thrown away; on it: "replctl secondary {name}" and '
         f'"replctl connect --discard-my-data {name}", on the other one: "replctl connect {name}".'
     )
 
@@ -180,20 +182,34 @@ async def _left_over_with_kernel(c: Connection, volume: Volume, decision: Decisi
     """
     node, name = c.node, c.node.settings.resource
     text = f"{decision.reason} {node.settings.peer} would leave them so"
+    found = volume.disk_state_found() if volume.is_negotiating else volume.state.disk
+    is_old = volume.is_negotiating or (found == _D.OUTDATED and theirs.disk != _D.OUTDATED)
     is_decided_by_role = Role.PRIMARY in (node.role, theirs.role)
-    if is_decided_by_role and Feature.WSAME not in c.agreed.features:
+    if decision.kind is DecisionKind.TARGET and is_old:
+        await node.transition(
+            lambda v, s: replace(s, disk=_D.INCONSISTENT) if v is volume else s, only=volume, reason="left-over bits"
+        )
+    elif decision.kind is DecisionKind.SOURCE and theirs.role == Role.PRIMARY:
+        # It is Outdated, but UpToDate for itself now, and goes on from there: never to be followed without being asked.
+        await node.transition(
+            lambda v, s: s,
+            uuids=lambda v: _new_generation(c, v) if v is volume else v.uuids,
+            only=volume,
+            reason="left-over bits",
+        )
+    elif is_decided_by_role and Feature.WSAME not in c.agreed.features:
         raise FinalDrop(
             f"{text}, and it is too old to be told otherwise.",
             reason=Refusal.LEFT_OVER.value,
             advice=f'"replctl invalidate {name}" on the node whose copy is to be replaced, while it is StandAlone.',
         )
-    if not is_decided_by_role and volume.state.disk == _D.OUTDATED and theirs.disk != _D.OUTDATED:
-        await node.transition(
-            lambda v, s: replace(s, disk=_D.INCONSISTENT) if v is volume else s, only=volume, reason="left-over bits"
-        )
     else:
         volume.has_left_over = True
     raise RetryDrop(f"{text}; connecting again to resync them.", reason=Refusal.LEFT_OVER.value)
+
+
+def _new_generation(c: Connection, volume: Volume) -> Uuids:
+    return new_current(volume.uuids, c.node.random, primary=False, keep_bitmap=True)
 
 
 # ---- dry runs ----

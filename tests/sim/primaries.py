@@ -83,11 +83,14 @@ class Primaries(Faults):
 
     # ---- applications ----
 
-    def serve_both(self) -> None:
+    def serve_both(self) -> bool:
+        """False if the link turns out to have been broken all the time."""
         for node in (0, 1):
             if any(app.node == node and not app.is_closed for app in self.apps):
                 continue
             if self.c.node(node).role != Role.PRIMARY and not self.try_ask(node, "primary"):
+                if not self.c.in_sync:
+                    return False
                 raise SimFailure(f"node {node} of a pair in sync is refused as Primary ({self.c.describe()})")
             app = App(self.c, node)
             self.c.until(lambda app=app: app.is_open or app.is_refused or app.is_closed, 20_000, "a served client")
@@ -95,6 +98,7 @@ class Primaries(Faults):
                 raise SimFailure(f"node {node} serves no client ({self.c.describe()})")
             self.apps = [a for a in self.apps if not a.is_closed] + [app]
         self.load()
+        return True
 
     def apps_leave(self, node: int) -> None:
         gone = [app for app in self.apps if app.node == node]
@@ -175,9 +179,16 @@ class Primaries(Faults):
 
     def settle(self) -> None:
         """The faults end; both are in sync, by an operator's word after a split brain, and serve."""
-        c = self.c
-        c.heal()
+        self.c.heal()
         self.back_all()
+        self.meet()
+        if not self.serve_both():
+            self.meet()
+            assert self.serve_both(), "the network is open, and the link broke twice"
+        self.c.run(300)
+
+    def meet(self) -> None:
+        c = self.c
 
         def alone() -> list[int]:
             return [node for node in (0, 1) if c.node(node).cstate == ALONE]
@@ -205,12 +216,15 @@ class Primaries(Faults):
         if not self.wait_calmly(lambda: c.in_sync, 240_000):
             raise SimFailure(f"P10: not in sync ({c.describe()})")
         self.lost_power = [False, False]
-        self.serve_both()
-        c.run(300)
 
     def bring_disks(self) -> None:
         for node in (0, 1):
-            self.try_ask(node, "attach", volume=0)
+            answer = self.c.fire(node, "attach", volume=0)
+            self.c.until(lambda answer=answer: answer.is_done, 90_000, "the answer to an attach")
+            if "Split-Brain" in str(answer.error):  # that disk went on alone: as the error advises
+                self.try_ask(node, "disconnect", force=True)
+                self.try_ask(1 - node, "disconnect", force=True)
+                self.try_ask(node, "attach", volume=0)
 
     def solve(self, reason: str, loser: int) -> None:
         """A split brain: one of the nodes gives up what it has."""

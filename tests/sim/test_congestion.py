@@ -264,9 +264,11 @@ def test_primary_behind_takes_what_its_peer_has_after_that_ones_death(clusters: 
     go_ahead(cluster, app)
     write(cluster, app, 48, 20)
     app.stop()
+    generation = cluster.volume(0).uuids
     cluster.until(lambda: cluster.node(0).role == Role.SECONDARY, 10_000, "the client's end")
     cluster.ask(1, "pause-sync", volume=0)
     cluster.ask(1, "primary")
+    assert (generation.bitmap, cluster.volume(0).uuids.bitmap) == (0, generation.current)
     assert cluster.state(1)[1:] == (C.BEHIND, D.OUTDATED, D.UP_TO_DATE)
     cluster.shells[0].crash()
     cluster.restart(0)

@@ -68,6 +68,16 @@ def test_left_over_dirty_bits_with_an_outdated_node_are_copied_to_it(role: Role)
         assert both(a, b, a_holds=a_holds)[0].kind is DecisionKind.TARGET
 
 
+@pytest.mark.parametrize("disk, kind", [(UP, DecisionKind.SOURCE), (DiskState.OUTDATED, DecisionKind.TARGET)])
+def test_left_over_dirty_bits_are_copied_to_a_disk_that_is_attached_but_from_no_outdated_one(
+    disk: DiskState, kind: DecisionKind
+) -> None:
+    in_use = Side(Uuids(A), disk=disk, dirty_bits=3)
+    attached = Side(Uuids(A), disk=UP, dirty_bits=3, attaching=True)
+    for a_holds in (True, False):
+        assert both(in_use, attached, a_holds=a_holds)[0].kind is kind
+
+
 def test_left_over_dirty_bits_of_two_primaries_are_refused() -> None:
     side = Side(Uuids(A), role=Role.PRIMARY, disk=UP, dirty_bits=1)
     assert {decision.kind for decision in both(side, side)} == {DecisionKind.REFUSE}
