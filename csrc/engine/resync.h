@@ -61,6 +61,8 @@ struct resync_target {
     uint64_t in_flight_bytes;       /* asked for and not arrived */
     uint64_t unwritten_bytes;       /* at the own disk: read for a digest, or arrived and not written yet */
     uint64_t unanswered_bytes;      /* asked for on this link, also by earlier runs, and not answered */
+    uint64_t owed_bytes;            /* of these: asked for by earlier runs */
+    uint32_t link_generation;       /* the link on which this run began */
     uint32_t thin_bytes;            /* how much a thin request asks for: grows over holes */
     struct list_head requests;      /* in flight */
     struct list_head written;       /* on disk, not yet flushed */
@@ -165,8 +167,8 @@ void resync_source_stop(struct volume *v);
 void resync_source_received(struct peer_request *pr, const uint8_t *digest);
 void resync_source_tick(struct volume *v);
 uint64_t resync_source_deadline(const struct volume *v);
-/* pass_on: what the target answers about these blocks may be older than its copy of that write. */
-void resync_source_write_failed(struct volume *v, uint64_t offset, uint64_t length);
+/* pass_on: what the target answers about a block that was not written may be older than its copy of that write. */
+void resync_source_lost(struct volume *v, const struct disk_op *op, enum re_disk_op what);
 bool resync_source_has_failed(const struct volume *v, uint64_t offset, uint64_t length);
 void resync_source_acked(struct volume *v, uint64_t sector, uint32_t bytes);
 void resync_source_check(struct volume *v);

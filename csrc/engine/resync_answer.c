@@ -11,6 +11,23 @@ bool resync_target_expects(struct volume *v, uint64_t bytes)
     if (bytes > t->unanswered_bytes)
         return false;
     t->unanswered_bytes -= bytes;
+    t->owed_bytes -= u64_min(bytes, t->owed_bytes);
+    return true;
+}
+
+/* Answers without data come on the other socket, so those of a run that the source has ended (it went Ahead) may come
+ * in this one, before those of this run.  What they say of a block may be older than a write of it that was only
+ * announced: such a block is asked for again. */
+static bool is_of_earlier_run(struct volume *v, struct resync_request *rq, uint32_t bytes)
+{
+    struct resync_target *t = &v->target;
+    if (!t->owed_bytes)
+        return false;
+    (void)resync_target_expects(v, bytes);
+    if (rq) {
+        t->again = true;
+        resync_request_forget(rq);
+    }
     return true;
 }
 
@@ -122,6 +139,8 @@ void resync_target_equal(struct volume *v, uint64_t sector, uint32_t bytes)
 {
     struct resync_target *t = &v->target;
     struct resync_request *rq = resync_target_find(v, sector, bytes);
+    if (is_of_earlier_run(v, rq, bytes))
+        return;
     if (!rq) {
         (void)resync_target_expects(v, bytes);
         return;
@@ -143,6 +162,8 @@ void resync_target_equal(struct volume *v, uint64_t sector, uint32_t bytes)
 void resync_target_failed(struct volume *v, uint64_t sector, uint32_t bytes)
 {
     struct resync_request *rq = resync_target_find(v, sector, bytes);
+    if (is_of_earlier_run(v, rq, bytes))
+        return;
     (void)resync_target_expects(v, bytes);
     if (!rq)
         return;

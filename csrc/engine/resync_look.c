@@ -33,6 +33,7 @@ void resync_counting_start(struct volume *v)
     stats->resync_total_bits = v->bitmap ? v->bitmap->count : 0;
     stats->resync_done_bits = 0;
     stats->resync_failed_bits = 0;
+    stats->resync_lost_bits = 0;
     stats->resync_equal_bits = 0;
     stats->resync_deallocated_bits = 0;
     stats->resync_payload_bytes = 0;

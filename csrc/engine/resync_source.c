@@ -51,15 +51,18 @@ static void refuse(struct peer_request *pr)
     finish(pr);
 }
 
-/* ---- writes that fail here ---- */
+/* ---- blocks that fail here ---- */
 
-void resync_source_write_failed(struct volume *v, uint64_t offset, uint64_t length)
+void resync_source_lost(struct volume *v, const struct disk_op *op, enum re_disk_op what)
 {
     struct resync_source *s = &v->source;
-    if (!is_source(v) || s->failed_count > SOURCE_FAILED_WRITES)
+    if (!is_source(v))
         return;
-    uint64_t begin = offset / BLOCK_BYTES * BLOCK_BYTES;
-    uint64_t end = (offset + length + BLOCK_BYTES - 1) / BLOCK_BYTES * BLOCK_BYTES;
+    uint64_t begin = op->offset / BLOCK_BYTES * BLOCK_BYTES;
+    uint64_t end = (op->offset + op->length + BLOCK_BYTES - 1) / BLOCK_BYTES * BLOCK_BYTES;
+    v->stats.resync_lost_bits += (end - begin) / BLOCK_BYTES;
+    if (what == RE_DISK_READ || s->failed_count > SOURCE_FAILED_WRITES)
+        return;
     for (uint32_t i = 0; i < s->failed_count; i++)
         if (s->failed[i].begin <= begin && end <= s->failed[i].end)
             return;
@@ -67,7 +70,8 @@ void resync_source_write_failed(struct volume *v, uint64_t offset, uint64_t leng
         s->failed[s->failed_count].begin = begin;
         s->failed[s->failed_count].end = end;
     }
-    s->failed_count++;
+    if (++s->failed_count > SOURCE_FAILED_WRITES)
+        v->stats.resync_lost_bits = v->bitmap->bits;    /* no answer of the target clears any block now */
 }
 
 bool resync_source_has_failed(const struct volume *v, uint64_t offset, uint64_t length)

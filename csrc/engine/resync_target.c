@@ -59,6 +59,10 @@ void resync_target_start(struct volume *v)
     t->in_flight_bytes = 0;
     t->unwritten_bytes = 0;
     t->in_flight = 0;
+    if (t->link_generation != v->core->link.generation)
+        t->unanswered_bytes = 0;
+    t->link_generation = v->core->link.generation;
+    t->owed_bytes = t->unanswered_bytes;
     t->thin_bytes = RESYNC_REQUEST_BYTES_MAX;
     t->flush_first = v->resync_options.use_csums && v->core->link.options.csums_alg;
     rate_reset(&t->rate, &v->resync_options);

@@ -336,8 +336,7 @@ void volume_disk_error(struct volume *v, const struct disk_op *op, enum re_disk_
                    (what == RE_DISK_READ || what == RE_DISK_WRITE || what == RE_DISK_ZERO);
     if (pass_on) {
         volume_set_dirty(v, op->offset, op->length);
-        if (what != RE_DISK_READ)
-            resync_source_write_failed(v, op->offset, op->length);
+        resync_source_lost(v, op, what);
         /* A peer that writes as well does not send it to a disk that has lost something. */
         bool only_writer = v->state.role == ROLE_PRIMARY && !v->core->link.options.two_primaries;
         v->others_whole = only_writer && (v->others_whole || !v->bad_blocks);

@@ -382,14 +382,7 @@ class Connection:
         }
         losing |= {v.number for v in node.volumes.values() if v.is_ahead_of_generation}
 
-        # differs: a resync source with nothing left cannot know whether the target has finished. DRBD goes on under
-        # a generation that the target may have as well; what it writes may be discarded silently (decision 0016).
-        ending = {
-            v.number
-            for v in node.volumes.values()
-            if v.state.conn in (_C.SYNC_SOURCE, _C.PAUSED_SYNC_S)
-            and v.state.disk == DiskState.UP_TO_DATE and node.dirty_bits(v) == 0
-        }  # fmt: skip
+        ending = {v.number for v in node.volumes.values() if node.resync.target_may_have_finished(v)}
         for number in ending:
             node.volumes[number].peer_may_have_finished = node.role != Role.PRIMARY  # a promotion does it then
         if node.role != Role.PRIMARY:

@@ -241,6 +241,17 @@ class ResyncControl:
             volume.peer_has_our_uuids()
             node.fencing.resync_done()
 
+    def target_may_have_finished(self, volume: Volume) -> bool:
+        """The link breaks: the target has got everything but what this disk has lost itself.
+
+        differs: DRBD goes on under a generation that the target may have as well; what it writes may be discarded
+        silently (decision 0016).
+        """
+        if volume.state.conn not in (_C.SYNC_SOURCE, _C.PAUSED_SYNC_S) or volume.state.disk != _D.UP_TO_DATE:
+            return False
+        stats = self._node.stats.volume_stats(volume.number)
+        return stats is not None and volume.attached and stats.out_of_sync_bits <= stats.resync_lost_bits
+
     # ---- without bitmaps ----
 
     async def begin_without_bitmaps(self, volume: Volume, *, as_source: bool) -> None:

@@ -31,6 +31,8 @@ class Copies:
         self.holders = {0, 1}  # nodes that have every acknowledged write
         self.primary_died = False  # and nobody has been served since
         self.merged = False  # they agreed on one content after that
+        self._died_whole = False  # it had everything then; its disk failed after that
+        self._last_source = -1  # of a resync since it died
         self.drained = False  # the last Primary was demoted in order
         self.lost_power = [False, False]  # since they were holders
         self.crashed = [False, False]
@@ -38,6 +40,7 @@ class Copies:
         self.faulty = [False, False]  # it may have failed since the nodes were in sync
         self.diverged = [False, False]  # it may have writes that the base of the history lacks
         self.degraded: int | None = None  # audit mode after the only holder, not the Primary, has lost something
+        self._degraded_holder = -1
         self.alone = [False, False]  # it was Primary on its own since the nodes were in sync
         self.reads_ahead = False  # a Primary without a good copy shows writes that its peer may lack (decision 0015)
         self.won: int | None = None  # whose content a policy has chosen after both went on alone
@@ -62,6 +65,8 @@ class Copies:
         self._follow_time_alone(index, role, good=good, peer_there=connected and peer_disk >= DiskState.INCONSISTENT)
         if conn in SOURCES and all(self.alone):
             self.won = index
+        if conn in SOURCES and self.primary_died:
+            self._last_source = index
         if conn in TARGETS:
             self._check_target(index)
         self._follow_target(index, conn, good=good)
@@ -158,7 +163,8 @@ class Copies:
         self._degrade(index)
         if index == self.primary and not self.primary_died:  # a second time it takes nothing back from its peer
             self.primary_died = True
-            self.merged = False
+            self.merged = self._died_whole = False
+            self._last_source = -1
 
     def power_lost(self, index: int) -> None:
         self.process_died(index)
@@ -172,10 +178,13 @@ class Copies:
         """A Primary without good data of its own is as safe as the one node that has it."""
         if index != self.primary and self.holders == {index}:
             self.degraded = self.allowed(index)
+            self._degraded_holder = index
 
     def disk_fault(self, index: int) -> None:
         """From now on it may lack writes, until it is seen without its disk or :meth:`disk_healed`."""
         self.suspect[index] = self.faulty[index] = True
+        if self.primary_died and index == self.primary and index in self.holders:
+            self._died_whole = True  # as a crashed Primary it is still the source
         if self.holders - {index}:
             self.holders = self.holders - {index}
 
@@ -211,14 +220,15 @@ class Copies:
 
     def mode(self, index: int) -> int:
         """The audit mode for what this node would serve."""
-        if self.degraded is not None:
-            return self.degraded
+        merged = self.merged or (self._c.volume_in_sync(self._number) and self.primary_died)
+        if self.degraded is not None and (merged or index == self._degraded_holder):
+            return self.degraded  # the other one has what it had before it lost its disk
         if self.won is not None and self.won != self.source():
             return TAGS
         if any(self.faulty) and self._net.protocol < 3 and (self.merged or self.primary_died):
             return TAGS  # a Primary without its disk and without its link has nothing, whoever is the source then
-        merged = self.merged or (self._c.volume_in_sync(self._number) and self.primary_died)
-        found = self.allowed(self.source() if merged else index)
+        source = self.primary if self._died_whole and self._last_source == self.primary else self.source()
+        found = self.allowed(source if merged else index)
         return ACKED if found == STRICT and self.reads_ahead else found
 
     # ---- checks ----

@@ -32,7 +32,7 @@ _PROBLEMS_MAX = 20
 SYNCER = (1 << 64) - 1
 MAX_BATCH, MAX_BATCH_OLD = 128 << 20, 4 << 20
 PRIMARY = 1
-AHEAD = 22
+STARTING_SYNC_S, STARTING_SYNC_T, AHEAD = 11, 12, 22
 
 
 class Wrong(Exception):
@@ -89,6 +89,8 @@ class Volume:
     seq_early: set[int] = field(default_factory=set)
     reads: dict[tuple[int, int], int] = field(default_factory=dict)
     resync: dict[int, tuple[int, int]] = field(default_factory=dict)  # sector -> (size, command)
+    was_ahead: bool = False
+    cancelled: list[tuple[int, int, int]] = field(default_factory=list)  # asked for again: sector, size, command
     resynced: dict[int, int] = field(default_factory=dict)  # data given, not acked: sector -> size
     verify: dict[int, int] = field(default_factory=dict)
     verify_last: int = -1
@@ -129,6 +131,7 @@ class Pair:
         self.halves: dict[int, Half] = {}
         self.meta = -1
         self.sync_uuid_from: dict[int, set[int]] = {}  # volume -> nodes that may send P_SYNC_UUID
+        self.agreed_unsaid: set[tuple[int, int]] = set()  # full syncs that the node's P_SYNC_UUID says yes to
 
     def half(self, node: int) -> Half:
         if node not in self.halves:
@@ -178,6 +181,10 @@ class ProtocolChecker:
         self._pairs: dict[int, Pair] = {}  # by data connection
         self._pair_of: dict[int, int] = {}  # node -> its newest data connection
         self._recent: deque[Packet] = deque(maxlen=_TIMES)
+
+    def meta_connection(self, node: int) -> int:
+        """Number of the meta socket's connection of this node's newest link."""
+        return self._pairs[self._pair_of[node]].meta
 
     def feed(self, records: bytes) -> None:
         at = 0
@@ -320,6 +327,7 @@ class ProtocolChecker:
             _need(conn in (8, 9), f"the first state of a connection says {conn}")
             v.has_state = True
         before, v.role, v.conn, v.disk = v.conn, role, conn, disk
+        v.was_ahead = v.was_ahead or conn == AHEAD
         if before != conn in (13, 14) and v.bitmap_done and peer.volume(p.volume).bitmap_done:
             _restart_bitmaps(pair, p.volume)  # the last exchange led to nothing
         half.sent_state = all(other.has_state for other in half.volumes.values())
@@ -340,16 +348,20 @@ class ProtocolChecker:
         assert found is not None
         peer.changes.remove(found)
         _, volume, mask, value = found
+        wanted = value >> 4 & 31 if mask & 0x1F0 else 0
+        if wanted == STARTING_SYNC_T and (p.node, volume) in pair.agreed_unsaid:
+            pair.agreed_unsaid.discard((p.node, volume))
+            _need(code >= 1, "a refusal behind the P_SYNC_UUID that was asked for")
+            return
         if code < 1:
             return
         if mask & 3 and value & 3 == PRIMARY:
             for v in peer.volumes.values():
                 v.role = PRIMARY
-        wanted = value >> 4 & 31 if mask & 0x1F0 else 0
-        if wanted in (11, 12):
+        if wanted in (STARTING_SYNC_S, STARTING_SYNC_T):
             me = p.node
             other = next((n for n in pair.halves if n != me), me)
-            pair.sync_uuid_from.setdefault(volume, set()).add(other if wanted == 11 else me)
+            pair.sync_uuid_from.setdefault(volume, set()).add(other if wanted == STARTING_SYNC_S else me)
         if wanted == 18:
             for h in (half, peer):
                 h.volume(volume).verify_last = -1
@@ -358,10 +370,21 @@ class ProtocolChecker:
         v, theirs = half.volume(p.volume), peer.volume(p.volume)
         allowed = pair.sync_uuid_from.get(p.volume, set())
         exchanged = v.bitmap_done and theirs.bitmap_done
-        _need(p.node in allowed or exchanged or v.conn == AHEAD, "nobody waits for it")
+        if not (p.node in allowed or exchanged or v.conn == AHEAD):
+            is_first = (p.node, p.volume) not in pair.agreed_unsaid
+            _need(is_first and self._is_asked(peer, p.volume), "nobody waits for it")
+            pair.agreed_unsaid.add((p.node, p.volume))
         allowed.discard(p.node)
         _restart_bitmaps(pair, p.volume)
         v.conn = 16
+
+    @staticmethod
+    def _is_asked(peer: Half, volume: int) -> bool:
+        """It wants a full sync, and the yes is on its way on the other socket, which may stand still or be broken."""
+        return any(
+            number == volume and mask & 0x1F0 and value >> 4 & 31 == STARTING_SYNC_T
+            for _, number, mask, value in peer.changes
+        )
 
     # ---- writes, acks, barriers ----
 
@@ -426,7 +449,7 @@ class ProtocolChecker:
         verify = theirs.verify.pop(sector, -1) if p.command == 0x1B and sector in theirs.verify else None
         if verify is not None:
             return
-        asked = _take(theirs.resync, sector, size, in_parts=pair.is_ours)
+        asked = _take_resync(theirs, sector, size, in_parts=pair.is_ours)
         if p.command == 0x22:
             _need(asked == 0x21, "no digest was sent")
 
@@ -472,6 +495,8 @@ class ProtocolChecker:
             self._verify_request(pair, v, peer.volume(p.volume), sector, size, is_last=is_last)
             return
         _need(sector // 32768 == (sector + size // 512 - 1) // 32768, "over a 16 MiB boundary")
+        if sector in v.resync and peer.volume(p.volume).was_ahead:  # the cancellation is late, on the other socket
+            v.cancelled.append((sector, *v.resync.pop(sector)))
         _need(sector not in v.resync, "asked twice")
         _need(p.command != 0x32 or pair.flags & 2 != 0, "THIN_RESYNC is not agreed")
         if p.command == 0x21:
@@ -499,13 +524,13 @@ class ProtocolChecker:
             _need(theirs.reads.pop((block_id, sector), -1) == size, "no such read")
             return
         _need(block_id == SYNCER, f"id {block_id:#x}")
-        _take(theirs.resync, sector, size, in_parts=pair.is_ours)
+        _take_resync(theirs, sector, size, in_parts=pair.is_ours)
         half.volume(p.volume).resynced[sector] = size
 
     def _deallocated(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
         sector, size = struct.unpack_from(">QI", p.body)
         if not self.is_lenient:
-            asked = _take(peer.volume(p.volume).resync, sector, size, in_parts=pair.is_ours)
+            asked = _take_resync(peer.volume(p.volume), sector, size, in_parts=pair.is_ours)
             _need(asked == 0x32 or (asked == 0x21 and pair.is_ours), "no thin request")
         half.volume(p.volume).resynced[sector] = size
 
@@ -587,6 +612,14 @@ def _take(asked: dict[int, tuple[int, int]], sector: int, size: int, *, in_parts
                 asked[end] = (stop - end) * 512, command
             return command
     raise Wrong(f"nobody asked for sector {sector}, {size} bytes")
+
+
+def _take_resync(theirs: Volume, sector: int, size: int, *, in_parts: bool) -> int:
+    again = next((c for c in theirs.cancelled if c[:2] == (sector, size)), None)
+    if again is None:
+        return _take(theirs.resync, sector, size, in_parts=in_parts)
+    theirs.cancelled.remove(again)
+    return again[2]
 
 
 def _sequence(v: Volume, seq: int) -> None:

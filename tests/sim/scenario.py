@@ -15,7 +15,7 @@ from repl.drbd.states import ConnectionState, DiskState, Role
 from tests.sim.orders import Orders
 from tests.sim.plan import Plan, draw, short
 from tests.sim.reach import Reach
-from tests.sim.stage import TOO_OLD
+from tests.sim.stage import PRIMARY_TARGET, TOO_OLD
 from tests.sim.world import STRICT, SimFailure
 
 SETTLE_MS = 240_000
@@ -126,7 +126,11 @@ class Scenario(Orders):
                 if c.state(index)[1] == alone and not (c.node(index).reason and c.stand_alone):
                     self.try_ask(index, "connect")
             if not c.wait(lambda: c.connected or any(c.state(i)[1] == alone for i in (0, 1)), bound):
-                raise SimFailure(f"P10: not connected within {bound} ms ({c.describe()})")
+                if not self.retries_in_vain:
+                    raise SimFailure(f"P10: not connected within {bound} ms ({c.describe()})")
+                for index in (0, 1):
+                    self.try_ask(index, "disconnect", force=True)
+                break
             if c.connected or c.wait(lambda: c.stand_alone, 3000):
                 break
         self.no_false_alarm()
@@ -144,6 +148,12 @@ class Scenario(Orders):
                 self.resolve(bound)
         if not c.wait(lambda: c.in_sync, SETTLE_MS):
             raise SimFailure(f"P10: connected, not in sync within {SETTLE_MS} ms ({c.describe()})")
+
+    @property
+    def retries_in_vain(self) -> bool:
+        """rr-conflict retry-connect: a Primary that should become target asks again and again until it is demoted."""
+        nodes = [self.c.node(index) for index in (0, 1)]
+        return any(n.settings.net.rr_conflict == "retry-connect" and PRIMARY_TARGET in n.reason for n in nodes)
 
     def mend(self) -> None:
         """A disk that has passed errors on gets its blocks with the next connection, one that is away is attached."""
@@ -174,6 +184,8 @@ class Scenario(Orders):
         self.oracle.may_lose(1 - winner)
         if any(text in c.node(index).reason for index in (0, 1) for text in ("Unrelated", TOO_OLD)):
             self.recreate(1 - winner)
+        elif PRIMARY_TARGET in c.node(winner).reason:
+            self.recreate(1 - winner)  # by the generations that one is ahead: --discard-my-data is for split brains
         else:
             self.fire_and_wait(1 - winner, "connect", discard_my_data=True)
         self.fire_and_wait(winner, "connect")

@@ -20,6 +20,7 @@ from tests.sim.undo_watch import UndoWatch
 from tests.sim.world import SimFailure
 
 TOO_OLD = "This resync decision needs protocol"
+PRIMARY_TARGET = "should become resync target"
 BUSY_MS = 2000  # of a pause, in which the applications work
 SAMPLE_MS = 150  # between two looks at a running resync
 
@@ -273,7 +274,7 @@ class Stage:
             if "This Primary has no disk" in node.reason:
                 self.cut_from_data.add(shell.index)
                 continue
-            if shell.index in self.cut_from_data and "should become resync target" in node.reason:
+            if shell.index in self.cut_from_data and PRIMARY_TARGET in node.reason:
                 continue  # it has a disk again, an older one
             if TOO_OLD in node.reason or self.options_changed and "Incompatible settings" in node.reason:
                 continue  # the versions below 91 know no way; options are told to one node after the other

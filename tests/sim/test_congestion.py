@@ -275,3 +275,34 @@ def test_primary_behind_takes_what_its_peer_has_after_that_ones_death(clusters: 
     slow(cluster, 0)
     cluster.ask(1, "resume-sync", volume=0)
     cluster.check_idle_pair()
+
+
+def test_answers_of_a_cancelled_resync_do_not_count_in_the_next_one(clusters: Any) -> None:
+    """They come on the other socket, and later: a block that was equal may have been written since, while Ahead."""
+    cluster = clusters(
+        net={"csums_alg": "crc32c", "ping_int_ms": 60_000, "timeout_ms": 60_000},
+        resync=replace(SLOW_RESYNC, use_csums=True),
+    )
+    cluster.connect_fresh()
+    app = cluster.serve(0)
+    world = cluster.world
+    meta = cluster.checker.meta_connection(0)
+    (socket,) = (fd for fd in world.streams(0) if fd // 2 == meta // 2)
+    cluster.ask(1, "invalidate", volume=0)
+    world.lib.re_sim_socket_hold(world.sim, socket, True)
+    cluster.until(lambda: sent(cluster, 0, Packet.RS_IS_IN_SYNC) > 10, 10_000, "blocks that are equal")
+    slow(cluster)
+    go_ahead(cluster, app)
+    write(cluster, app, 0, 48)
+    asked = sent(cluster, 1, Packet.CSUM_RS_REQUEST)
+    cluster.shells[0].data.settings(read_min_ns=200_000_000, read_max_ns=200_000_000)
+    cluster.until(lambda: sent(cluster, 1, Packet.CSUM_RS_REQUEST) > asked + 2, 20_000, "the next resync's requests")
+    world.lib.re_sim_socket_hold(world.sim, socket, False)
+    slow(cluster, 0)
+    cluster.run(150)
+    cluster.shells[0].data.settings(read_min_ns=20_000, read_max_ns=50_000)
+    cluster.until(lambda: cluster.state(1)[2] == D.UP_TO_DATE, 60_000, "the end of the resync")
+    assert not cluster.differing()
+    app.stop()
+    cluster.check_idle_pair()
+    assert not cluster.events(0, text="were marked while the resync ran")

@@ -429,3 +429,60 @@ def test_error_in_a_new_part_of_a_big_request_marks_only_what_failed() -> None:
         assert app.do("write", 96 * BLOCK, 8 * BLOCK) == 0
         pair.until(lambda: disks(pair, 0)[1] == _D.INCONSISTENT, 5000, "told")
         assert 1 <= pair.dirty_bits(0) <= 8 and pair.device_bytes >= MIB
+
+
+@pytest.mark.parametrize("protocol", [1, 3], ids="AC")
+def test_block_that_the_peer_has_just_failed_to_write_is_not_read_there(protocol: int) -> None:
+    """Its disk is called UpToDate until the bitmap is stable; read-balancing sends reads to it all that time."""
+    require_sim()
+    overrides = {"on_io_error": "pass_on", "read_balancing": "prefer-remote"}
+    with Cluster(31, Setup(net=replace(QUICK_NET, protocol=protocol), overrides=overrides, external=True)) as pair:
+        pair.connect_fresh()
+        app = pair.serve(0)
+        app.write(*range(10))
+        pair.shells[1].md.settings(write_min_ns=100_000_000, write_max_ns=100_000_000)
+        pair.shells[1].data.fail_next(WRITE)
+        app.write(3)
+        pair.until(lambda: pair.dirty_bits(1) == 1, 5000, "the error")
+        reads = 0
+        while pair.state(0)[3] == _D.UP_TO_DATE:
+            assert app.do("read", 3 * BLOCK) == 0  # the simulator compares with what was written
+            reads += 1
+        assert reads > 3
+        assert app.do("read", 4 * BLOCK) == 0
+        app.stop()
+        pair.ask(1, "disconnect", force=True)
+        pair.ask(1, "connect")
+        pair.until(lambda: pair.in_sync, 20_000, "in sync again")
+        pair.check_idle_pair()
+
+
+@pytest.mark.parametrize("heard", [False, True], ids=["end-not-heard", "end-heard"])
+def test_source_that_failed_a_write_goes_on_alone_in_a_generation_of_its_own(heard: bool) -> None:
+    """Its target has finished and has the same one: if both went on alone in it, one side's writes would vanish."""
+    slow = Resync(resync_rate_kib=512, plan_ahead=0, max_rate_kib=512, min_rate_kib=0)
+    require_sim()
+    with Cluster(31, Setup(resync=slow, latency_max_us=20_000, overrides={"on_io_error": "pass_on"})) as pair:
+        pair.connect_fresh()
+        app = pair.serve(0)
+        pair.cut(silent=False)
+        pair.until(lambda: not pair.node(0).is_connected, 20_000, "the loss")
+        app.write(*range(100))
+        pair.heal()
+        pair.until(lambda: pair.state(1)[1] == ConnectionState.SYNC_TARGET, 20_000, "the resync")
+        pair.shells[0].data.fail_next(WRITE)
+        assert app.do("write", 300 * BLOCK) == NBD_EIO, "no good disk has it"
+        pair.until(lambda: pair.state(1)[2] == _D.UP_TO_DATE, 20_000, "the resync's end")
+        if heard:
+            pair.until(lambda: "marked while the resync ran" in pair.node(0).reason, 5000, "the news of it")
+        pair.cut(silent=False)
+        pair.until(lambda: not any(pair.node(n).is_connected for n in (0, 1)), 20_000, "the loss")
+        app.write(5, 6)
+        app.leave(orderly=False)
+        pair.shells[0].crash()
+        other = pair.serve(1)
+        other.write(7)
+        pair.heal()
+        pair.restart(0)
+        pair.until(lambda: pair.state(1)[1] == ConnectionState.STANDALONE, 20_000, "the verdict")
+        assert "Split-Brain" in pair.node(1).reason

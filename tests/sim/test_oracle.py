@@ -39,3 +39,31 @@ def test_second_death_of_a_former_primary_changes_nothing_of_what_its_peer_has_t
             cluster.ask(1, "primary")
             assert oracle.volumes[0].mode(1) == (FLUSHED if power else STRICT)
             oracle.take_over(1)  # audits
+
+
+def test_disk_that_a_primary_has_let_go_is_audited_for_what_it_had_then() -> None:
+    """Both die; what the peer has alone acknowledged since counts when that one is asked, not the other."""
+    require_sim()
+    from tests.sim.cluster import Cluster, Load
+    from tests.sim.oracle import Oracle
+    from tests.sim.world import ACKED, CAUSAL
+
+    for server in (0, 1):
+        with Cluster(server) as cluster:
+            cluster.connect_fresh()
+            oracle = Oracle(cluster)
+            oracle.begin()
+            cluster.ask(0, "primary")
+            oracle.take_over(0)
+            app = cluster.serve(0)
+            app.load(Load(think_max_ms=3, queue_depth=4, read_percent=20))
+            cluster.run(100)
+            cluster.ask(0, "detach", volume=0)
+            cluster.run(100)
+            for node in (0, 1):
+                oracle.process_died(node)
+                cluster.shells[node].crash()
+            cluster.restart(server)
+            cluster.ask(server, "primary")
+            assert oracle.volumes[0].mode(server) == (ACKED if server else CAUSAL)
+            oracle.take_over(server)  # audits

@@ -134,3 +134,18 @@ def test_wrong_packet_is_refused(packet: str, edit: Edit, words: str) -> None:
     assert at >= 0, f"the run has no {packet}"
     records[at : at + 1] = edit(records[at])
     assert words in problems(records)
+
+
+def test_full_sync_may_begin_when_its_answer_is_stuck_on_the_other_socket() -> None:
+    """The node that was asked does not know yet that the socket for its answers is broken."""
+    with Cluster(1, Setup(wake_max_us=30_000, latency_max_us=300)) as cluster:
+        cluster.connect_fresh()
+        cluster.ask(0, "primary")
+        meta = cluster.checker.meta_connection(0)
+        (socket,) = (fd for fd in cluster.world.streams(0) if fd // 2 == meta // 2)
+        cluster.fire(1, "invalidate", volume=0)
+        cluster.world.lib.re_sim_socket_reset(cluster.world.sim, socket)
+        sent = cluster.world.lib.re_sim_packets_sent
+        cluster.until(lambda: sent(cluster.world.sim, 0, CODES["P_SYNC_UUID"]), 5000, "the full sync's beginning")
+        cluster.until(lambda: cluster.in_sync, 60_000, "both in sync again")
+        cluster.run(10)
