@@ -96,6 +96,24 @@ void link_up(struct core *core, const struct re_link *options)
     receiver_parse(core, meta);
 }
 
+/* Protocols A and B: the own disk has them; who has lost that one as well has to know. */
+static void count_unconfirmed(struct core *core)
+{
+    for (int i = 0; i < RE_VOLUMES_MAX; i++)
+        if (core->volumes[i])
+            core->volumes[i]->stats.unconfirmed_writes = 0;
+    list_for_each(epoch_link, &core->link.log.epochs)
+    {
+        struct epoch *epoch = list_entry(epoch_link, struct epoch, link);
+        list_for_each(pos, &epoch->requests)
+        {
+            const struct request *r = list_entry(pos, struct request, tl);
+            if (r->completed && !r->error && !r->write_ack)
+                r->volume->stats.unconfirmed_writes++;
+        }
+    }
+}
+
 void link_lost(struct core *core, enum re_lost reason, unsigned detail, uint64_t value, bool report)
 {
     struct link *link = &core->link;
@@ -109,6 +127,7 @@ void link_lost(struct core *core, enum re_lost reason, unsigned detail, uint64_t
     close_stream(core, data);
     close_stream(core, meta);
     transfer_log_close(&link->log);
+    count_unconfirmed(core);
     peer_epochs_orphan(core);
     for (uint32_t i = 0; i < link->ping_waiter_count; i++)
         core_done(core, link->ping_waiters[i].cookie, -1, RE_RESULT_CANCELED, 0);

@@ -340,6 +340,7 @@ struct re_volume_stats {
     uint64_t verify_rate_kib;
     uint64_t verify_limit;                  /* enum re_resync_limit */
     uint64_t undo_saved_bits;               /* blocks kept by the undo */
+    uint64_t unconfirmed_writes;            /* when the link was lost: completed before the peer's disk had them */
 };
 
 /* What a running resync waits for. */

@@ -176,6 +176,7 @@ class VolumeStats:
     verify_rate_kib: int = 0
     verify_limit: int = 0
     undo_saved_bits: int = 0
+    unconfirmed_writes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

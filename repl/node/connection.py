@@ -388,6 +388,8 @@ class Connection:
         if node.role != Role.PRIMARY:
             ending.clear()
 
+        for volume in node.volumes.values():
+            volume.peer_may_lack = volume.peer_may_lack or node.disks.outlives_its_disk(volume)
         for number in losing | ending:
             node.volumes[number].generation_due = True
             node.volumes[number].generation_keeps_bitmap = number in ending

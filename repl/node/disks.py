@@ -392,6 +392,13 @@ class Disks:
             # What applications saw is on this disk only: no generation of the peer is good enough (decision 0016).
             volume.uuids = replace(volume.uuids, current=random_uuid(node.random) | 1)
 
+    def outlives_its_disk(self, volume: Volume) -> bool:
+        """The link breaks: did applications of this Primary see writes that are on a lost disk only?"""
+        if self._node.role != Role.PRIMARY or volume.state.disk == _D.UP_TO_DATE:
+            return False
+        stats = self._node.stats.volume_stats(volume.number)
+        return stats is not None and stats.unconfirmed_writes > 0
+
     async def presented_size(self, volume: Volume, size_sectors: int) -> None:
         """Without a disk the device has the size of the peer's."""
         volume.size_sectors = size_sectors

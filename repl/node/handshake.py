@@ -376,6 +376,14 @@ def _as_decided(volume: Volume, state: StateWord) -> StateWord:
 def check_exposed(c: Connection, volume: Volume) -> None:
     """Without a disk (any more): applications have seen one generation and must not be shown another one."""
     node, report = c.node, volume.peer_report
+    if volume.peer_may_lack and node.role == Role.PRIMARY:
+        has = "has no disk" if not volume.attached else "has lost blocks"
+        raise FinalDrop(
+            f"This Primary {has}, and {node.settings.peer} may lack writes that were acknowledged before.",
+            reason="unconfirmed-writes",
+            advice=f"Attach the disk of {node.settings.node} again, or make this node Secondary and decide which data "
+            "to go on with.",
+        )
     if volume.attached or report is None:
         return
     mine, theirs = volume.uuids.current, report.uuids.current

@@ -70,6 +70,7 @@ class Volume:
         self.new_part_is_clean = False  # of a resize under way
         self.disk_error = ""
         self.exposed = 0  # current UUID of the data that the device presented before this disk was attached
+        self.peer_may_lack = False  # this Primary lost its disk, then a peer that had not confirmed every write
         self.peer_served = False  # this Primary worked on the peer's disk alone: no other one has all of it
         self.attach_refusal: ReplError | None = None  # verdict of the handshake on a disk that is Negotiating
         # of the present connection
@@ -172,6 +173,7 @@ class Volume:
     def follow_service(self) -> None:
         """Whose disk do applications see?  The peer makes a new generation then, but the news of it may get lost."""
         state = self.state
+        self.peer_may_lack = self.peer_may_lack and state.role == Role.PRIMARY and state.disk != DiskState.UP_TO_DATE
         if state.role != Role.PRIMARY or state.disk >= DiskState.INCONSISTENT:
             self.peer_served = False
         elif state.conn >= ConnectionState.CONNECTED and state.pdsk >= DiskState.INCONSISTENT:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from repl.node import disk as node_disk
 from repl.node.flow import Promise
 from tests.lib.tools import require_sim
 from tests.sim.app import App
-from tests.sim.cluster import Cluster, Setup
+from tests.sim.cluster import QUICK_NET, Cluster, Setup
 from tests.sim.world import BLOCK
 
 _D = DiskState
@@ -164,3 +165,55 @@ def test_peer_loses_its_disk_while_the_older_one_is_negotiated() -> None:
                 pair.check_equal()
             met += answer.error is not None and "has lost its disk" in str(answer.error)
     assert met
+
+
+def lose_own_disk(pair: Cluster, app: App) -> None:
+    pair.shells[0].data.fail_next(pair.world.lib.RE_SIM_OP_READ)
+    app.submit("read", 7 * BLOCK)
+    pair.until(lambda: disks(pair, 0)[0] == _D.DISKLESS, 5000, "the disk is given up")
+
+
+@pytest.mark.parametrize("protocol", [1, 2], ids="AB")
+def test_disk_fails_when_the_peer_may_lack_what_was_acknowledged(protocol: int) -> None:
+    """The link is dead already and nobody knows it: what comes back is older than what applications have read."""
+    require_sim()
+    with Cluster(SEED, Setup(net=replace(QUICK_NET, protocol=protocol), external=True)) as pair:
+        pair.connect_fresh()
+        app = pair.serve(0)
+        app.write(1)
+        pair.run(100)
+        if protocol == 1:
+            pair.cut(silent=True)
+            app.write(1)
+        else:
+            pair.shells[1].data.hold()
+            app.write(1)  # in the peer's memory
+            pair.shells[1].power_off()
+        lose_own_disk(pair, app)
+        pair.until(lambda: not pair.node(0).is_connected, 20_000, "the loss of the peer")
+        if protocol == 1:
+            pair.heal()
+        else:
+            pair.shells[1].data.release()
+            pair.restart(1)
+        pair.until(lambda: "may lack" in pair.node(0).reason, 20_000, "the refusal")
+        assert app.do("read", BLOCK) != 0
+        find_together(pair, app)
+        assert pair.serve(0).do("read", BLOCK) == 0
+
+
+def test_disk_fails_when_the_peer_has_everything() -> None:
+    require_sim()
+    for protocol in (1, 2, 3):
+        with Cluster(SEED, Setup(net=replace(QUICK_NET, protocol=protocol), external=True)) as pair:
+            pair.connect_fresh()
+            app = pair.serve(0)
+            app.write(1)
+            pair.run(100)
+            lose_own_disk(pair, app)
+            op = app.submit("write", 2 * BLOCK)
+            pair.world.lib.re_sim_net_reset(pair.world.sim, 0, 1)
+            pair.until(lambda c=pair: not c.node(0).is_connected, 20_000, "the loss of the peer")
+            pair.until(lambda c=pair: c.connected, 20_000, "the connection")
+            pair.run(10)
+            assert pair.op(op).state and app.do("read", BLOCK) == 0
