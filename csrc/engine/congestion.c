@@ -47,11 +47,13 @@ static uint32_t state_word(const struct re_state *s)
            (uint32_t)s->peer_disk << 13;
 }
 
-void congestion_state_changed(struct volume *v)
+void congestion_state_changed(struct volume *v, uint8_t before)
 {
     struct core *core = v->core;
     uint8_t body[4];
     v->congestion_reported = false;
+    if (v->state.connection == C_AHEAD && v->bitmap)
+        v->stats.resync_left_bits = before == C_SYNC_SOURCE || before == C_PAUSED_SYNC_S ? v->bitmap->count : 0;
     if (v->state.connection != C_AHEAD || core->link.phase != LINK_UP)
         return;
     be32_put(body, state_word(&v->state));
@@ -75,6 +77,7 @@ bool congestion_marks_again(struct volume *v, uint64_t offset, uint64_t length)
     if (v->state.connection != C_AHEAD)
         return false;
     volume_set_dirty(v, offset, length);
+    v->stats.resync_left_bits -= u64_min(v->stats.resync_left_bits, (length + BLOCK_BYTES - 1) / BLOCK_BYTES);
     sender_out_of_sync(v, offset, length);
     return true;
 }

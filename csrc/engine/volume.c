@@ -281,7 +281,7 @@ void volume_set_state(struct volume *v, const struct re_state *state)
             verify_end(v);
         if (now == C_VERIFY_S || now == C_VERIFY_T)
             verify_begin(v);
-        congestion_state_changed(v);
+        congestion_state_changed(v, before);
     }
     if (now == C_SYNC_SOURCE)
         resync_source_check(v);

@@ -157,6 +157,7 @@ class VolumeStats:
     resync_done_bits: int = 0
     resync_failed_bits: int = 0
     resync_lost_bits: int = 0
+    resync_left_bits: int = 0
     resync_started_ns: int = 0
     resync_finished_ns: int = 0
     resync_rate_kib: int = 0

@@ -113,7 +113,8 @@ class PeerPackets:
         """Take over role and disk of the peer; a lost copy starts a new generation."""
         node, before = self._node, volume.state
         lost_copy = before.pdsk == _D.UP_TO_DATE and peer_disk < _D.INCONSISTENT and before.disk == _D.UP_TO_DATE
-        left_behind = volume.is_ahead_of_generation and peer_disk < _D.INCONSISTENT
+        in_resync = before.conn == _C.AHEAD and node.resync.target_may_have_finished(volume)
+        left_behind = (volume.is_ahead_of_generation or in_resync) and peer_disk < _D.INCONSISTENT
         # differs: DRBD does so only if the peer is promoted or loses its disk while connected (decision 0016).
         writes_here_only = (
             peer_disk < _D.INCONSISTENT
@@ -129,7 +130,7 @@ class PeerPackets:
 
         def uuids(v: Volume) -> Uuids:
             if v is volume and new_generation:
-                return new_current(v.uuids, node.random, primary=node.role == Role.PRIMARY)
+                return new_current(v.uuids, node.random, primary=node.role == Role.PRIMARY, keep_bitmap=in_resync)
             return v.uuids
 
         def change(_: Volume, s: StateWord) -> StateWord:

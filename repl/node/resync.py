@@ -247,10 +247,12 @@ class ResyncControl:
         differs: DRBD goes on under a generation that the target may have as well; what it writes may be discarded
         silently (decision 0016).
         """
-        if volume.state.conn not in (_C.SYNC_SOURCE, _C.PAUSED_SYNC_S) or volume.state.disk != _D.UP_TO_DATE:
+        conn, stats = volume.state.conn, self._node.stats.volume_stats(volume.number)
+        if stats is None or not volume.attached or volume.state.disk != _D.UP_TO_DATE:
             return False
-        stats = self._node.stats.volume_stats(volume.number)
-        return stats is not None and volume.attached and stats.out_of_sync_bits <= stats.resync_lost_bits
+        if conn == _C.AHEAD:  # what it had got by then; it may not have heard of what came after that
+            return volume.uuids.bitmap != 0 and stats.resync_left_bits <= stats.resync_lost_bits
+        return conn in (_C.SYNC_SOURCE, _C.PAUSED_SYNC_S) and stats.out_of_sync_bits <= stats.resync_lost_bits
 
     # ---- without bitmaps ----
 

@@ -306,3 +306,61 @@ def test_answers_of_a_cancelled_resync_do_not_count_in_the_next_one(clusters: An
     app.stop()
     cluster.check_idle_pair()
     assert not cluster.events(0, text="were marked while the resync ran")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_link_lost_ahead_in_a_resync_whose_target_may_have_finished(clusters: Any, finished: bool) -> None:
+    """Then it has the generation in which this node would go on alone; otherwise nothing is copied twice."""
+    cluster, app = served(clusters)
+    go_ahead(cluster, app)
+    write(cluster, app, 48, 20)
+    cluster.until(lambda: cluster.state(1)[1] == C.SYNC_TARGET, 10_000, "the resync")
+    if finished:
+        slow(cluster, 0)
+        cluster.until(lambda: cluster.state(1)[2] == D.UP_TO_DATE, 10_000, "its end on the target")
+    generation = cluster.volume(0).uuids.current | 1
+    cluster.cut(silent=True)
+    write(cluster, app, 100, 48)
+    cluster.until(lambda: cluster.state(0)[1] == C.AHEAD, 5000, "Ahead again")
+    cluster.until(lambda: not any(cluster.node(n).is_connected for n in (0, 1)), 20_000, "the loss of the link")
+    assert (cluster.volume(0).uuids.current | 1 != generation) == finished
+    slow(cluster, 0)
+    if finished:
+        both_go_on_alone(cluster, app)
+        return
+    cluster.heal()
+    cluster.check_idle_pair()
+    assert sent(cluster, 0, Packet.RS_DATA_REPLY) < 200
+
+
+def both_go_on_alone(cluster: Any, app: Any) -> None:
+    write(cluster, app, 200, 2)
+    app.leave(orderly=False)
+    cluster.shells[0].crash()
+    other = cluster.serve(1)
+    write(cluster, other, 300, 2)
+    cluster.heal()
+    cluster.restart(0)
+    cluster.until(lambda: cluster.state(1)[1] == C.STANDALONE, 20_000, "the verdict")
+    assert "Split-Brain" in cluster.node(1).reason
+
+
+def test_disk_lost_at_the_end_of_a_resync_while_the_source_is_ahead(clusters: Any) -> None:
+    """It has the source's generation and has not heard that it is Behind."""
+    cluster, app = served(clusters)
+    go_ahead(cluster, app)
+    write(cluster, app, 48, 20)
+    slow(cluster, 0)
+    cluster.until(lambda: cluster.state(1)[1] == C.SYNC_TARGET, 10_000, "the resync")
+    cluster.until(lambda: cluster.state(1)[2] == D.UP_TO_DATE, 10_000, "its end on the target")
+    cluster.cut(silent=True)
+    write(cluster, app, 100, 48)
+    cluster.until(lambda: cluster.state(0)[1] == C.AHEAD, 5000, "Ahead again")
+    cluster.ask(1, "detach", volume=0, force=True)
+    cluster.heal()
+    cluster.until(lambda: cluster.state(0)[3] == D.DISKLESS, 5000, "the news of the disk")
+    cluster.cut(silent=False)
+    cluster.until(lambda: not any(cluster.node(n).is_connected for n in (0, 1)), 20_000, "the loss of the link")
+    cluster.ask(1, "attach", volume=0)
+    assert cluster.state(1)[2] == D.UP_TO_DATE
+    both_go_on_alone(cluster, app)
