@@ -7,6 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from repl.drbd.states import ConnectionState, DiskState, Role
+from repl.drbd.uuids import base
+from repl.errors import MetadataError
+from repl.node import disk as node_disk
+from repl.node.disk import DiskPlace
 from tests.sim.stage import Stage
 from tests.sim.world import MIB, MS, SECOND, SimDisk, SimFailure
 
@@ -257,6 +261,7 @@ class Faults(Stage):
         disks = c.shells[node].disks
         self.power(node)
         snapshots = [c.world.lib.re_sim_disk_snapshot(c.world.sim, disk.number) for disk in disks]
+        generations = self._on_disk(node)
         self.pause(2000)
         self.back(node)
         for _ in range(self.rng.choice((1, 1, 2, 3))):  # generations come and go
@@ -269,22 +274,39 @@ class Faults(Stage):
         if self.wait_calmly(lambda: c.in_sync, 20_000) and self.oracle.primary == 1 - node and self.alive(1 - node):
             self.power(node)
             self.pause(2000)
-            c.log(f"node {node}: its disk is the old one again")
-            for disk, snapshot in zip(disks, snapshots, strict=True):
-                c.world.lib.re_sim_disk_restore(c.world.sim, disk.number, snapshot)
-            for number in c.numbers:
-                self.oracle.disk_fault(node, number)
-            self.oracle.may_lose(node)
-            self.stale.add(node)
-            self.undo.forget(node)
-            self.excused = True
-            self.back(node)
-            if self.wait_calmly(lambda: c.in_sync, 60_000):
-                self.oracle.disk_healed(node)
-                self.excused = False
+            # A resync after a crash leaves the generation as it is: nobody could tell the old disk from the new one.
+            if not any(old == new for old, new in zip(generations, self._on_disk(node), strict=True)):
+                self._put_back(node, disks, snapshots)
         self.back_all()
         for snapshot in snapshots:
             c.world.lib.re_sim_snapshot_free(c.world.sim, snapshot)
+
+    def _on_disk(self, node: int) -> list[int]:
+        """The generations that a node without power has, by volume; 0 while a grown disk has it elsewhere."""
+
+        def generation(place: DiskPlace) -> int:
+            try:
+                return base(node_disk.find_superblock(place)[0].uuids.current)
+            except MetadataError:
+                return 0
+
+        return [generation(place) for place in self.c.shells[node].places]
+
+    def _put_back(self, node: int, disks: list[SimDisk], snapshots: list[int]) -> None:
+        c = self.c
+        c.log(f"node {node}: its disk is the old one again")
+        for disk, snapshot in zip(disks, snapshots, strict=True):
+            c.world.lib.re_sim_disk_restore(c.world.sim, disk.number, snapshot)
+        for number in c.numbers:
+            self.oracle.disk_fault(node, number)
+        self.oracle.may_lose(node)
+        self.stale.add(node)
+        self.undo.forget(node)
+        self.excused = True
+        self.back(node)
+        if self.wait_calmly(lambda: c.in_sync, 60_000):
+            self.oracle.disk_healed(node)
+            self.excused = False
 
     def fault_freeze(self) -> None:
         """A process stands still and goes on as if nothing had been."""
