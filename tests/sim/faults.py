@@ -480,7 +480,7 @@ class Faults(Stage):
     def fault_detach(self) -> None:
         """A disk is taken away in order and comes back, with the peer there or not."""
         node = self.secondary if self.rng.random() < 0.7 else self.wanted
-        if not self.alive(node) or self.oracle.is_only_holder(node) or not self.c.in_sync:
+        if not self.alive(node) or self.oracle.is_only_holder(node) or not (self.c.in_sync or self.is_ahead()):
             return
         number = self.rng.choice(self.c.numbers)
         if not self.try_ask(node, "detach", volume=number):

@@ -59,6 +59,8 @@ class Scenario(Orders):
             name = self.plan.steps[number]
             self.rng = random.Random(f"{self.seed}/{number}")  # the same for a step whatever came before
             self.c.run(self.rng.randint(1, self.plan.gap_ms))
+            if self.pulls_ahead and self.rng.random() < 0.5:
+                self.c.wait(self.is_ahead, 1000)
             self.done.append(f"{number}:{name}")
             self.c.log(f"---- {name} ({self.c.describe()})")
             getattr(self, f"fault_{name}")()

@@ -116,6 +116,14 @@ class Stage:
         for app in apps:
             app.leave(orderly=False)
 
+    @property
+    def pulls_ahead(self) -> bool:
+        return self.plan.setup.net.on_congestion == "pull-ahead"
+
+    def is_ahead(self) -> bool:
+        """A congested link: writes only mark blocks."""
+        return any(self.c.state(n, number)[1] == ConnectionState.AHEAD for n in (0, 1) for number in self.c.numbers)
+
     def wait_calmly(self, condition: Callable[[], bool], ms: float) -> bool:
         """A long wait: the applications stay, and do nothing after the first second."""
         if self.c.wait(condition, min(ms, 1000)):
