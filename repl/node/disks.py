@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from repl.drbd import superblock as sb
 from repl.drbd.states import ConnectionState, DiskState, Role, StateChange, StateWord
 from repl.drbd.superblock import MdFlag
-from repl.drbd.uuids import Uuids, base, new_current, random_uuid
+from repl.drbd.uuids import base, random_uuid
 from repl.engine import commands as ec
 from repl.engine.events import DiskOp, Event, Result
 from repl.errors import DiskFailed, PeerLost, ReplError, RequestRefused, StateRefused
 from repl.node import actions as act
 from repl.node.disk import Prepared
+from repl.node.drops import FinalDrop
 from repl.node.flow import Promise
 from repl.node.refusals import refusal
 from repl.node.volume import Volume
@@ -250,30 +251,49 @@ class Disks:
 
     def _has_last_good_copy(self, state: StateWord) -> bool:
         node = self._node
-        return node.role == Role.PRIMARY and not (node.is_connected and state.pdsk == _D.UP_TO_DATE)
+        is_alone = node.role == Role.PRIMARY and not (node.is_connected and state.pdsk == _D.UP_TO_DATE)
+        return is_alone or state.conn == _C.AHEAD
 
     def _refused_last_copy(self, volume: Volume) -> StateRefused:
+        name = f"{self._node.settings.resource}/{volume.number}"
+        if volume.state.conn == _C.AHEAD:
+            return StateRefused(
+                f"{name}: there is no other good data: the peer is behind",
+                number=-2,
+                advice="Wait until the resync that follows has ended.",
+            )
         return StateRefused(
-            f"{self._node.settings.resource}/{volume.number}: this Primary has no other good data",
+            f"{name}: this Primary has no other good data",
             number=-2,
             advice="Connect to a peer with UpToDate data, or make this node Secondary first.",
         )
 
     async def _to_failed(self, volume: Volume, reason: str, *, is_order: bool = False) -> None:
-        """A node that is Ahead starts a new generation: the peer, which lacks writes, has the same (decision 0032)."""
         node = self._node
 
         def change(_: Volume, s: StateWord) -> StateWord:
             kept = is_order and self._has_last_good_copy(s)  # it may have gone Ahead while the peer was asked
             return s if kept else replace(s, disk=_D.FAILED)
 
-        def uuids(v: Volume) -> Uuids:
-            if v is volume and v.is_ahead_of_generation and change(v, v.state).disk == _D.FAILED:
-                return new_current(v.uuids, node.random, primary=node.role == Role.PRIMARY)
-            return v.uuids
-
-        await node.transition(change, uuids=uuids, only=volume, reason=reason)
+        if not is_order:
+            await self._leave_behind(volume)
+        await node.transition(change, only=volume, reason=reason)
         node.connection.send_state(volume)
+
+    async def _leave_behind(self, volume: Volume) -> None:
+        """differs: DRBD would go on with what a peer has that is Behind, and that is told so (decision 0016)."""
+        node = self._node
+        if volume.state.conn != _C.AHEAD or node.connection.peer_is_ours:
+            return
+        node.connection.end_for_good(
+            FinalDrop(
+                f"{node.settings.resource}/{volume.number} has lost its disk, and {node.settings.peer} is behind: "
+                "it lacks acknowledged writes.",
+                reason="unconfirmed-writes",
+                advice=f"Attach the disk of {node.settings.node} again, then connect; or go on with the older data.",
+            )
+        )
+        await node.watch(lambda: not node.is_connected)
 
     async def detach_clean(self, volume: Volume, *, wait_ms: int | None = None, is_order: bool = False) -> None:
         """Orderly: data, bitmap, activity log, clean superblock, in this order; then let the descriptors go."""

@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
+from nbd.client import NbdRequestError
+from repl.errors import ReplError
 from tests.lib.interop import LINK_LOST, MIB, KernelPair, PairMaker
 
 NET = "on-congestion pull-ahead; congestion-fill 512; sndbuf-size 64k; rcvbuf-size 64k;"
@@ -62,6 +66,31 @@ def test_kernels_outdated_primary_takes_what_we_have(make_pair: PairMaker) -> No
     pair.ours.kill()
     pair.wait_kernel(cstate="WFConnection|Unconnected")
     pair.ours.start()
+    check_source(pair, good)
+
+
+def test_kernel_that_is_behind_is_left_when_our_disk_is_lost(make_pair: PairMaker) -> None:
+    """Else it takes its copy for UpToDate, and our applications read old data."""
+    pair = congested(make_pair)
+    pair.our_primary()
+    set_speed(pair, SLOW)
+    with pair.ours.client() as client:
+        for n in range(32):
+            client.write(n * 65536 * 2, os.urandom(65536))
+        pair.wait_kernel(cstate="Behind")
+        with pytest.raises(ReplError, match="the peer is behind"):
+            pair.ours.call("detach")
+        good = pair.ours.digest(pair.ours.size_bytes)
+        pair.ours.call("detach", force=True)
+        with pytest.raises(NbdRequestError):
+            client.read(31 * 65536 * 2, 4096)
+    set_speed(pair, 0)
+    pair.wait_stand_alone()
+    assert pair.ours.status()["reason_code"] == "unconfirmed-writes"
+    pair.wait_kernel(cstate="WFConnection|Unconnected", disk="Outdated")
+    pair.our_secondary()
+    pair.ours.call("attach")
+    pair.ours.call("connect")
     check_source(pair, good)
 
 

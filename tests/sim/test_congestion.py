@@ -255,7 +255,7 @@ def test_disk_lost_while_ahead_comes_back_as_the_source(clusters: Any) -> None:
         cluster.run(5)
     assert attach.error is None
     cluster.until(lambda: all(cluster.op(op).state for op in ops), 20_000, "the writes' answers")
-    assert cluster.events(0, text="decision source by rule 70")
+    assert cluster.events(0, text="decision source")
     cluster.check_idle_pair()
 
 
