@@ -52,7 +52,7 @@ struct verify_blocks *verify_take(struct volume *v, bool is_answer, uint64_t off
                                 .bytes = bytes,
                                 .is_answer = is_answer};
     b->count = (bytes + BLOCK_BYTES - 1) / BLOCK_BYTES;
-    b->missing = (1u << b->count) - 1;
+    b->missing = b->unequal = (1u << b->count) - 1;
     list_init(&b->link);
     list_init(&b->op.link);
     list_init(&b->lock.range.ready);

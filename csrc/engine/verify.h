@@ -17,8 +17,7 @@ enum {
     VERIFY_BLOCKS = 16,         /* of one lock and one disk operation: 64 KiB */
     VERIFY_RUNS_MAX = 512,      /* in progress at the source, all volumes */
     VERIFY_ANSWERS_MAX = 1024,  /* in progress at the target: the kernel module may ask for scattered blocks */
-    VERIFY_ROUNDS_ONE_PRIMARY = 3,  /* the target holds the blocks, unless they were asked for in pieces */
-    VERIFY_ROUNDS_MAX = 16,     /* of two Primaries, whose writes may come between every time */
+    VERIFY_ROUNDS_MAX = 16,     /* writes may come between every time */
     VERIFY_RANGES_MAX = 4096,   /* differing ranges reported of one verify; more are only counted */
 };
 
@@ -33,6 +32,7 @@ struct verify_blocks {
     uint64_t offset;            /* bytes */
     uint32_t bytes;
     uint32_t missing;           /* source: digests to come; target: verdicts to come (a bit for each block) */
+    uint32_t unequal;           /* source: blocks that have not been the same yet */
     uint32_t unreadable;        /* own blocks that cannot be read */
     uint32_t refused;           /* source: blocks that the target cannot read */
     uint32_t block;             /* read block by block: the one in hand */
@@ -41,7 +41,7 @@ struct verify_blocks {
     bool is_answer;             /* target's */
     bool is_second;             /* the blocks differed once already */
     uint8_t rounds;             /* source: how often they differed */
-    bool gives_way;             /* target: a write of the peer waits, the lock ends with the answer */
+    bool gives_way;             /* target: a write waits, the lock ends with the answer; source: one has passed it */
     bool singly;                /* the read failed: block by block */
     struct buf *buf;
     struct range_item lock;
@@ -67,7 +67,7 @@ enum verify_stage {
 
 struct verify {
     uint32_t run;                   /* counts runs: what is left of an earlier one is dropped */
-    uint64_t begin, end;            /* bytes; source: as ordered */
+    uint64_t begin, end;            /* bytes; source: as ordered, target: begin of the first request */
     uint64_t cursor;                /* source: next block to ask for */
     struct list_head questions;     /* source, in order of offset */
     struct list_head answers;       /* target */

@@ -176,16 +176,19 @@ void verify_compare(struct verify_blocks *b)
 {
     struct verify_question *q = container_of(b, struct verify_question, b);
     struct volume *v = b->volume;
-    uint32_t found = differing(q);
+    uint32_t found = b->unequal &= differing(q);   /* the other digests are of earlier rounds */
     buf_put(b->buf);
     b->buf = NULL;
-    uint8_t rounds = v->core->link.options.two_primaries ? VERIFY_ROUNDS_MAX : VERIFY_ROUNDS_ONE_PRIMARY;
-    if (found && b->rounds < rounds && v->core->link.options.peer_is_ours) {
+    /* A write of the peer has passed it since it was asked for, or waits for it: the answer may be older, and that to
+     * another question would wait there for the write.  Else the second answer is as good as any. */
+    bool writes = b->gives_way || v->core->link.options.two_primaries;
+    if (found && (writes || b->rounds == 0) && b->rounds < VERIFY_ROUNDS_MAX && v->core->link.options.peer_is_ours) {
         b->is_second = true;
         b->rounds++;
         b->missing = found;
         b->refused = 0;
-        if (v->core->link.options.two_primaries) {  /* a write that lost against the peer's may wait to be sent again */
+        b->gives_way = false;
+        if (writes) {
             volume_unlock_range(v, &b->lock);
             verify_lock(b);
         } else

@@ -11,19 +11,27 @@
 
 #define ID_OUT_OF_SYNC UINT64_C(4712)
 
-/* A question of ours that came in pieces: its verdicts follow when all of them are answered, and a write that waits for
- * an earlier piece may stand before this one.  So that one ends with its answer; what differs then is asked again. */
-static void let_go_before(struct volume *v, const struct verify_blocks *last)
+/* Our own software asks for VERIFY_BLOCKS at once, from where the run begins. */
+static uint64_t question_at(const struct volume *v, uint64_t offset)
 {
-    uint32_t count = last->count;
-    for (uint64_t end = last->offset; end;) {
-        struct verify_blocks *b = verify_find(v, end - SECTOR_BYTES, true);
-        if (!b || b->offset + b->bytes != end || (count += b->count) > VERIFY_BLOCKS)
-            return;     /* another question */
-        end = b->offset;
-        if (b->stage == VERIFY_ANSWERED)
+    return (offset - v->verify.begin) / (VERIFY_BLOCKS * BLOCK_BYTES);
+}
+
+/* A question of ours that comes in pieces, or a part of it that is asked again: its verdicts follow when all of it is
+ * answered, and a write that waits for one piece may stand before another.  So while one of them waits for writes the
+ * others end with their answers; what differs then is asked again. */
+static void give_way_in_pieces(struct volume *v, struct verify_blocks *last)
+{
+    bool waits = last->stage == VERIFY_LOCKING;
+    list_for_each_safe(pos, following, &v->verify.answers)
+    {
+        struct verify_blocks *b = list_entry(pos, struct verify_blocks, link);
+        if (b == last || question_at(v, b->offset) != question_at(v, last->offset))
+            continue;
+        last->gives_way = last->gives_way || b->stage == VERIFY_LOCKING;
+        if (waits && b->stage == VERIFY_ANSWERED)
             verify_release(b);
-        else
+        else if (waits)
             b->gives_way = true;
     }
 }
@@ -36,8 +44,8 @@ void verify_answer_start(struct volume *v)
     if (!b)
         return;
     verify_lock(b);
-    if (b->stage == VERIFY_LOCKING && v->core->link.options.peer_is_ours)
-        let_go_before(v, b);
+    if (v->core->link.options.peer_is_ours)
+        give_way_in_pieces(v, b);
 }
 
 /* A block that differed: it is read again under the lock that its first answer still holds. */
@@ -54,11 +62,13 @@ bool verify_request(struct volume *v, uint64_t sector, uint32_t bytes)
     bool is_run = v->state.connection == C_VERIFY_T;
     if (is_run && !y->counting) {
         y->counting = true;
+        y->begin = offset;
         verify_count_from(v, offset, v->size_bytes);
     }
     struct verify_blocks *b = y->open;
     bool second = is_run && is_held(v, offset);
-    if (!second && b && b->offset + b->bytes == offset && b->count < VERIFY_BLOCKS && b->bytes % BLOCK_BYTES == 0) {
+    if (!second && b && b->offset + b->bytes == offset && b->count < VERIFY_BLOCKS && b->bytes % BLOCK_BYTES == 0 &&
+        (!v->core->link.options.peer_is_ours || question_at(v, b->offset) == question_at(v, offset))) {
         b->bytes += bytes;
         b->missing |= 1u << b->count++;
         return true;
