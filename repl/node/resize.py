@@ -163,6 +163,9 @@ class Resize:
         """While connected: take the size that both have room for, answer, and begin the resync of what is new."""
         node = self._node
         volume.peer_sizes = theirs
+        if volume.is_negotiating and theirs.c_size > volume.size_sectors:
+            await self.at_connect(volume, theirs)  # the peer's disk had grown as well, and it has taken the size
+            return
         if not volume.attached or volume.state.disk < _D.INCONSISTENT:
             await self._follow_without_disk(volume, theirs)
             return
@@ -222,12 +225,13 @@ class Resize:
         is_source = node.connection.resolve_conflicts if both else node.role == Role.PRIMARY
         await node.resync.begin_without_bitmaps(volume, as_source=is_source)
 
-    # ---- at connect ----
+    # ---- at connect, and when a disk is attached while connected ----
 
     async def at_connect(self, volume: Volume, theirs: Sizes) -> None:
         """Both disks have more room than is used: what is new is marked before the generations are compared."""
         prepared = volume.prepared
-        if prepared is None or not theirs.d_size or volume.state.disk < _D.INCONSISTENT:
+        has_data = volume.is_negotiating or volume.state.disk >= _D.INCONSISTENT
+        if prepared is None or not theirs.d_size or not has_data:
             return
         size = min(prepared.usable_sectors, theirs.d_size)
         limits = [limit for limit in (volume.user_sectors, theirs.u_size) if limit]

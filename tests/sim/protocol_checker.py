@@ -157,10 +157,12 @@ class Pair:
         return known[0][1] & known[1][1] if len(known) == 2 else 0
 
     def size(self, volume: int) -> int:
-        """Sectors that both can have."""
+        """Sectors that both can have: the disks' sizes limit, the larger one of the sizes in use is where both go."""
         sides = [h.volume(volume) for h in self.halves.values()]
         said = [v.sizes for v in sides if v.disk or not v.has_state] or [v.sizes for v in sides]  # no disk: no limit
-        return min((n for sizes in said if sizes for n in sizes if n), default=0)
+        limits = [n for sizes in said if sizes for n in sizes[:2] if n]
+        in_use = max((sizes[2] for sizes in said if sizes), default=0)
+        return min([*limits, in_use] if in_use else limits, default=0)
 
     def request_max(self) -> int:
         return 1 << 20 if self.version >= 100 else 131072 if self.version >= 95 else 32768

@@ -209,6 +209,22 @@ def test_diskless_node_follows_the_size() -> None:
         pair.check_idle_pair()
 
 
+@pytest.mark.parametrize("primary", [0, 1])
+def test_disks_that_grew_are_used_when_one_is_attached_again(primary: int) -> None:
+    with cluster() as pair:
+        app = pair.serve(primary)
+        app.write(*range(50))
+        pair.ask(1, "detach")
+        app.write(*range(20, 70))
+        grow_disk(pair, 0, 1)
+        pair.ask(1, "attach")
+        check(pair, usable(pair, 0))
+        assert not pair.events(0, "connection", "lost") and not pair.events(1, "connection", "lost")
+        app.write(pair.device_bytes // BLOCK - 1)
+        app.stop()
+        pair.check_idle_pair()
+
+
 def test_smaller_disk_of_the_peer_is_refused() -> None:
     with cluster(fresh=False, sizes=(LARGE, SMALL)) as pair:
         pair.start(0)
