@@ -77,6 +77,15 @@ static void hold(struct request *r, enum request_stage stage)
     freeze_let_go(r);
 }
 
+/* Held: a disk that is to be let go does not wait for it. */
+void request_leave_extents(struct request *r)
+{
+    if (r->stage == STAGE_ADMITTED) {
+        volume_al_put(r->volume, &r->al);
+        r->stage = STAGE_LOCKED;
+    }
+}
+
 /* It stands in nobody's way while the requests of a resync or verify have their turn. */
 static void hold_aside(struct request *r)
 {
@@ -198,6 +207,8 @@ void request_start_write(struct request *r)
     struct volume *v = r->volume;
     if (volume_is_frozen(v)) {
         hold(r, STAGE_ADMITTED);
+        if (v->state.disk == D_FAILED)
+            request_leave_extents(r);
         return;
     }
     bool local = volume_disk_usable(v);

@@ -435,6 +435,7 @@ void volume_md_wipe(struct volume *v, uint64_t offset, uint64_t length, uint64_t
 struct request *request_of_range(struct range *range);  /* the own write whose lock this is, or NULL */
 void request_lock_again(struct request *request);       /* behind everything that waits for its range */
 void request_write_local(struct request *request);
+void request_leave_extents(struct request *request);
 void volume_submit(struct volume *v, struct request *request);
 void request_resume(struct request *request);   /* after a thaw */
 void request_settle(struct request *request);

@@ -174,6 +174,8 @@ void volume_quiesce(struct volume *v, uint64_t cookie)
         return;
     }
     v->quiesce_cookie = cookie;
+    list_for_each(pos, &v->held)
+        request_leave_extents(list_entry(pos, struct request, link));
     sender_close_epoch(v->core, NULL);
     volume_check_idle(v);
 }
@@ -228,8 +230,8 @@ bool volume_is_frozen(const struct volume *v)
     if (v->state.connection == C_WF_BITMAP_S && link_is_up(v->core) && v->core->link.options.version < 96)
         return true;
     /* A write that the activity log does not cover goes to the peer only when the peer knows that we have no disk:
-     * it marks the blocks then. */
-    if (v->disk_failed && v->state.disk >= D_FAILED)
+     * it marks the blocks then.  (Negotiating: it knows of the disk already, and the verdict is on its way.) */
+    if ((v->disk_failed && v->state.disk >= D_FAILED) || v->state.disk == D_FAILED || v->state.disk == D_NEGOTIATING)
         return true;
     return v->state.suspended || v->core->link.phase == LINK_LOST;
 }

@@ -209,3 +209,26 @@ def test_attached_disk_of_a_demoted_diskless_node_is_no_crashed_primary(pair: Cl
     pair.until(lambda: pair.in_sync, 20_000, "in sync again")
     assert not pair.volume(0).crashed_primary
     pair.check_idle_pair()
+
+
+def test_deaths_while_a_primary_changes_its_disk_leave_no_block_unknown() -> None:
+    """Some metadata knows at any moment which blocks differ: those of writes that went to the peer only as well."""
+    require_sim()
+    for seed in range(4):
+        with Cluster(seed, Setup(latency_max_us=5000, wake_max_us=5000, al_extents=7, disk_bytes=40 << 20)) as pair:
+            pair.connect_fresh()
+            app = pair.serve(0)
+            app.load(Load(max_bytes=16384, think_max_ms=1, queue_depth=8, read_percent=0))
+            for verb in ("detach", "attach") * 3:
+                answer = pair.fire(0, verb, volume=0)
+                while not answer.is_done:
+                    pair.run(1)
+                    for layer in (0, 1):
+                        pair.check_coverage(f"in the {verb}", layer=layer)
+                assert answer.error is None
+                pair.run(pair.world.random(50))
+                if verb == "attach":
+                    pair.until(lambda c=pair: c.in_sync, 60_000, "in sync again")
+            app.stop()
+            assert app.stats.failed == 0
+            pair.check_idle_pair()
