@@ -140,7 +140,8 @@ class Disks:
             v.attach_disk(prepared, size)
             if node.is_connected:
                 return replace(s, disk=_D.NEGOTIATING)
-            found = v.disk_state_found()
+            # differs: DRBD forgets that it knows better, and takes such a disk for UpToDate (decision 0016).
+            found = min(v.disk_state_found(), _D.OUTDATED) if v.is_left_behind else v.disk_state_found()
             return replace(s, disk=found, pdsk=_D.OUTDATED if v.peer_was_outdated else s.pdsk)
 
         while not volume.attached:

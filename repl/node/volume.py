@@ -70,6 +70,7 @@ class Volume:
         self.new_part_is_clean = False  # of a resize under way
         self.disk_error = ""
         self.exposed = 0  # current UUID of the data that the device presented before this disk was attached
+        self.detached = 0  # current UUID of the disk that was detached last
         self.peer_may_lack = False  # this Primary lost its disk, then a peer that had not confirmed every write
         self.peer_served = False  # this Primary worked on the peer's disk alone: no other one has all of it
         self.attach_refusal: ReplError | None = None  # verdict of the handshake on a disk that is Negotiating
@@ -170,6 +171,12 @@ class Volume:
         """The attached disk may lack what applications have seen on the peer's."""
         return self.exposed != 0 and (self.peer_served or base(self.exposed) != base(self.uuids.current))
 
+    @property
+    def is_left_behind(self) -> bool:
+        """The attached disk comes back as it went, and the peer has gone on from its data meanwhile."""
+        left, exposed = base(self.detached), base(self.exposed)
+        return left != 0 and left == base(self.uuids.current) and exposed not in (0, left)
+
     def follow_service(self) -> None:
         """Whose disk do applications see?  The peer makes a new generation then, but the news of it may get lost."""
         state = self.state
@@ -226,6 +233,7 @@ class Volume:
     def forget_disk(self) -> None:
         """It is detached: what the device presents from now on is the peer's data."""
         report = self.peer_report
+        self.detached = self.uuids.current
         connected = self.state.conn >= ConnectionState.CONNECTED and self.state.pdsk >= DiskState.INCONSISTENT
         if connected and report is not None and report.uuids.current:
             self.uuids = replace(self.uuids, current=report.uuids.current)

@@ -186,6 +186,35 @@ def test_connection_lost_while_negotiating_leaves_the_superblock_alone(pair: Clu
     pair.check_idle_pair()
 
 
+@pytest.mark.parametrize("is_written", [False, True])
+def test_disk_that_is_attached_alone_is_outdated_if_the_peer_went_on_meanwhile(pair: Cluster, is_written: bool) -> None:
+    app = pair.serve(0)
+    app.write(1)
+    detach(pair, 1)
+    if is_written:
+        app.write(1, 2)
+    pair.cut(silent=False)
+    pair.until(lambda: not pair.connected, 5000, "the loss")
+    pair.ask(1, "attach")
+    assert disks(pair, 1)[0] == _D.OUTDATED
+    with pytest.raises(StateRefused):
+        pair.ask(1, "primary")
+    pair.heal()
+    pair.until(lambda: pair.in_sync, 30_000, "in sync again")
+    app.stop()
+    pair.check_idle_pair()
+
+
+def test_disk_that_is_attached_alone_is_up_to_date_if_nobody_went_on(pair: Cluster) -> None:
+    detach(pair, 1)
+    pair.cut(silent=False)
+    pair.until(lambda: not pair.connected, 5000, "the loss")
+    pair.ask(1, "attach")
+    assert disks(pair, 1)[0] == _D.UP_TO_DATE
+    pair.heal()
+    pair.until(lambda: pair.in_sync, 30_000, "in sync again")
+
+
 def test_resync_ends_when_its_targets_disk_is_detached(pair: Cluster) -> None:
     app = pair.serve(0)
     detach(pair, 1)
