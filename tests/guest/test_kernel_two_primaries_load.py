@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.lib.crossing import CONFLICTS, Area, CrossingWrites, check_end, reconnect_until_flag
+from tests.lib.crossing import CONFLICTS, Area, CrossingWrites, check_end, promote_both, reconnect_until_flag
 from tests.lib.interop import MIB, ROUNDS, KernelPair, PairMaker
 
 NET = "allow-two-primaries yes;"
@@ -22,12 +22,6 @@ def ready(pair: KernelPair, *, flag_is_ours: bool) -> None:
         client.write(0, os.urandom(8 * MIB))
     pair.our_secondary()
     reconnect_until_flag(pair, ours=flag_is_ours)
-
-
-def promote_both(pair: KernelPair) -> None:
-    pair.ours.call("primary")
-    pair.kernel.adm("primary")
-    pair.wait_ours(role="Primary", peer_role="Primary")
 
 
 @pytest.mark.interop

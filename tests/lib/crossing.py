@@ -119,6 +119,13 @@ class CrossingWrites:
         assert lost is None, lost
 
 
+def promote_both(pair: KernelPair) -> None:
+    pair.ours.call("primary")
+    pair.kernel.adm("primary")
+    pair.wait_ours(role="Primary", peer_role="Primary")
+    pair.wait_kernel(role="Primary", peer_role="Primary")
+
+
 def flag_is_ours(pair: KernelPair) -> bool:
     return bool(pair.ours.status()["peer"]["resolve_conflicts"])
 

@@ -16,6 +16,7 @@ from repl.node import disk as node_disk
 from tests.lib.tools import require_sim
 from tests.sim.app import Load
 from tests.sim.cluster import Cluster, Setup
+from tests.sim.pairs import connected_pair, disks
 from tests.sim.world import BLOCK
 
 _D = DiskState
@@ -24,14 +25,7 @@ SEED = 23
 
 @pytest.fixture
 def pair() -> Iterator[Cluster]:
-    require_sim()
-    with Cluster(SEED, Setup()) as cluster:
-        cluster.connect_fresh()
-        yield cluster
-
-
-def disks(pair: Cluster, index: int) -> tuple[DiskState, DiskState]:
-    return pair.state(index)[2:]
+    yield from connected_pair(SEED)
 
 
 def superblock_of(pair: Cluster, index: int) -> superblock.Superblock:

@@ -18,6 +18,7 @@ from repl.node.flow import Promise
 from tests.lib.tools import require_sim
 from tests.sim.app import App
 from tests.sim.cluster import QUICK_NET, Cluster, Setup
+from tests.sim.pairs import connected_pair, disks
 from tests.sim.world import BLOCK
 
 _D = DiskState
@@ -27,14 +28,7 @@ WRITTEN = 1
 
 @pytest.fixture
 def pair() -> Iterator[Cluster]:
-    require_sim()
-    with Cluster(SEED, Setup()) as cluster:
-        cluster.connect_fresh()
-        yield cluster
-
-
-def disks(pair: Cluster, index: int) -> tuple[DiskState, DiskState]:
-    return pair.state(index)[2:]
+    yield from connected_pair(SEED)
 
 
 def answered(*answers: Promise[Any]) -> bool:
