@@ -18,6 +18,10 @@ RANDWRITE_QD32 = "4 KiB randwrite QD32"
 RANDREAD_QD32 = "4 KiB randread QD32"
 SEQWRITE = "1 MiB seqwrite QD8"
 SEQREAD = "1 MiB seqread QD8"
+PACED_PER_S = 2000
+BURST_REQUESTS = 2000
+PACED = f"4 KiB randwrite QD32 at {PACED_PER_S}/s"
+BURST = f"4 KiB randwrite QD32 burst of {BURST_REQUESTS}"
 FULL_SYNC = "full sync"
 
 
@@ -59,6 +63,11 @@ def _checked(question: str, cell: str, metric: str, limit: float, unit: str) -> 
     return Goal("replicated", question, cell, metric, "ours-C-crc32c", "", limit, unit.startswith("us"), unit)
 
 
+def _distant(question: str, cell: str, metric: str, other: str, limit: float | None) -> Goal:
+    at_most = metric.startswith("latency")
+    return Goal("distant", f"A over 50 ms, {question}", cell, metric, "ours-A-50ms", other, limit, at_most)
+
+
 GOALS: tuple[Goal, ...] = (
     _plain("plain 4 KiB randwrite QD32, IOPS / nbdkit", RANDWRITE_QD32, "iops", "nbdkit", 1.8),
     _plain("plain 4 KiB randread QD32, IOPS / nbdkit", RANDREAD_QD32, "iops", "nbdkit", 1.8),
@@ -89,6 +98,11 @@ GOALS: tuple[Goal, ...] = (
     _replicated("replicated / plain, randwrite QD1 (DRBD C: 0.52)", RANDWRITE_QD1, "iops", "ours", 0.6),
     _replicated("replicated / plain, randwrite QD32 (DRBD C: 0.60)", RANDWRITE_QD32, "iops", "ours", 0.6),
     _replicated("replicated / plain, 1 MiB seqwrite (DRBD C: 0.31)", SEQWRITE, "mb_per_s", "ours", 0.5),
+    _distant(f"{PACED_PER_S} writes/s, p50 latency / plain", PACED, "latency_p50_us", "ours", 1.1),
+    _distant(f"{PACED_PER_S} writes/s, p99 latency / plain", PACED, "latency_p99_us", "ours", 1.1),
+    _distant(f"burst of {BURST_REQUESTS} writes, IOPS / plain", BURST, "iops", "ours", 0.9),
+    _distant(f"{PACED_PER_S} writes/s, p50 latency / A at 0 ms", PACED, "latency_p50_us", "ours-A", None),
+    _distant(f"burst of {BURST_REQUESTS} writes, IOPS / A at 0 ms", BURST, "iops", "ours-A", None),
     Goal(
         "verify",
         "online verify with crc32c, controller open",

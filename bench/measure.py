@@ -8,9 +8,11 @@ those in /proc/<pid>/stat of the whole process tree, waited-for children include
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import select
+import statistics
 import subprocess
 import threading
 import time
@@ -24,6 +26,9 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 READY_TIMEOUT_S = 30.0
 RESULT_SLACK_S = 60.0
 CHUNK_BYTES = 1 << 20
+WARMUP_S = 0.2
+BURSTS = 15
+BURST_PAUSE_S = 0.3
 
 
 class BenchError(Exception):
@@ -32,11 +37,13 @@ class BenchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One kind of load: access pattern, request size and depth."""
+    """One kind of load: access pattern, request size and depth; at a fixed rate, or in short bursts, if asked for."""
 
     mode: str
     block_bytes: int
     queue_depth: int
+    rate_per_s: int = 0
+    burst_requests: int = 0
 
     @property
     def sequential(self) -> bool:
@@ -45,7 +52,9 @@ class Cell:
     @property
     def label(self) -> str:
         size = f"{self.block_bytes >> 20} MiB" if self.block_bytes >= 1 << 20 else f"{self.block_bytes >> 10} KiB"
-        return f"{size} {self.mode} QD{self.queue_depth}"
+        pace = f" at {self.rate_per_s}/s" if self.rate_per_s else ""
+        pace += f" burst of {self.burst_requests}" if self.burst_requests else ""
+        return f"{size} {self.mode} QD{self.queue_depth}{pace}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,21 +154,31 @@ def _read_line(process: subprocess.Popen[str], timeout_s: float, what: str) -> s
     return process.stdout.readline()
 
 
-def run_cell(
-    uri: str,
-    pids: Sequence[int],
-    cell: Cell,
-    seconds: float,
-    span_bytes: int,
-    seed: int,
-    warmup_s: float = 0.2,
-) -> Sample:
+def run_cell(uri: str, pids: Sequence[int], cell: Cell, seconds: float, span_bytes: int, seed: int) -> Sample:
     """Runs one cell against a server; the server's CPU time is sampled while the connection is open."""
+    if not cell.burst_requests:
+        return _run_load(uri, pids, cell, seconds, span_bytes, seed)
+    samples = []
+    for number in range(BURSTS):
+        time.sleep(BURST_PAUSE_S)  # what the burst before has left on the way is gone
+        samples.append(_run_load(uri, pids, cell, 0.0, span_bytes, seed * BURSTS + number))
+    values = [dataclasses.astuple(sample) for sample in samples]
+    middle = Sample(*(statistics.median(column) for column in zip(*values, strict=True)))
+    cpu = statistics.fmean(sample.server_cpu_us_per_op for sample in samples)  # a burst is shorter than a clock tick
+    return dataclasses.replace(middle, server_cpu_us_per_op=cpu)
+
+
+def _run_load(uri: str, pids: Sequence[int], cell: Cell, seconds: float, span_bytes: int, seed: int) -> Sample:
+    warmup_s = 0.0 if cell.burst_requests else WARMUP_S
     command = [
         str(LOAD_GENERATOR), "--gate", "--mode", cell.mode, "--bs", str(cell.block_bytes),
         "--qd", str(cell.queue_depth), "--seconds", str(seconds), "--warmup", str(warmup_s),
         "--span", str(span_bytes), "--seed", str(seed), uri,
     ]  # fmt: skip
+    if cell.rate_per_s:
+        command += ["--rate", str(cell.rate_per_s)]
+    if cell.burst_requests:
+        command += ["--requests", str(cell.burst_requests)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -30,6 +30,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/time.h>
@@ -105,7 +106,7 @@ struct slot {
     uint32_t sequence;             /* verify: pattern written, or expected by this read (0: unknown) */
     uint32_t generation;           /* counts uses of the slot, part of the handle */
     uint64_t block;                /* block number within the span */
-    uint64_t start_ns;             /* when the request was queued */
+    uint64_t start_ns;             /* when the request was queued; --rate: when it was due */
     uint8_t *buffer;               /* payload to send; verify: also where a read's payload goes */
 };
 
@@ -127,6 +128,7 @@ struct connection {
     struct slot *payload_slot;     /* read whose payload is arriving, or NULL */
     uint32_t payload_left;         /* bytes of it still to come */
     uint64_t writes_since_flush;   /* for --flush-every */
+    uint64_t due_ns;               /* with --rate: when the next request has to go out */
 };
 
 struct options {
@@ -145,6 +147,7 @@ struct options {
     uint64_t span_bytes;           /* part of the export used; 0: all */
     uint64_t seed;                 /* of the random offsets and patterns */
     uint64_t flush_every;          /* a flush after so many writes of a connection; 0: none */
+    uint64_t interval_ns;          /* between two requests of a connection; 0: as fast as replies come */
     uint32_t timeout_seconds;      /* give up after so long without a reply */
     bool fua;                      /* writes carry FUA */
     bool verify;                   /* patterns, and read back */
@@ -526,6 +529,12 @@ static void queue_bytes(struct run *run, struct connection *connection, uint32_t
     connection->out_slot[connection->out_tail++] = slot;
 }
 
+/* Requests go out by the clock, and not when a slot becomes free. */
+static bool is_paced(const struct run *run)
+{
+    return run->options.interval_ns != 0 && run->phase == PHASE_LOAD;
+}
+
 static void issue(struct run *run, struct connection *connection, uint16_t command, uint64_t block)
 {
     uint32_t number = connection->free_slots[--connection->free_count];
@@ -541,6 +550,10 @@ static void issue(struct run *run, struct connection *connection, uint16_t comma
     slot->generation++;
     slot->block = block;
     slot->start_ns = run->now_ns;
+    if (is_paced(run)) {
+        slot->start_ns = connection->due_ns;
+        connection->due_ns += run->options.interval_ns;
+    }
     if (run->options.verify && data) {
         run->busy[block] = 1;
         if (command == NBD_CMD_WRITE) {
@@ -675,7 +688,8 @@ static void send_queued(struct run *run, struct connection *connection)
 
 static void refill(struct run *run, struct connection *connection)
 {
-    while (connection->free_count > 0 && issue_next(run, connection)) {
+    while (connection->free_count > 0 && !(is_paced(run) && connection->due_ns > run->now_ns)
+           && issue_next(run, connection)) {
     }
     send_queued(run, connection);
 }
@@ -848,9 +862,63 @@ static void wait_many(struct run *run)
     }
 }
 
+/* How long nothing is to be sent; the timeout when only a reply can change that. */
+static uint64_t paced_wait_ns(const struct run *run)
+{
+    uint64_t wait_ns = (uint64_t)run->options.timeout_seconds * UINT64_C(1000000000);
+    for (uint32_t i = 0; i < run->options.connections; i++) {
+        const struct connection *connection = &run->connections[i];
+        uint64_t left_ns = connection->due_ns - run->now_ns;
+        if (connection->free_count > 0 && connection->due_ns > run->now_ns && left_ns < wait_ns)
+            wait_ns = left_ns;
+    }
+    return wait_ns;
+}
+
+static bool is_over(const struct run *run)
+{
+    return (run->deadline_ns && run->now_ns >= run->deadline_ns)
+           || (run->options.requests && run->issued >= run->options.requests);
+}
+
+/* With --rate: until the last request has gone out. */
+static void run_paced(struct run *run)
+{
+    uint32_t count = run->options.connections;
+    struct pollfd *polled = allocate(count, sizeof *polled);
+    for (uint32_t i = 0; i < count; i++)
+        run->connections[i].due_ns = run->now_ns + run->options.interval_ns * i / count;
+    for (;;) {
+        uint64_t wait_ns;
+        struct timespec wait;
+        int ready;
+        for (uint32_t i = 0; i < count; i++)
+            refill(run, &run->connections[i]);
+        if (is_over(run))
+            break;
+        for (uint32_t i = 0; i < count; i++)
+            polled[i] = (struct pollfd){.fd = run->connections[i].fd,
+                                        .events = run->connections[i].out_tail > 0 ? POLLIN | POLLOUT : POLLIN};
+        wait_ns = paced_wait_ns(run);
+        wait = (struct timespec){.tv_sec = (time_t)(wait_ns / UINT64_C(1000000000)),
+                                 .tv_nsec = (long)(wait_ns % UINT64_C(1000000000))};
+        ready = ppoll(polled, count, &wait, NULL);
+        if (ready < 0 && errno != EINTR)
+            die(EXIT_PROTOCOL, "ppoll: %s", strerror(errno));
+        run->now_ns = clock_ns();
+        for (uint32_t i = 0; i < count && ready > 0; i++)
+            if (polled[i].revents & (POLLIN | POLLERR | POLLHUP))
+                receive(run, &run->connections[i], MSG_DONTWAIT);
+    }
+    run->phase = PHASE_DRAIN;
+    free(polled);
+}
+
 static void run_until_idle(struct run *run)
 {
     run->now_ns = clock_ns();
+    if (is_paced(run))
+        run_paced(run);
     for (uint32_t i = 0; i < run->options.connections; i++)
         refill(run, &run->connections[i]);
     while (run->in_flight > 0) {
@@ -877,6 +945,8 @@ static const char usage_text[] =
     "  --seed N             of offsets and patterns (default 1)\n"
     "  --read-percent N     share of reads with randrw (default 50)\n"
     "  --flush-every N      a flush after every N writes of a connection\n"
+    "  --rate N             N requests a second on each connection, by the clock; latencies count from the moment a\n"
+    "                       request was due, so one that had to wait for a free slot has waited\n"
     "  --fua                writes carry FUA\n"
     "  --verify             write patterns, check reads, read everything written back at the end\n"
     "  --timeout S          give up after S seconds without a reply (default 30)\n"
@@ -986,7 +1056,7 @@ static void parse_uri(struct options *options, char *uri)
 enum option_key {
     KEY_UNIX = 256, KEY_HOST, KEY_PORT, KEY_EXPORT, KEY_MODE, KEY_BS, KEY_QD, KEY_CONNECTIONS, KEY_SECONDS,
     KEY_REQUESTS, KEY_WARMUP, KEY_SPAN, KEY_SEED, KEY_READ_PERCENT, KEY_FLUSH_EVERY, KEY_FUA, KEY_VERIFY,
-    KEY_TIMEOUT, KEY_GATE, KEY_HELP
+    KEY_TIMEOUT, KEY_GATE, KEY_RATE, KEY_HELP
 };
 
 static void parse_options(struct options *options, int argc, char **argv)
@@ -1001,7 +1071,8 @@ static void parse_options(struct options *options, int argc, char **argv)
         {"seed", required_argument, NULL, KEY_SEED}, {"read-percent", required_argument, NULL, KEY_READ_PERCENT},
         {"flush-every", required_argument, NULL, KEY_FLUSH_EVERY}, {"fua", no_argument, NULL, KEY_FUA},
         {"verify", no_argument, NULL, KEY_VERIFY}, {"timeout", required_argument, NULL, KEY_TIMEOUT},
-        {"gate", no_argument, NULL, KEY_GATE}, {"help", no_argument, NULL, KEY_HELP}, {NULL, 0, NULL, 0}};
+        {"gate", no_argument, NULL, KEY_GATE}, {"rate", required_argument, NULL, KEY_RATE},
+        {"help", no_argument, NULL, KEY_HELP}, {NULL, 0, NULL, 0}};
     int key;
     *options = (struct options){.port = "10809", .export_name = "", .block_bytes = 4096, .queue_depth = 32,
                                 .connections = 1, .read_percent = 50, .seed = 1, .timeout_seconds = 30};
@@ -1040,6 +1111,9 @@ static void parse_options(struct options *options, int argc, char **argv)
             options->timeout_seconds = (uint32_t)parse_number("--timeout", optarg, false, 1, 86400);
             break;
         case KEY_GATE: options->gate = true; break;
+        case KEY_RATE:
+            options->interval_ns = UINT64_C(1000000000) / parse_number("--rate", optarg, true, 1, 1000000);
+            break;
         case 'h':
         case KEY_HELP:
             fputs(usage_text, stdout);
@@ -1137,6 +1211,7 @@ int main(int argc, char **argv)
     size_t pool_bytes;
 
     signal(SIGPIPE, SIG_IGN);
+    (void)prctl(PR_SET_TIMERSLACK, 1UL); /* with --rate: a request late by the usual 50 us would look slow */
     parse_options(&run.options, argc, argv);
     run.random_state[0] = mix64(run.options.seed);
     run.random_state[1] = mix64(run.random_state[0]);

@@ -15,11 +15,12 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 from bench.contenders import SYNC_TIMEOUT_S, Contender, free_port
-from bench.measure import BenchError, GrowthMeter, SyncSample, cpu_seconds, fill_file, make_sparse_file
+from bench.measure import BENCH_DIR, BenchError, GrowthMeter, SyncSample, cpu_seconds, fill_file, make_sparse_file
 
 RESOURCE = "r0"
 COMMAND_TIMEOUT_S = 60.0
@@ -69,6 +70,7 @@ class Ours(Contender):
     def __init__(self, disk_dir: Path, run_dir: Path, size_bytes: int, replctl: Path) -> None:
         super().__init__(disk_dir, run_dir, size_bytes)
         self._replctl = replctl
+        self.prefix: list[str] = []  # in front of every command: another network namespace
         self._uri = ""
         self._up: list[str] = []
         self._pids: list[int] = []
@@ -98,9 +100,13 @@ class Ours(Contender):
     def config_path(self) -> Path:
         return self.run_dir / "r0.res"
 
+    def config_of(self, node: str) -> Path:
+        """What the node reads."""
+        return self.config_path
+
     def call(self, node: str, *words: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
         """Runs one replctl command on a node; what it wrote to stdout."""
-        command = [str(self._replctl), "--config", str(self.config_path), "--node", node,
+        command = [*self.prefix, str(self._replctl), "--config", str(self.config_of(node)), "--node", node,
                    "--run-dir", str(self.node_run_dir(node)), *words]  # fmt: skip
         called = f"`replctl --node {node} {' '.join(words)}`"
         # The daemon that `up` leaves behind may keep our pipe open, so the output goes to files.
@@ -167,7 +173,7 @@ class Ours(Contender):
         if not self._uri:
             raise BenchError("`replctl nbd-url` printed no URI")
 
-    def stop(self) -> None:
+    def stop_nodes(self) -> None:
         for node in reversed(self._up):
             with contextlib.suppress(BenchError):
                 self.call(node, "down", RESOURCE)
@@ -177,6 +183,9 @@ class Ours(Contender):
             for pid in processes_mentioning(str(self.node_run_dir(node))):
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
+
+    def stop(self) -> None:
+        self.stop_nodes()
         shutil.rmtree(self.disk_dir, ignore_errors=True)
         shutil.rmtree(self.run_dir, ignore_errors=True)
 
@@ -214,6 +223,45 @@ class OursChecked(Ours):
 
     name = "ours-C-crc32c"
     net = "data-integrity-alg crc32c; verify-alg crc32c; csums-alg crc32c;"
+
+
+class OursDistant(Ours):
+    """Protocol A over a link that takes 50 ms each way (bench/delay.py); each node knows the other by the relay."""
+
+    name = "ours-A-50ms"
+    protocol = "A"
+    net = "sndbuf-size 10M;"
+    delay_ms = 50
+
+    def config_of(self, node: str) -> Path:
+        return self.run_dir / f"{node}.res"
+
+    def write_config(self) -> None:
+        ports = {node: free_port() for node in self.nodes}
+        relays = {node: free_port() for node in self.nodes}
+        for reader in self.nodes:
+            hosts = "".join(
+                HOST_TEMPLATE.format(
+                    node=node, disk=self.disk_path(node), port=ports[node] if node == reader else relays[node]
+                )
+                for node in self.nodes
+            )
+            text = RES_TEMPLATE.format(resource=RESOURCE, protocol=self.protocol, net=self.net, hosts=hosts)
+            self.config_of(reader).write_text(text)
+        ways = [f"{relays[node]}:{ports[node]}" for node in self.nodes]
+        self.spawn([sys.executable, str(BENCH_DIR / "delay.py"), str(self.delay_ms), *ways])
+        for node in self.nodes:
+            self.await_listening(("127.0.0.1", relays[node]))
+
+    def promote(self) -> None:
+        """Both disks hold the same: nothing to synchronise."""
+        self.call("alice", "wait-connect", RESOURCE)
+        self.call("alice", "new-current-uuid", "--clear-bitmap", RESOURCE)
+        super().promote()
+
+    def stop(self) -> None:
+        self.stop_nodes()
+        Contender.stop(self)
 
 
 class OursSync(Ours):

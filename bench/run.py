@@ -22,7 +22,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from bench.contenders import (  # noqa: E402
     QemuQuorum,
     tool_versions,
 )
-from bench.goals import FULL_SYNC, Verdict, judge  # noqa: E402
+from bench.goals import BURST_REQUESTS, FULL_SYNC, PACED_PER_S, Verdict, judge  # noqa: E402
 from bench.measure import (  # noqa: E402
     BenchError,
     Cell,
@@ -57,18 +57,23 @@ from bench.ours import (  # noqa: E402
     OursB,
     OursC,
     OursChecked,
+    OursDistant,
     OursPlain,
     OursSync,
     OursVerify,
     OursVerifySha1,
 )
 
-SECTIONS = ("plain", "replicated", "resync", "verify")
-BASELINES = {"plain": "nbdkit", "replicated": "qemu-mirror", "resync": "qemu-mirror-nbdkit", "verify": "ours-crc32c"}
+SECTIONS = ("plain", "replicated", "distant", "resync", "verify")
+BASELINES = {
+    "plain": "nbdkit", "replicated": "qemu-mirror", "distant": "ours", "resync": "qemu-mirror-nbdkit",
+    "verify": "ours-crc32c",
+}  # fmt: skip
 WHOLE_DEVICE = ("resync", "verify")
 CONTENDERS: dict[str, tuple[type[Contender], ...]] = {
     "plain": (Nbdkit, QemuNbd, NbdServer, OursPlain),
     "replicated": (QemuMirror, QemuMirrorNbdkit, QemuQuorum, OursA, OursB, OursC, OursChecked, OursPlain),
+    "distant": (OursPlain, OursA, OursDistant),
     "resync": (QemuMirrorSync, OursSync),
     "verify": (OursVerify, OursVerifySha1),
 }
@@ -78,6 +83,9 @@ SPAN_RESERVE_BYTES = 16 << 20
 
 
 def cells_of(section: str, quick: bool) -> list[Cell]:
+    if section == "distant":
+        write = Cell("randwrite", 4096, 32)
+        return [replace(write, rate_per_s=PACED_PER_S), replace(write, burst_requests=BURST_REQUESTS)]
     depths = (1, 32) if quick else (1, 32, 128)
     cells = [Cell("randwrite", 4096, depth) for depth in depths]
     if section == "plain":
