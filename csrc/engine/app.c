@@ -243,6 +243,7 @@ void request_start_write(struct request *r)
         if (!local && v->bitmap)      /* an attaching or leaving disk will lack it; without one the peer marks it */
             request_mark_dirty(r);
         sender_write(v->core, r);
+        sender_counts_as_gone(v->core, r);
     } else {
         range_firm(&v->ranges, &r->lock.range);
         request_mark_dirty(r);

@@ -2,7 +2,8 @@
 /* The tick: what has finished, what that allows to start, what leaves.
  *
  * Order within a round: finished disk operations, granted ranges, finished requests, activity log, metadata, resync,
- * then the peer's sockets (so that the wire and the local disk overlap), then disk operations, then NBD replies.
+ * then the peer's sockets (so that the wire and the local disk overlap), then disk operations, then NBD replies; in
+ * protocol A, where a reply does not wait for the wire, the data socket comes last.
  * Thread: the engine's.  Never: blocks, calls the system, recurses.
  */
 #include "engine/core.h"
@@ -319,7 +320,8 @@ static void flush_streams(struct core *core)
         if (core->streams[i].owner == STREAM_PEER && !core->streams[i].peer->in_link)
             flush_peer(core, core->streams[i].peer);
     if (core->link.phase == LINK_UP) {
-        flush_peer(core, core->link.data);
+        if (!sender_replies_first(core))
+            flush_peer(core, core->link.data);
         if (core->link.phase == LINK_UP && !acks_follow(core))
             flush_peer(core, core->link.meta);
         sender_sent(core);
@@ -459,7 +461,10 @@ uint64_t core_tick(struct core *core)
         sessions_due = run_sessions(core);
     } while (has_work(core) && core->stats.nbd_requests < enough);
     if (core->link.phase == LINK_UP)
+        flush_peer(core, core->link.data);
+    if (core->link.phase == LINK_UP)
         flush_peer(core, core->link.meta);
+    sender_sent(core);
 
     core->stats.now_ns = core->now_ns;
     core->stats.requests_free = request_table_free(&core->requests);

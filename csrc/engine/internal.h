@@ -63,6 +63,7 @@ enum {
     META_TX_BYTES_MAX = 4 << 20,    /* acks waiting for a slow peer before its data is no longer read */
     EVENTS_MAX = 1024,              /* not taken by the control plane, before the peer is no longer listened to */
     BITMAP_TX_BYTES_LOW = 256 << 10,
+    GONE_BYTES_MAX = 1 << 20,       /* protocol A: taken for sent although the tick's end has yet to send them */
     TURN_BYTES_MAX = 1 << 20,       /* received of the peer in a turn, before the other sockets are looked at again */
     TICK_REQUESTS_MAX = 1024,       /* of NBD clients in a turn, before the sockets are looked at again */
     BARRIER_IDLE_MS = 1,            /* a closed epoch's barrier leaves with the next write, or after this long */
@@ -496,6 +497,8 @@ void sender_close_epoch(struct core *core, const struct epoch *completed);
 void sender_barrier(struct core *core);
 void sender_barrier_tick(struct core *core);
 void sender_sent(struct core *core);
+void sender_counts_as_gone(struct core *core, struct request *request);
+bool sender_replies_first(const struct core *core);
 void sender_raw(struct core *core, bool meta, unsigned command, unsigned volume, const void *body, size_t bytes);
 
 /* receiver.c: what comes from the peer */

@@ -174,6 +174,23 @@ void sender_write(struct core *core, struct request *r)
     sent(core, r);
 }
 
+/* differs: in protocol A DRBD waits until the socket has the packets.  A few that leave at the end of this very tick
+ * count as gone, so that the client has its reply before we pay for the send (decision 0044). */
+void sender_counts_as_gone(struct core *core, struct request *r)
+{
+    struct link *link = &core->link;
+    if (list_first(&link->unsent) != &r->sent)      /* another protocol, or others wait for room in the socket */
+        return;
+    const struct stream *stream = &link->data->stream;
+    if (!stream->tx_blocked && stream->tx_queued_total - stream->tx_sent_total <= GONE_BYTES_MAX)
+        request_net_done(r, true);
+}
+
+bool sender_replies_first(const struct core *core)
+{
+    return core->link.options.protocol == 1 && list_empty(&core->link.unsent);
+}
+
 /* Protocol A: the socket has taken these packets. */
 void sender_sent(struct core *core)
 {
