@@ -186,10 +186,12 @@ class ResyncControl:
             return
         if failed:
             await node.transition(
-                lambda v, s: replace(s, conn=_C.CONNECTED, disk=_D.INCONSISTENT),
+                lambda v, s: replace(s, conn=_C.CONNECTED, disk=_D.INCONSISTENT) if s.conn in _TARGETS else s,
                 only=volume,
                 reason=f"resync ended, {failed} blocks failed",
             )
+            if volume.state.conn != _C.CONNECTED:
+                return
             node.connection.send_state(volume)
             node.handlers.notify("after-resync-target", volume, {"REPL_FAILED_BLOCKS": str(failed)})
             return
@@ -230,14 +232,19 @@ class ResyncControl:
         done = left == 0 and peer_disk == _D.UP_TO_DATE
         if done:
             await node.ask(ec.BitmapWrite(volume.number))
+
+        def is_it(v: Volume) -> bool:  # it may have gone Ahead by now, and the peer Behind
+            return v is volume and v.state.conn in (_C.SYNC_SOURCE, _C.PAUSED_SYNC_S)
+
+        now = _D.UP_TO_DATE if done else _D.INCONSISTENT
         await node.transition(
-            lambda v, s: replace(s, conn=_C.CONNECTED, pdsk=_D.UP_TO_DATE if done else _D.INCONSISTENT),
-            uuids=lambda v: finish_source(v.uuids) if done else v.uuids,
+            lambda v, s: replace(s, conn=_C.CONNECTED, pdsk=now) if is_it(v) else s,
+            uuids=lambda v: finish_source(v.uuids) if done and is_it(v) else v.uuids,
             only=volume,
             peer_role=peer_role,
             reason="resync done" if done else f"resync ended, {left} blocks are still different",
         )
-        if done:
+        if done and volume.state.conn == _C.CONNECTED:
             volume.peer_has_our_uuids()
             node.fencing.resync_done()
 

@@ -221,8 +221,8 @@ class Copies:
     def mode(self, index: int) -> int:
         """The audit mode for what this node would serve."""
         merged = self.merged or (self._c.volume_in_sync(self._number) and self.primary_died)
-        if self.degraded is not None and (merged or index == self._degraded_holder):
-            return self.degraded  # the other one has what it had before it lost its disk
+        if self.degraded is not None and (merged or index == self._degraded_holder or index in self.holders):
+            return self.degraded  # but one that has lost its disk before and nothing was resynced to since
         if self.won is not None and self.won != self.source():
             return TAGS
         if any(self.faulty) and self._net.protocol < 3 and (self.merged or self.primary_died):

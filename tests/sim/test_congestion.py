@@ -364,3 +364,21 @@ def test_disk_lost_at_the_end_of_a_resync_while_the_source_is_ahead(clusters: An
     cluster.ask(1, "attach", volume=0)
     assert cluster.state(1)[2] == D.UP_TO_DATE
     both_go_on_alone(cluster, app)
+
+
+def test_congestion_while_the_source_notes_the_end_of_its_resync(clusters: Any) -> None:
+    """It is Ahead then, and its peer Behind, until they have caught up."""
+    cluster, app = served(clusters, external=True)
+    go_ahead(cluster, app)
+    write(cluster, app, 48, 20)
+    slow(cluster, 0)
+    cluster.until(lambda: cluster.state(1)[1] == C.SYNC_TARGET, 10_000, "the resync")
+    cluster.shells[0].md.settings(write_min_ns=50_000_000, write_max_ns=50_000_000)
+    cluster.until(lambda: cluster.state(1)[2] == D.UP_TO_DATE, 10_000, "its end on the target")
+    slow(cluster)
+    write(cluster, app, 100, 48)
+    cluster.until(lambda: cluster.state(0)[1] == C.AHEAD, 5000, "Ahead again")
+    cluster.until(lambda: cluster.state(1)[1] == C.BEHIND, 5000, "Behind again")
+    assert cluster.state(0)[1] == C.AHEAD
+    slow(cluster, 0)
+    cluster.check_idle_pair()
