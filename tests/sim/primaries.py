@@ -18,6 +18,7 @@ from tests.sim.world import ACKED, TAGS, SimFailure
 
 SPAN = 96 << 10  # all writes go to its sectors
 SECTOR = 512
+SLOWEST_MS = 300_000  # what had been sent before a slow link became fast comes at 1 KiB/s
 ALONE = ConnectionState.STANDALONE
 BEHIND = "This node is Primary but should become resync target"
 STONITH = "resource-and-stonith"
@@ -251,7 +252,7 @@ class Primaries(Faults):
         c = self.c
         while True:
             self.end_load()
-            if c.wait(lambda: c.in_sync and all(app.is_idle for app in self.apps), 60_000):
+            if c.wait(lambda: c.in_sync and all(app.is_idle for app in self.apps), SLOWEST_MS):
                 break
             if c.in_sync:
                 raise SimFailure(f"P9: a write is never answered ({c.describe()})")
