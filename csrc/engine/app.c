@@ -80,10 +80,10 @@ static void hold(struct request *r, enum request_stage stage)
 /* Held: a disk that is to be let go does not wait for it. */
 void request_leave_extents(struct request *r)
 {
-    if (r->stage == STAGE_ADMITTED) {
+    if (r->stage != STAGE_NEW)
         volume_al_put(r->volume, &r->al);
+    if (r->stage == STAGE_ADMITTED)
         r->stage = STAGE_LOCKED;
-    }
 }
 
 /* It stands in nobody's way while the requests of a resync or verify have their turn. */
@@ -274,6 +274,8 @@ static void write_locked(struct request *r)
     struct volume *v = r->volume;
     if (volume_is_frozen(v)) {
         hold(r, STAGE_LOCKED);
+        if (v->state.disk == D_FAILED)
+            request_leave_extents(r);
         return;
     }
     if (!list_empty(&r->al.link))

@@ -230,8 +230,10 @@ bool volume_is_frozen(const struct volume *v)
     if (v->state.connection == C_WF_BITMAP_S && link_is_up(v->core) && v->core->link.options.version < 96)
         return true;
     /* A write that the activity log does not cover goes to the peer only when the peer knows that we have no disk:
-     * it marks the blocks then.  (Negotiating: it knows of the disk already, and the verdict is on its way.) */
-    if ((v->disk_failed && v->state.disk >= D_FAILED) || v->state.disk == D_FAILED || v->state.disk == D_NEGOTIATING)
+     * it marks the blocks then.  (Negotiating: it knows of the disk already, and the verdict is on its way.)
+     * Not with two Primaries: the peer's writes may wait for such a write, and the disk that is let go for them. */
+    bool changes = v->state.disk == D_FAILED || v->state.disk == D_NEGOTIATING;
+    if ((v->disk_failed && v->state.disk >= D_FAILED) || (changes && !v->core->link.options.two_primaries))
         return true;
     return v->state.suspended || v->core->link.phase == LINK_LOST;
 }
