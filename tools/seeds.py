@@ -3,14 +3,14 @@
 """Runs simulator seeds and says which fail and what was reached.
 
 usage: .venv/bin/python tools/seeds.py [--first N] [--count N] [--jobs N] [--stop] [--log] [--twice] [--reach]
-           [--steps N,N...] [--shrink] [--scenario usual|primaries|frozen]
+           [--steps N,N...] [--shrink] [--scenario KIND]
 
 --stop ends at the first failure, --log prints the event log's tail of each failure, --twice runs each seed a second
 time and compares the trace hashes (otherwise one in fifty), --reach prints the table of what was reached with its gaps
 and, from REACH_SEEDS seeds on, takes one that has no reason (tests/sim/reach_gaps.py) for a failure.
 --steps runs only these steps of the scenarios; --shrink looks for the fewest that still fail and prints that command.
---scenario primaries runs two Primaries instead, frozen those whose I/O waits for the end of each interruption; they
-know no --steps, --shrink and --reach.
+--scenario ahead and pass_on are usual scenarios of one kind (tests/sim/mixes.py); primaries runs two Primaries, frozen
+those whose I/O waits for the end of each interruption: these two know no --steps, --shrink and --reach.
 Each failure is printed when it happens, with the command that shows it again, and the others go on.  Every PROGRESS_S
 seconds one line says how far it is; the last lines say how many failed, of which kinds, and how long a seed took.
 """
@@ -34,17 +34,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tests.sim.mixes import PLANS
 from tests.sim.primaries import run_primaries
 from tests.sim.reach import Reach, gaps, table
 from tests.sim.reach_gaps import reason_of
-from tests.sim.scenario import draw, run_seed
+from tests.sim.scenario import option_of, run_seed
 
 CHUNK = 20
 TWICE_EVERY = 50
 PROGRESS_S = 30
 REACH_SEEDS = 1500
 HANGS_S = 300
-SCENARIOS = ("usual", "primaries", "frozen")
+SCENARIOS = (*PLANS, "primaries", "frozen")
 Begins = Callable[[int], None]
 
 
@@ -64,8 +65,8 @@ def kind_of(message: str) -> str:
 
 def run_one(scenario: str, seed: int, steps: Sequence[int] | None, reach: Reach | None = None) -> int:
     """The trace's hash."""
-    if scenario == "usual":
-        return run_seed(seed, keep=steps, reach=reach)
+    if scenario in PLANS:
+        return run_seed(seed, kind=scenario, keep=steps, reach=reach)
     return run_primaries(seed, frozen=scenario == "frozen").trace
 
 
@@ -159,17 +160,18 @@ def run_all(options: argparse.Namespace, steps: Sequence[int] | None) -> Iterato
         is_over.set()
 
 
-def shrink(seed: int) -> None:
+def shrink(kind: str, seed: int) -> None:
     """Drop steps as long as the seed fails in the same way."""
 
     def failure(keep: Sequence[int]) -> str:
         try:
-            run_seed(seed, keep=keep)
+            run_seed(seed, kind=kind, keep=keep)
         except AssertionError as error:
             return kind_of(str(error))
         return ""
 
-    keep = list(range(len(draw(seed).steps)))
+    all_steps = PLANS[kind](seed).steps
+    keep = list(range(len(all_steps)))
     wanted = failure(keep)
     if not wanted:
         return
@@ -177,10 +179,11 @@ def shrink(seed: int) -> None:
         fewer = [n for n in keep if n != step]
         if failure(fewer) == wanted:
             keep = fewer
-    names = " ".join(draw(seed).steps[n] for n in keep)
+    names = " ".join(all_steps[n] for n in keep)
     steps = ",".join(map(str, keep)) or "none"
     print(f"seed {seed} still fails with: {names or 'no fault at all'}")
-    print(f"again: .venv/bin/python tools/seeds.py --first {seed} --count 1 --log --steps {steps}", flush=True)
+    again = f".venv/bin/python tools/seeds.py{option_of(kind)} --first {seed}"
+    print(f"again: {again} --count 1 --log --steps {steps}", flush=True)
 
 
 def progress(options: argparse.Namespace, done: int, failed: int, elapsed: float) -> str:
@@ -205,7 +208,7 @@ def main() -> int:
     parser.add_argument("--shrink", action="store_true", help="find the fewest steps that still fail")
     parser.add_argument("--scenario", choices=SCENARIOS, default="usual", help="which scenarios (%(default)s)")
     options = parser.parse_args()
-    if options.scenario != "usual" and (options.steps or options.shrink or options.reach):
+    if options.scenario not in PLANS and (options.steps or options.shrink or options.reach):
         parser.error(f"--scenario {options.scenario} knows no --steps, --shrink and --reach")
     steps = None
     if options.steps:
@@ -224,10 +227,10 @@ def main() -> int:
             example.setdefault(kind, seed)
             print(f"seed {seed}: {message if options.log else message.splitlines()[0][:300]}", flush=True)
             if not options.log:
-                which = "" if options.scenario == "usual" else f" --scenario {options.scenario}"
+                which = option_of(options.scenario)
                 print(f"again: .venv/bin/python tools/seeds.py{which} --first {seed} --count 1 --log", flush=True)
             if options.shrink:
-                shrink(seed)
+                shrink(options.scenario, seed)
         if options.stop and kinds:
             break
         now = time.perf_counter()

@@ -107,8 +107,14 @@ class Faults(Stage):
 
     def usual_net(self) -> None:
         setup = self.plan.setup
-        self.c.world.net(latency_min_ns=20_000, latency_max_ns=setup.latency_max_us * 1000, bytes_per_second=0,
+        self.c.world.net(latency_min_ns=20_000, latency_max_ns=setup.latency_max_us * 1000,
+                         bytes_per_second=self.link_rate,
                          partial_ppm=setup.partial_ppm, tiny_ppm=setup.tiny_ppm)  # fmt: skip
+
+    def set_link_rate(self, bytes_per_second: int) -> None:
+        if bytes_per_second != self.link_rate:
+            self.link_rate = bytes_per_second
+            self.usual_net()
 
     # ---- nodes ----
 

@@ -42,6 +42,7 @@ class Plan:
     steps: tuple[str, ...]  # one fault each
     gap_ms: int
     initial_sync: bool
+    link_bytes_per_second: int = 0  # as long as faults come; 0: no limit
 
 
 def known(kind: type, **values: Any) -> Any:
@@ -60,12 +61,12 @@ def draw(seed: int) -> Plan:
     setup = _setup(rng, mib)
     load = _load(rng, mib * setup.volumes)
     if setup.on_no_data == "suspend-io" or setup.net.fencing == "resource-and-stonith":
-        setup = _patient(setup, load)
+        setup = patient(setup, load)
     initial_sync = rng.random() < 0.1 or setup.net.protocol_max < FIRST_TO_SKIP_SYNC
     return Plan(setup, load, faults, tuple(steps), rng.choice((50, 300, 1000)), initial_sync)
 
 
-def _patient(setup: Setup, load: Load) -> Setup:
+def patient(setup: Setup, load: Load) -> Setup:
     """What was kept is sent again at once: a link that needs longer for it than it may would never come up."""
     kept = load.queue_depth * load.max_bytes
     bytes_per_ms = setup.buffer_bytes / (2 * setup.latency_max_us / 1000)

@@ -12,6 +12,7 @@ import random
 from collections.abc import Sequence
 
 from repl.drbd.states import ConnectionState, DiskState, Role
+from tests.sim.mixes import PLANS
 from tests.sim.orders import Orders
 from tests.sim.plan import Plan, draw, short
 from tests.sim.reach import Reach
@@ -55,6 +56,7 @@ class Scenario(Orders):
         self.serve(self.rng.randrange(2))
 
     def phase1(self) -> None:
+        self.set_link_rate(self.plan.link_bytes_per_second)
         for number in self.keep:
             name = self.plan.steps[number]
             self.rng = random.Random(f"{self.seed}/{number}")  # the same for a step whatever came before
@@ -75,6 +77,7 @@ class Scenario(Orders):
         c = self.c
         c.log("==== phase 2: the faults end")
         c.heal()
+        self.set_link_rate(0)
         for shell in c.shells:
             for disk in shell.disks:
                 disk.heal()
@@ -195,11 +198,15 @@ class Scenario(Orders):
             raise SimFailure(f"P10: not connected after a resolved split brain within {bound} ms ({c.describe()})")
 
 
+def option_of(kind: str) -> str:
+    return "" if kind == "usual" else f" --scenario {kind}"
+
+
 def run_seed(
-    seed: int, *, plan: Plan | None = None, keep: Sequence[int] | None = None, reach: Reach | None = None
+    seed: int, *, kind: str = "usual", keep: Sequence[int] | None = None, reach: Reach | None = None
 ) -> int:
-    """The trace hash of a scenario; a failure says how to see it again."""
-    scenario = Scenario(seed, plan, keep, reach)
+    """The trace hash of a scenario of a kind (tests/sim/mixes.py); a failure says how to see it again."""
+    scenario = Scenario(seed, PLANS[kind](seed), keep, reach)
     try:
         return scenario.run()
     except Exception as error:
@@ -207,7 +214,7 @@ def run_seed(
         raise SimFailure(
             f"{type(error).__name__}: {error}\n"
             f"seed {seed}, faults so far: {' '.join(scenario.done)}\n"
-            f"again: .venv/bin/python tools/seeds.py --first {seed} --count 1 --log{steps}\n{scenario.c.tail()}"
+            f"again: .venv/bin/python tools/seeds.py{option_of(kind)} --first {seed} --count 1 --log{steps}\n{scenario.c.tail()}"
         ) from error
 
 

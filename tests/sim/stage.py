@@ -35,6 +35,7 @@ class Stage:
         self.c = Cluster(seed, plan.setup)
         self.oracle = Oracle(self.c)
         self.apps: list[App] = []  # one for each volume, or none
+        self.link_rate = 0  # bytes a second, 0: no limit
         self.wanted = 0  # where the application should run
         self.stale: set[int] = set()  # came back with a disk that had failed: not to be promoted alone
         self.excused = False  # a node may refuse the other one for good: its disk is not what it was
