@@ -16,7 +16,7 @@ from tests.sim.mixes import PLANS
 from tests.sim.orders import Orders
 from tests.sim.plan import Plan, draw, short
 from tests.sim.reach import Reach
-from tests.sim.stage import PRIMARY_TARGET, TOO_OLD
+from tests.sim.stage import PEER_MAY_LACK, PRIMARY_TARGET, TOO_OLD
 from tests.sim.world import STRICT, SimFailure
 
 SETTLE_MS = 240_000
@@ -124,6 +124,7 @@ class Scenario(Orders):
         self.back_all()
         for index in (0, 1):
             self.bring_disk_back(index)
+        self.give_up_unconfirmed()
         bound = self.bound_ms()
         alone = ConnectionState.STANDALONE
         for _ in range(4):  # a StandAlone node waits for its operator
@@ -153,6 +154,13 @@ class Scenario(Orders):
                 self.resolve(bound)
         if not c.wait(lambda: c.in_sync, SETTLE_MS):
             raise SimFailure(f"P10: connected, not in sync within {SETTLE_MS} ms ({c.describe()})")
+
+    def give_up_unconfirmed(self) -> None:
+        """Protocols A and B: a Primary's disk has failed, its peer may lack the last writes; go on with the peer's."""
+        for index in (0, 1):
+            if PEER_MAY_LACK in self.c.node(index).reason and self.c.node(index).role == Role.PRIMARY:
+                self.oracle.may_lose(index)
+                self.demote(index)
 
     @property
     def retries_in_vain(self) -> bool:
@@ -214,7 +222,8 @@ def run_seed(
         raise SimFailure(
             f"{type(error).__name__}: {error}\n"
             f"seed {seed}, faults so far: {' '.join(scenario.done)}\n"
-            f"again: .venv/bin/python tools/seeds.py{option_of(kind)} --first {seed} --count 1 --log{steps}\n{scenario.c.tail()}"
+            f"again: .venv/bin/python tools/seeds.py{option_of(kind)} --first {seed} --count 1 --log{steps}\n"
+            f"{scenario.c.tail()}"
         ) from error
 
 

@@ -19,6 +19,7 @@ from tests.sim.reach import Watch
 from tests.sim.undo_watch import UndoWatch
 from tests.sim.world import SimFailure
 
+PEER_MAY_LACK = "may lack writes that were acknowledged before"
 TOO_OLD = "This resync decision needs protocol"
 PRIMARY_TARGET = "should become resync target"
 BUSY_MS = 2000  # of a pause, in which the applications work
@@ -280,6 +281,8 @@ class Stage:
             node = shell.node
             if self.excused or node is None or node.cstate != ConnectionState.STANDALONE or not node.reason:
                 continue
+            if PEER_MAY_LACK in node.reason:
+                continue  # no copy has everything: an operator has to decide
             if "This Primary has no disk" in node.reason:
                 self.cut_from_data.add(shell.index)
                 continue
