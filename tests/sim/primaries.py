@@ -162,7 +162,10 @@ class Primaries(Faults):
         self.pause(1000)
 
     def fault_crash(self) -> None:
-        self._die(self.crash, self.rng.randrange(2))
+        node = self.rng.randrange(2)
+        if self.lost_power[1 - node] and self.c.node(node).is_connected:
+            self.is_lossy = self.is_torn = True  # it dies without having noticed: either copy may win then
+        self._die(self.crash, node)
 
     def fault_power(self) -> None:
         node = self.rng.randrange(2)
