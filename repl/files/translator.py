@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every translator is: a node of a graph that passes on whatever it does not change.
+
+Inputs: file operations from above, answers and events from below.  All operations are coroutines; they raise
+``FopError`` with the kernel's error number.  A translator may be called again while it waits: nothing but its own
+locks keeps two operations apart.
+
+Ends of the interface:
+- operations on an inode take a ``Target``: a ``Loc`` (by gfid) or an ``Fd``; with an ``Fd`` they work on what was
+  opened, even if its last name is gone;
+- whoever creates something chooses its gfid, so that all replicas agree;
+- ``Fd`` objects are made by the caller, before ``open``, ``opendir`` or ``create``;
+- ``want`` names extended attributes (internal ones too) that the answer is to carry in ``xattrs``;
+- ``extra`` are extended attributes that come into being together with a new object (``trusted.gfid`` needs none);
+- ``compound`` carries several operations in one frame: they run in order, the first error ends it.
+Events (child up, child down, upcalls) go from a child to its parents through ``notify``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from repl.files.events import Event
+from repl.files.options import Option, Options
+from repl.files.values import (
+    Caller,
+    Changed,
+    Entry,
+    Fd,
+    Iatt,
+    Loc,
+    Lock,
+    LockCommand,
+    LockType,
+    Looked,
+    Read,
+    SetAttr,
+    StatVfs,
+    SyncKind,
+    Target,
+    Want,
+    XattrOp,
+    Xattrs,
+)
+
+ANY_NUMBER = 1 << 16
+
+
+@dataclass(slots=True)
+class Context:
+    """What a graph's translators share: where time and chance come from, and who they are.
+
+    ``now`` is the event loop's clock in seconds (virtual in tests), ``wall_ns`` the time of day.
+    """
+
+    host: str = "localhost"
+    process: str = ""  # names this mount or brick process to others
+    random: random.Random = field(default_factory=random.Random)
+    wall_ns: Callable[[], int] = lambda: 0
+    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def new_gfid(self) -> bytes:
+        """A random (version 4) UUID."""
+        raw = bytearray(self.random.randbytes(16))
+        raw[6] = raw[6] & 0x0F | 0x40
+        raw[8] = raw[8] & 0x3F | 0x80
+        return bytes(raw)
+
+    def spawn(self, work: Any, name: str) -> asyncio.Task[Any]:
+        """Work in the background; the graph's end cancels what is left."""
+        task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(work, name=name)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One operation of a compound: a method of Translator by its name."""
+
+    fop: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+class Translator:
+    """Passes everything on to its first subvolume."""
+
+    TYPE: ClassVar[str] = ""
+    ALIASES: ClassVar[tuple[str, ...]] = ()
+    OPTIONS: ClassVar[tuple[Option, ...]] = ()
+    SUBVOLUMES: ClassVar[tuple[int, int]] = (1, 1)  # fewest and most
+
+    def __init__(self, name: str, options: Options, subvolumes: Sequence[Translator], context: Context) -> None:
+        self.name = name
+        self.options = options
+        self.subvolumes = list(subvolumes)
+        self.context = context
+        self.parents: list[Translator] = []
+        for child in subvolumes:
+            child.parents.append(self)
+
+    @property
+    def child(self) -> Translator:
+        return self.subvolumes[0]
+
+    # ---- life ----
+
+    async def start(self) -> None:
+        """Called once, children first."""
+
+    async def stop(self) -> None:
+        """Called once, parents first; afterwards nothing calls it any more."""
+
+    def reconfigure(self, options: Options) -> None:
+        """The volfile has changed, the graph's shape has not."""
+        self.options = options
+
+    def notify(self, event: Event, child: Translator | None) -> None:
+        """Something happened below.  Must not block."""
+        self.notify_parents(event)
+
+    def notify_parents(self, event: Event) -> None:
+        for parent in self.parents:
+            parent.notify(event, self)
+
+    def state(self) -> dict[str, object]:
+        """For state dumps: what an administrator wants to see of it."""
+        return {}
+
+    # ---- names ----
+
+    async def lookup(self, caller: Caller, loc: Loc, *, want: Want = ()) -> Looked:
+        """The inode behind a name (``loc.parent`` and ``loc.name``) or a gfid.  ENOENT, ESTALE."""
+        return await self.child.lookup(caller, loc, want=want)
+
+    async def create(
+        self, caller: Caller, loc: Loc, fd: Fd, *, flags: int, mode: int, gfid: bytes, extra: Xattrs | None = None
+    ) -> Looked:
+        """A regular file, open on ``fd``.  EEXIST with O_EXCL, and without when the name is there: open it instead."""
+        return await self.child.create(caller, loc, fd, flags=flags, mode=mode, gfid=gfid, extra=extra)
+
+    async def mknod(
+        self, caller: Caller, loc: Loc, *, mode: int, rdev: int, gfid: bytes, extra: Xattrs | None = None
+    ) -> Looked:
+        return await self.child.mknod(caller, loc, mode=mode, rdev=rdev, gfid=gfid, extra=extra)
+
+    async def mkdir(self, caller: Caller, loc: Loc, *, mode: int, gfid: bytes, extra: Xattrs | None = None) -> Looked:
+        return await self.child.mkdir(caller, loc, mode=mode, gfid=gfid, extra=extra)
+
+    async def symlink(
+        self, caller: Caller, loc: Loc, *, target: bytes, gfid: bytes, extra: Xattrs | None = None
+    ) -> Looked:
+        return await self.child.symlink(caller, loc, target=target, gfid=gfid, extra=extra)
+
+    async def link(self, caller: Caller, source: Loc, loc: Loc) -> Looked:
+        """Another name for ``source.gfid``."""
+        return await self.child.link(caller, source, loc)
+
+    async def unlink(self, caller: Caller, loc: Loc) -> Looked:
+        """Remove a name; answers the inode as it is afterwards (``nlink`` 0: it was the last)."""
+        return await self.child.unlink(caller, loc)
+
+    async def rmdir(self, caller: Caller, loc: Loc, *, recursive: bool = False) -> Looked:
+        """``recursive`` is for heals and layouts only."""
+        return await self.child.rmdir(caller, loc, recursive=recursive)
+
+    async def rename(self, caller: Caller, source: Loc, target: Loc, *, flags: int = 0) -> Looked:
+        """``flags``: RENAME_NOREPLACE 1, RENAME_EXCHANGE 2."""
+        return await self.child.rename(caller, source, target, flags=flags)
+
+    async def readlink(self, caller: Caller, loc: Loc) -> bytes:
+        return await self.child.readlink(caller, loc)
+
+    # ---- attributes ----
+
+    async def stat(self, caller: Caller, target: Target, *, want: Want = ()) -> Looked:
+        return await self.child.stat(caller, target, want=want)
+
+    async def access(self, caller: Caller, loc: Loc, mask: int) -> None:
+        await self.child.access(caller, loc, mask)
+
+    async def setattr(self, caller: Caller, target: Target, attributes: SetAttr) -> Changed:
+        return await self.child.setattr(caller, target, attributes)
+
+    async def statfs(self, caller: Caller, loc: Loc) -> StatVfs:
+        return await self.child.statfs(caller, loc)
+
+    async def getxattr(self, caller: Caller, target: Target, name: bytes | None = None) -> Xattrs:
+        """One attribute, ENODATA if it is not there; or all that the caller may see."""
+        return await self.child.getxattr(caller, target, name)
+
+    async def setxattr(self, caller: Caller, target: Target, values: Xattrs, *, flags: int = 0) -> None:
+        """``flags``: XATTR_CREATE 1, XATTR_REPLACE 2."""
+        await self.child.setxattr(caller, target, values, flags=flags)
+
+    async def removexattr(self, caller: Caller, target: Target, name: bytes) -> None:
+        await self.child.removexattr(caller, target, name)
+
+    async def xattrop(self, caller: Caller, target: Target, op: XattrOp, values: Xattrs, *, want: Want = ()) -> Xattrs:
+        """Add to counters in one atomic step; answers the values after it, and those of ``want``."""
+        return await self.child.xattrop(caller, target, op, values, want=want)
+
+    # ---- open files ----
+
+    async def open(self, caller: Caller, loc: Loc, fd: Fd, *, flags: int) -> None:
+        await self.child.open(caller, loc, fd, flags=flags)
+
+    async def opendir(self, caller: Caller, loc: Loc, fd: Fd) -> None:
+        await self.child.opendir(caller, loc, fd)
+
+    async def readv(self, caller: Caller, fd: Fd, *, size: int, offset: int) -> Read:
+        return await self.child.readv(caller, fd, size=size, offset=offset)
+
+    async def writev(
+        self, caller: Caller, fd: Fd, data: bytes | bytearray | memoryview, *, offset: int, flags: int = 0
+    ) -> Changed:
+        """All of it or an error.  ``flags``: O_APPEND (``offset`` does not count), O_SYNC, O_DSYNC."""
+        return await self.child.writev(caller, fd, data, offset=offset, flags=flags)
+
+    async def truncate(self, caller: Caller, target: Target, size: int) -> Changed:
+        return await self.child.truncate(caller, target, size)
+
+    async def fallocate(self, caller: Caller, fd: Fd, *, mode: int, offset: int, length: int) -> Changed:
+        """``mode`` as in fallocate(2): KEEP_SIZE 1, PUNCH_HOLE 2, ZERO_RANGE 16."""
+        return await self.child.fallocate(caller, fd, mode=mode, offset=offset, length=length)
+
+    async def seek(self, caller: Caller, fd: Fd, *, offset: int, what: int) -> int:
+        """SEEK_DATA or SEEK_HOLE.  ENXIO beyond the end."""
+        return await self.child.seek(caller, fd, offset=offset, what=what)
+
+    async def flush(self, caller: Caller, fd: Fd) -> None:
+        """Somebody closes a descriptor: errors of earlier writes are told now."""
+        await self.child.flush(caller, fd)
+
+    async def fsync(self, caller: Caller, fd: Fd, kind: SyncKind = SyncKind.ALL) -> Changed:
+        return await self.child.fsync(caller, fd, kind)
+
+    async def fsyncdir(self, caller: Caller, fd: Fd, kind: SyncKind = SyncKind.ALL) -> None:
+        await self.child.fsyncdir(caller, fd, kind)
+
+    async def readdir(
+        self, caller: Caller, fd: Fd, *, size: int, offset: int, is_plus: bool = False, want: Want = ()
+    ) -> list[Entry]:
+        """Entries after ``offset`` (0: from the start), about ``size`` bytes of them; none: the end."""
+        return await self.child.readdir(caller, fd, size=size, offset=offset, is_plus=is_plus, want=want)
+
+    async def rchecksum(self, caller: Caller, fd: Fd, *, offset: int, length: int) -> bytes:
+        """A strong digest of a range, empty if the file ends before it."""
+        return await self.child.rchecksum(caller, fd, offset=offset, length=length)
+
+    async def release(self, fd: Fd) -> None:
+        """The last user of the descriptor is gone.  Cannot fail."""
+        await self.child.release(fd)
+
+    def forget(self, gfid: bytes) -> None:
+        """Nobody above knows the inode any more: caches may go."""
+        for child in self.subvolumes:
+            child.forget(gfid)
+
+    # ---- locks ----
+
+    async def lk(self, caller: Caller, fd: Fd, command: LockCommand, lock: Lock) -> Lock:
+        """Locks of applications (fcntl, flock).  GET answers the lock in the way, or type UNLOCK."""
+        return await self.child.lk(caller, fd, command, lock)
+
+    async def inodelk(self, caller: Caller, domain: str, target: Target, command: LockCommand, lock: Lock) -> None:
+        """Internal lock on a range of an inode; only locks of one domain conflict."""
+        await self.child.inodelk(caller, domain, target, command, lock)
+
+    async def entrylk(
+        self, caller: Caller, domain: str, loc: Loc, name: bytes | None, command: LockCommand, type: LockType
+    ) -> None:
+        """Internal lock on a name in a directory (``loc.gfid``), None: on all its names."""
+        await self.child.entrylk(caller, domain, loc, name, command, type)
+
+    # ---- several at once ----
+
+    async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
+        """The answers in order; the first error ends it and comes last, as the exception itself."""
+        answers: list[Any] = []
+        for step in steps:
+            try:
+                answers.append(await getattr(self, step.fop)(caller, *step.args, **step.kwargs))
+            except OSError as error:
+                answers.append(error)
+                break
+        return answers
+
+
+FOPS: tuple[str, ...] = (
+    "lookup", "create", "mknod", "mkdir", "symlink", "link", "unlink", "rmdir", "rename", "readlink",
+    "stat", "access", "setattr", "statfs", "getxattr", "setxattr", "removexattr", "xattrop",
+    "open", "opendir", "readv", "writev", "truncate", "fallocate", "seek", "flush", "fsync", "fsyncdir", "readdir",
+    "rchecksum", "lk", "inodelk", "entrylk",
+)  # fmt: skip
+
+__all__ = ["ANY_NUMBER", "FOPS", "Context", "Iatt", "Step", "Translator"]
