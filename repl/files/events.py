@@ -26,7 +26,8 @@ class Invalidated:
     """Another client has changed an inode: what is cached about it is old.
 
     ``iatt`` are its new attributes if the brick knows them; ``names`` are entries of the directory that changed;
-    ``is_data``: contents, ``is_gone``: the inode is no more.
+    ``is_data``: contents, ``is_gone``: the inode is no more.  ``clients`` are to be told (``Caller.client``; empty:
+    all), protocol/server sends it to them only.
     """
 
     gfid: bytes
@@ -34,16 +35,18 @@ class Invalidated:
     names: tuple[bytes, ...] = ()
     is_data: bool = False
     is_gone: bool = False
+    clients: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Contended:
-    """Somebody waits for an internal lock that this client holds."""
+    """Somebody waits for an internal lock that ``client`` holds; protocol/server tells that one only."""
 
     domain: str
     gfid: bytes
     name: bytes | None = None  # entry locks
     is_entry: bool = False
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,6 +131,10 @@ class Translator:
         for parent in self.parents:
             parent.notify(event, self)
 
+    def take_over(self, before: Translator) -> None:
+        """A new graph takes the place of an old one whose volume of the same name and type is ``before``: what clients
+        hold there (locks) goes on here.  Both are started; no operation is under way in ``before``."""
+
     def state(self) -> dict[str, object]:
         """For state dumps: what an administrator wants to see of it."""
         return {}
@@ -265,6 +269,14 @@ class Translator:
         for child in self.subvolumes:
             child.forget(gfid)
 
+    def client_gone(self, client: str) -> None:
+        """The client with this name (``Caller.client``) is gone for good: its locks and waits for locks end.
+
+        Its open files are released one by one (``release``) by whoever opened them.
+        """
+        for child in self.subvolumes:
+            child.client_gone(client)
+
     # ---- locks ----
 
     async def lk(self, caller: Caller, fd: Fd, command: LockCommand, lock: Lock) -> Lock:
@@ -284,13 +296,24 @@ class Translator:
     # ---- several at once ----
 
     async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
-        """The answers in order; the first error ends it and comes last, as the exception itself."""
+        """The answers in order; the first error ends it and comes last, as the exception itself.
+
+        ``release`` may be a step as well: it has no caller, answers None and is done even behind an error, so that
+        create, write and release are one frame.
+        """
         answers: list[Any] = []
-        for step in steps:
+        for index, step in enumerate(steps):
             try:
+                if step.fop == "release":
+                    await self.release(*step.args)
+                    answers.append(None)
+                    continue
                 answers.append(await getattr(self, step.fop)(caller, *step.args, **step.kwargs))
             except OSError as error:
                 answers.append(error)
+                for late in steps[index + 1 :]:
+                    if late.fop == "release":
+                        await self.release(*late.args)
                 break
         return answers
 
