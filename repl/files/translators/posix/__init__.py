@@ -1,0 +1,412 @@
+# SPDX-License-Identifier: Apache-2.0
+"""storage/posix: the bottom of a brick's graph, a directory of a local file system in Gluster's format.
+
+Inputs: file operations; outputs: answers, ``ChildUp`` when it serves, ``ChildDown`` when its disk has failed.
+Operations run as the brick's user; what is made belongs to the caller.  Permissions are the kernel's matter at the
+mount (default_permissions); ``access`` answers for access control lists.
+Errors: ``FopError`` with the kernel's number; ENOTCONN after the health check has failed.
+How names, handles and crashes go together: brick.py; where things run: lane.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import resource
+from collections.abc import Callable, Sequence
+from typing import TypeVar, TypeVarTuple
+
+from repl.files.events import ChildDown, ChildUp
+from repl.files.options import Options
+from repl.files.translator import Context, Translator
+from repl.files.translators.posix import attributes, files, health, janitor, readdir, setup, xattrs
+from repl.files.translators.posix.brick import Brick, Node
+from repl.files.translators.posix.creation import Maker, Masks
+from repl.files.translators.posix.files import OpenFile, OpenFiles
+from repl.files.translators.posix.lane import Lane
+from repl.files.translators.posix.options import OPTIONS
+from repl.files.translators.posix.removal import Remover
+from repl.files.translators.posix.space import Space
+from repl.files.values import (
+    Caller,
+    Changed,
+    Entry,
+    Fd,
+    FopError,
+    Loc,
+    Looked,
+    Read,
+    SetAttr,
+    StatVfs,
+    SyncKind,
+    Target,
+    Want,
+    XattrOp,
+    Xattrs,
+)
+from repl.limits import POSIX_ALLOCATE_INLINE_BYTES, POSIX_INLINE_BYTES_MAX
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+_BLOCK = 4096  # the least that a new object takes from the disk
+
+
+class Posix(Translator):
+    TYPE = "storage/posix"
+    OPTIONS = OPTIONS
+    SUBVOLUMES = (0, 0)
+
+    def __init__(self, name: str, options: Options, subvolumes: Sequence[Translator], context: Context) -> None:
+        super().__init__(name, options, subvolumes, context)
+        self._brick: Brick
+        self._lane: Lane
+        self._files: OpenFiles
+        self._maker: Maker
+        self._remover: Remover
+        self._space: Space
+        self._lock_fd = -1
+        self._failed = ""
+        self._has_started = False
+        self._garbage = False
+
+    # ---- life ----
+
+    async def start(self) -> None:
+        _raise_descriptor_limit()
+        os.umask(0)  # clients apply theirs; the brick must not apply its own as well
+        self._brick = setup.open_brick(self.options["directory"], self.options["volume-id"],
+                                       keeps_names=self.options["gfid2path"])  # fmt: skip
+        try:
+            self._lock_fd = setup.lock_brick(self._brick)
+            self._brick.unlinked = setup.recover(self._brick)
+        except BaseException:
+            self._brick.close()
+            raise
+        self._lane = Lane(self.context.wall_ns, self.name)
+        self._files = OpenFiles(self._brick, self._last_closed)
+        self._maker = Maker(self._brick, Masks())
+        self._remover = Remover(self._brick, self._files.is_open, lambda fd: self._lane.close_later(os.close, fd))
+        self._space = Space(self._brick.root, self.context.now)
+        self._apply(self.options)
+        self._has_started = True
+        self._garbage = True  # perhaps, from last time
+        self.context.spawn(self._clean(set(self._brick.unlinked)), f"{self.name}: janitor")
+        if self.options["health-check-interval"]:
+            self.context.spawn(self._watch(), f"{self.name}: health check")
+        self.notify_parents(ChildUp())
+
+    def _apply(self, options: Options) -> None:
+        self._maker.masks = Masks(options["create-mask"], options["create-directory-mask"],
+                                  options["force-create-mode"], options["force-directory-mode"],
+                                  options["max-hardlinks"])  # fmt: skip
+        self._remover.defer_all = options["background-unlink"]
+        self._brick.keeps_names = options["gfid2path"]
+        self._space.reserve = options["reserve"]
+        self._space.bricks = options["shared-brick-count"]
+        self._space.is_told = options["export-statfs-size"]
+        uid, gid = options["brick-uid"], options["brick-gid"]
+        if uid >= 0 or gid >= 0:
+            os.chown(self._brick.root, uid, gid)
+
+    def reconfigure(self, options: Options) -> None:
+        super().reconfigure(options)
+        if self._has_started:
+            self._apply(options)
+
+    async def stop(self) -> None:
+        if not self._has_started:
+            return
+        self._has_started = False
+        self._failed = self._failed or "the brick is stopped"
+        self._lane.close()
+        self._files.close_all()
+        self._brick.close()
+        os.close(self._lock_fd)
+
+    async def _watch(self) -> None:
+        await health.watch(
+            self._brick, self._lane, interval=self.options["health-check-interval"],
+            timeout=self.options["health-check-timeout"], wall_ns=self.context.wall_ns, failed=self._disk_failed,
+        )  # fmt: skip
+
+    def _disk_failed(self, reason: str) -> None:
+        log.error("brick %s: %s; it is taken out of service", self._brick.path, reason)
+        self._failed = reason
+        self.notify_parents(ChildDown(reason))
+
+    async def _clean(self, waiting: set[bytes]) -> None:
+        """Empties the landfill now and then.  ``waiting``: files without a name that a crash left; after one round
+        those that no client has opened again go."""
+        while True:
+            await asyncio.sleep(self.options["janitor-sleep-duration"])
+            for gfid in waiting:
+                if not self._files.is_open(gfid):
+                    await self._lane.run(self._remover.released, gfid)
+            waiting.clear()
+            if self._garbage:
+                self._garbage = False
+                steps = janitor.clean(self._brick, self._files.is_open)
+                while await self._lane.run(janitor.some, steps):
+                    await asyncio.sleep(0)
+
+    def state(self) -> dict[str, object]:
+        return {
+            "directory": self.options["directory"],
+            "failed": self._failed,
+            "open files": len(self._files) if self._has_started else 0,
+            "unlinked open files": len(self._brick.unlinked) if self._has_started else 0,
+            "slow": self._lane.is_slow if self._has_started else False,
+            "slow calls": self._lane.slow_calls if self._has_started else 0,
+        }
+
+    # ---- how calls run ----
+
+    async def _run(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
+        if self._failed:
+            raise FopError(errno.ENOTCONN, f"{self.name}: {self._failed}")
+        self._brick.trim()
+        try:
+            return await self._lane.run(call, *args)
+        except FopError:
+            raise
+        except OSError as error:
+            raise FopError(error.errno or errno.EIO, f"{self.name}: {call.__name__}") from error
+
+    async def _run_on(self, opened: OpenFile, call: Callable[[*Ts], T], *args: *Ts) -> T:
+        """In a thread, with the descriptor held open meanwhile."""
+        if self._failed:
+            raise FopError(errno.ENOTCONN, f"{self.name}: {self._failed}")
+        opened.users += 1
+        try:
+            return await self._lane.data(call, *args)
+        except OSError as error:
+            raise FopError(error.errno or errno.EIO, f"{self.name}: {call.__name__}") from error
+        finally:
+            opened.users -= 1
+            if opened.is_released and not opened.users:
+                self._files.release(opened)
+
+    def _opened(self, fd: Fd) -> OpenFile:
+        opened: OpenFile | None = fd.contexts.get(self)
+        if opened is None:
+            raise FopError(errno.EBADF, f"{self.name}: {fd} is not open here")
+        if opened.is_released:
+            raise FopError(errno.EBADF, f"{self.name}: {fd} is closed")
+        return opened
+
+    def _node(self, target: Target) -> Node:
+        if isinstance(target, Fd):
+            opened = self._opened(target)
+            return Node(opened.gfid, os.fstat(opened.fd), opened.fd, "")
+        return self._brick.at(target)
+
+    # ---- names ----
+
+    async def lookup(self, caller: Caller, loc: Loc, *, want: Want = ()) -> Looked:
+        return await self._run(attributes.lookup, self._brick, loc, want)
+
+    async def create(
+        self, caller: Caller, loc: Loc, fd: Fd, *, flags: int, mode: int, gfid: bytes, extra: Xattrs | None = None
+    ) -> Looked:
+        self._space.need(caller, _BLOCK)
+        return await self._run(self._create, caller, loc, fd, flags, mode, gfid, extra)
+
+    def _create(
+        self, caller: Caller, loc: Loc, fd: Fd, flags: int, mode: int, gfid: bytes, extra: Xattrs | None
+    ) -> Looked:
+        try:
+            number, looked = self._maker.create(caller, loc, mode, gfid, extra)
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            looked = attributes.lookup(self._brick, loc, ())
+            fd.contexts[self] = opened = self._open(looked.iatt.gfid, flags)
+            looked.iatt = files.iatt(opened)
+        else:
+            fd.contexts[self] = self._files.add(gfid, number, is_writable=True)
+        fd.gfid = looked.iatt.gfid
+        return looked
+
+    async def mknod(
+        self, caller: Caller, loc: Loc, *, mode: int, rdev: int, gfid: bytes, extra: Xattrs | None = None
+    ) -> Looked:
+        self._space.need(caller, _BLOCK)
+        return await self._run(self._maker.mknod, caller, loc, mode, rdev, gfid, extra)
+
+    async def mkdir(self, caller: Caller, loc: Loc, *, mode: int, gfid: bytes, extra: Xattrs | None = None) -> Looked:
+        self._space.need(caller, _BLOCK)
+        return await self._run(self._maker.mkdir, caller, loc, mode, gfid, extra)
+
+    async def symlink(
+        self, caller: Caller, loc: Loc, *, target: bytes, gfid: bytes, extra: Xattrs | None = None
+    ) -> Looked:
+        self._space.need(caller, _BLOCK)
+        return await self._run(self._maker.symlink, caller, loc, target, gfid, extra)
+
+    async def link(self, caller: Caller, source: Loc, loc: Loc) -> Looked:
+        return await self._run(self._maker.link, source, loc)
+
+    async def unlink(self, caller: Caller, loc: Loc) -> Looked:
+        return await self._run(self._remover.unlink, loc)
+
+    async def rmdir(self, caller: Caller, loc: Loc, *, recursive: bool = False) -> Looked:
+        if recursive:
+            self._garbage = True
+            return await self._run(self._remover.rmtree, loc)
+        return await self._run(self._remover.rmdir, loc)
+
+    async def rename(self, caller: Caller, source: Loc, target: Loc, *, flags: int = 0) -> Looked:
+        return await self._run(self._remover.rename, source, target, flags)
+
+    async def readlink(self, caller: Caller, loc: Loc) -> bytes:
+        return await self._run(attributes.readlink, self._brick, loc)
+
+    # ---- attributes ----
+
+    async def stat(self, caller: Caller, target: Target, *, want: Want = ()) -> Looked:
+        return await self._run(self._stat, target, want)
+
+    def _stat(self, target: Target, want: Want) -> Looked:
+        return attributes.stat_node(self._brick, self._node(target), want)
+
+    async def access(self, caller: Caller, loc: Loc, mask: int) -> None:
+        await self._run(attributes.access, self._brick, caller, loc, mask)
+
+    async def setattr(self, caller: Caller, target: Target, attributes_: SetAttr) -> Changed:
+        return await self._run(self._setattr, target, attributes_)
+
+    def _setattr(self, target: Target, values: SetAttr) -> Changed:
+        return attributes.setattr_node(self._node(target), values)
+
+    async def statfs(self, caller: Caller, loc: Loc) -> StatVfs:
+        return await self._run(self._space.statfs)
+
+    async def getxattr(self, caller: Caller, target: Target, name: bytes | None = None) -> Xattrs:
+        return await self._run(self._getxattr, caller, target, name)
+
+    def _getxattr(self, caller: Caller, target: Target, name: bytes | None) -> Xattrs:
+        node = self._node(target)
+        if name is None:
+            return xattrs.list_all(caller, node)
+        host = self.options["node-uuid"] if self.options["node-uuid-pathinfo"] else self.context.host
+        return xattrs.get(self._brick, caller, node, name, host)
+
+    async def setxattr(self, caller: Caller, target: Target, values: Xattrs, *, flags: int = 0) -> None:
+        await self._run(self._setxattr, caller, target, values, flags)
+
+    def _setxattr(self, caller: Caller, target: Target, values: Xattrs, flags: int) -> None:
+        xattrs.set_all(caller, self._node(target), values, flags)
+
+    async def removexattr(self, caller: Caller, target: Target, name: bytes) -> None:
+        await self._run(self._removexattr, caller, target, name)
+
+    def _removexattr(self, caller: Caller, target: Target, name: bytes) -> None:
+        xattrs.remove(caller, self._node(target), name)
+
+    async def xattrop(self, caller: Caller, target: Target, op: XattrOp, values: Xattrs, *, want: Want = ()) -> Xattrs:
+        return await self._run(self._xattrop, target, op, values, want)
+
+    def _xattrop(self, target: Target, op: XattrOp, values: Xattrs, want: Want) -> Xattrs:
+        return xattrs.operate(self._brick, self._node(target), op, values, want)
+
+    # ---- open files ----
+
+    def _open(self, gfid: bytes, flags: int) -> OpenFile:
+        return self._files.open(gfid, flags, is_direct=self.options["o-direct"])
+
+    async def open(self, caller: Caller, loc: Loc, fd: Fd, *, flags: int) -> None:
+        fd.contexts[self] = await self._run(self._open, loc.gfid, flags)
+
+    async def opendir(self, caller: Caller, loc: Loc, fd: Fd) -> None:
+        fd.contexts[self] = await self._run(self._files.open_directory, loc.gfid)
+
+    async def readv(self, caller: Caller, fd: Fd, *, size: int, offset: int) -> Read:
+        opened = self._opened(fd)
+        data: bytes | bytearray | memoryview | None = None
+        if size <= POSIX_INLINE_BYTES_MAX and not opened.is_direct and not self._lane.is_slow:
+            data = await self._run(files.read_cached, opened, size, offset)
+        if data is None:
+            data = await self._run_on(opened, files.read, opened, size, offset)
+        return Read(data, files.iatt(opened))
+
+    async def writev(
+        self, caller: Caller, fd: Fd, data: bytes | bytearray | memoryview, *, offset: int, flags: int = 0
+    ) -> Changed:
+        opened = self._opened(fd)
+        self._space.need(caller, len(data))
+        if len(data) > POSIX_INLINE_BYTES_MAX or flags & files.SYNC_FLAGS or opened.is_direct or self._lane.is_slow:
+            return await self._run_on(opened, files.write, opened, data, offset, flags)
+        return await self._run(files.write, opened, data, offset, flags)
+
+    async def truncate(self, caller: Caller, target: Target, size: int) -> Changed:
+        if isinstance(target, Fd):
+            opened = self._opened(target)
+            return await self._run_on(opened, files.truncate, opened, size)
+        temporary = Fd(target.gfid, os.O_RDWR)
+        await self.open(caller, target, temporary, flags=os.O_RDWR)
+        try:
+            return await self.truncate(caller, temporary, size)
+        finally:
+            await self.release(temporary)
+
+    async def fallocate(self, caller: Caller, fd: Fd, *, mode: int, offset: int, length: int) -> Changed:
+        opened = self._opened(fd)
+        if not mode & files.FALLOC_PUNCH_HOLE:
+            self._space.need(caller, length)
+        if length <= POSIX_ALLOCATE_INLINE_BYTES:
+            return await self._run(files.allocate, opened, mode, offset, length)
+        return await self._run_on(opened, files.allocate, opened, mode, offset, length)
+
+    async def seek(self, caller: Caller, fd: Fd, *, offset: int, what: int) -> int:
+        return await self._run(os.lseek, self._opened(fd).fd, offset, what)
+
+    async def flush(self, caller: Caller, fd: Fd) -> None:
+        self._opened(fd)
+
+    async def fsync(self, caller: Caller, fd: Fd, kind: SyncKind = SyncKind.ALL) -> Changed:
+        opened = self._opened(fd)
+        await self._run_on(opened, files.sync, opened, kind)
+        iatt = files.iatt(opened)
+        return Changed(iatt, iatt)
+
+    async def fsyncdir(self, caller: Caller, fd: Fd, kind: SyncKind = SyncKind.ALL) -> None:
+        opened = self._opened(fd)
+        await self._run_on(opened, files.sync, opened, kind)
+
+    async def readdir(
+        self, caller: Caller, fd: Fd, *, size: int, offset: int, is_plus: bool = False, want: Want = ()
+    ) -> list[Entry]:
+        opened = self._opened(fd)
+        if opened.listing is None:
+            raise FopError(errno.ENOTDIR, f"{self.name}: {fd}")
+        return await self._run(readdir.read, self._brick, opened, size, offset, is_plus, want)
+
+    async def rchecksum(self, caller: Caller, fd: Fd, *, offset: int, length: int) -> bytes:
+        opened = self._opened(fd)
+        return await self._run_on(opened, files.checksum, opened, offset, length)
+
+    async def release(self, fd: Fd) -> None:
+        opened: OpenFile | None = fd.contexts.pop(self, None)
+        if opened is not None and self._has_started:
+            await self._lane.run(self._files.release, opened)
+
+    def _last_closed(self, gfid: bytes) -> None:
+        if gfid in self._brick.unlinked:
+            self._remover.released(gfid)
+
+    def forget(self, gfid: bytes) -> None:
+        """Nothing is kept for a gfid but the open directories, which are bounded."""
+
+
+def _raise_descriptor_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+__all__ = ["Posix"]

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where system calls run.
+
+Calls on names and attributes run one at a time, in the event loop: a few microseconds each, no locks, and every one of
+them is atomic to all others.  When one takes long, the disk is slow: from then on they run, in order, in one thread of
+their own, until they are fast again, so that the loop goes on answering for other bricks and clients.  Data goes to a
+pool of threads.  Time is measured with the wall clock that the graph was given (none in simulations: never slow).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar, TypeVarTuple
+
+from repl.limits import POSIX_THREADS_MAX
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+SLOW_NS = 50_000_000  # a call that takes so long holds up everybody
+FAST_CALLS = 200  # so many fast ones, one after another, and the disk counts as fast again
+
+
+class Lane:
+    def __init__(self, wall_ns: Callable[[], int], name: str) -> None:
+        self._wall_ns = wall_ns
+        self._names = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-names")
+        self._data = ThreadPoolExecutor(POSIX_THREADS_MAX, thread_name_prefix=f"{name}-data")
+        self._in_thread = 0
+        self._fast_to_come = 0
+        self.slow_calls = 0
+
+    @property
+    def is_slow(self) -> bool:
+        return self._fast_to_come > 0
+
+    def close(self) -> None:
+        self._names.shutdown(wait=True)
+        self._data.shutdown(wait=True)
+
+    async def run(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
+        """One call on names or attributes, after all that came before."""
+        if self._fast_to_come or self._in_thread:
+            self._in_thread += 1
+            try:
+                return await asyncio.get_running_loop().run_in_executor(self._names, self._timed, call, *args)
+            finally:
+                self._in_thread -= 1
+        return self._timed(call, *args)
+
+    def _timed(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
+        start = self._wall_ns()
+        try:
+            return call(*args)
+        finally:
+            if self._wall_ns() - start > SLOW_NS:
+                self.slow_calls += 1
+                self._fast_to_come = FAST_CALLS
+            elif self._fast_to_come:
+                self._fast_to_come -= 1
+
+    async def data(self, call: Callable[[*Ts], T], *args: *Ts) -> T:
+        """A call that may wait for the disk, beside all others."""
+        return await asyncio.get_running_loop().run_in_executor(self._data, call, *args)
+
+    def close_later(self, close: Callable[[int], None], fd: int) -> None:
+        """Fire and forget."""
+        self._data.submit(close, fd)

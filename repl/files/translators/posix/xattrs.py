@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Extended attributes: those of users, internal ones, counters, and virtual ones that are computed.
+
+Internal ones (trusted.gfid*, trusted.afr.*, trusted.glusterfs.*) are told to whoever names them in ``want``, and to
+internal callers; others neither see nor change them.  Virtual, by getxattr: ``trusted.glusterfs.pathinfo`` (as
+Gluster: ``<POSIX(brick):host:path>``), ``glusterfs.gfidtopath`` (paths inside the volume, one a line).  Virtual, by
+``want``: ``glusterfs.content`` (the whole of a small file).
+Errors: ``OSError``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from repl.files.translators.posix.brick import Brick, Node
+from repl.files.translators.posix.names import GFID_KEY, is_internal
+from repl.files.values import Caller, FopError, Want, XattrOp, Xattrs
+from repl.limits import QUICK_READ_BYTES_MAX
+
+PATHINFO = b"trusted.glusterfs.pathinfo"
+GFID_TO_PATH = b"glusterfs.gfidtopath"
+CONTENT = b"glusterfs.content"
+_GFID = GFID_KEY.encode()
+
+
+def wanted(brick: Brick, node: Node, want: Want) -> Xattrs:
+    """Those of ``want`` that are there."""
+    present = {os.fsencode(key) for key in node.keys()}
+    found: Xattrs = {}
+    for key in want:
+        if key in present:
+            found[key] = node.get(key)
+        elif key == CONTENT:
+            _add_content(node, found)
+    return found
+
+
+def _add_content(node: Node, found: Xattrs) -> None:
+    if not stat.S_ISREG(node.st.st_mode) or node.st.st_size > QUICK_READ_BYTES_MAX:
+        return
+    fd = node.fd if node.fd >= 0 else os.open(node.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found[CONTENT] = os.pread(fd, node.st.st_size, 0)
+    finally:
+        if fd != node.fd:
+            os.close(fd)
+
+
+def get(brick: Brick, caller: Caller, node: Node, name: bytes, host: str) -> Xattrs:
+    if name == PATHINFO:
+        path = next(brick.paths(node.gfid), b"")
+        text = f"<POSIX({brick.path}):{host}:{brick.path}".encode() + (path if path != b"/" else b"") + b">"
+        return {name: text}
+    if name == GFID_TO_PATH:
+        return {name: b"\n".join(brick.paths(node.gfid))}
+    if is_internal(name) and not caller.is_internal:
+        raise FopError(errno.ENODATA)
+    return {name: node.get(name)}
+
+
+def list_all(caller: Caller, node: Node) -> Xattrs:
+    found: Xattrs = {}
+    for text in node.keys():
+        key = os.fsencode(text)
+        if caller.is_internal or not is_internal(key):
+            try:
+                found[key] = node.get(key)
+            except OSError as error:
+                if error.errno != errno.ENODATA:
+                    raise
+    return found
+
+
+def _check_writable(caller: Caller, key: bytes) -> None:
+    if key.startswith(_GFID) or is_internal(key) and not caller.is_internal:
+        raise FopError(errno.EPERM, f"{os.fsdecode(key)} is kept by the brick")
+
+
+def set_all(caller: Caller, node: Node, values: Xattrs, flags: int) -> None:
+    for key in values:
+        _check_writable(caller, key)
+    for key, value in values.items():
+        node.set(key, bytes(value), flags)
+
+
+def remove(caller: Caller, node: Node, name: bytes) -> None:
+    _check_writable(caller, name)
+    node.remove(name)
+
+
+# ---- counters ----
+
+
+def add(value: bytes, delta: bytes, word_bytes: int) -> bytes:
+    """Sum word by word, big-endian, each modulo its size; the shorter one counts as followed by zeroes."""
+    length = max(len(value), len(delta))
+    value, delta = value.ljust(length, b"\0"), delta.ljust(length, b"\0")
+    mask = (1 << 8 * word_bytes) - 1
+    return b"".join(
+        ((int.from_bytes(value[i : i + word_bytes], "big") + int.from_bytes(delta[i : i + word_bytes], "big")) & mask)
+        .to_bytes(word_bytes, "big")
+        for i in range(0, length, word_bytes)
+    )  # fmt: skip
+
+
+def operate(brick: Brick, node: Node, op: XattrOp, values: Xattrs, want: Want) -> Xattrs:
+    """xattrop.  All keys or none: what was set is put back when the disk has no room for the rest."""
+    word_bytes = 4 if op == XattrOp.ADD else 8
+    for key, delta in values.items():
+        if not delta or len(delta) % word_bytes or key.startswith(_GFID):
+            raise FopError(errno.EINVAL, f"no counters: {os.fsdecode(key)}")
+    present = {os.fsencode(key) for key in node.keys()}
+    answer: Xattrs = {}
+    done: list[tuple[bytes, bytes | None]] = []
+    try:
+        for key, delta in values.items():
+            before = node.get(key) if key in present else None
+            answer[key] = after = add(before or b"", delta, word_bytes)
+            if after != (before or bytes(len(after))):
+                node.set(key, after)
+                done.append((key, before))
+    except OSError:
+        for key, before in reversed(done):
+            if before is None:
+                node.remove(key)
+            else:
+                node.set(key, before)
+        raise
+    missing = tuple(key for key in want if key not in answer)
+    if missing:
+        answer.update(wanted(brick, node, missing))
+    return answer
