@@ -12,8 +12,11 @@ from typing import TypeVar
 
 from repl.files.options import parse_options
 from repl.files.translator import Context, Translator
+from repl.files.translators.client import Client
 from repl.files.translators.posix import Posix
+from repl.files.translators.server import Server
 from repl.files.values import ROOT_GFID, Caller, Loc
+from tests.lib.wait import wait_for_async
 
 ME = Caller(client="a", lock_owner=b"1")
 HEALER = Caller(client="healer", is_internal=True)
@@ -42,6 +45,38 @@ async def posix(path: Path, **options: str) -> AsyncIterator[Posix]:
         await brick.stop()
         for task in list(brick.context.tasks):
             task.cancel()
+
+
+@asynccontextmanager
+async def served(*tops: Translator, context: Context | None = None, **options: str) -> AsyncIterator[Server]:
+    """protocol/server above the given translators on a free port of loopback; everybody here may attach to them."""
+    given = {f"auth.addr.{top.name}.allow": "127.0.0.1" for top in tops}
+    given["transport.socket.listen-port"] = "0"
+    given |= {key.replace("__", ".").replace("_", "-"): value for key, value in options.items()}
+    server = make(Server, "server", tops, context or Context(process="server"), **given)
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
+
+
+@asynccontextmanager
+async def attached(
+    where: Server | int, volume: str, *, client: str = "client", wait_s: float = 10, **options: str
+) -> AsyncIterator[Client]:
+    """protocol/client attached to a volume at a server of ours or a port of loopback."""
+    port = where if isinstance(where, int) else where.addresses[0][1]
+    given = {"remote-host": "127.0.0.1", "remote-port": str(port), "remote-subvolume": volume}
+    given |= {key.replace("__", ".").replace("_", "-"): value for key, value in options.items()}
+    translator = make(Client, client, (), Context(process=client, wall_ns=time.time_ns), **given)
+    await translator.start()
+    try:
+        if wait_s:
+            await wait_for_async(lambda: translator.is_up, wait_s, f"{client} attached to {volume}")
+        yield translator
+    finally:
+        await translator.stop()
 
 
 def new_gfid() -> bytes:

@@ -119,6 +119,9 @@ class MemoryBrick(Translator):
         self._locks.drop_client(client)
         self._internal.drop_client(client)
 
+    def client_gone(self, client: str) -> None:
+        self.drop_client(client)
+
     # ---- equipment ----
 
     def _now(self) -> int:

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One way to write down what a translator does with every operation alike.
+
+Input: a translator class and a function that makes the method for an operation's name; the class gets those that it
+does not define itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from repl.files.translator import FOPS, Step, Translator
+from repl.files.values import Caller
+
+Kind = TypeVar("Kind", bound=type[Translator])
+
+
+def define_fops(make: Callable[[str], Callable[..., Any]]) -> Callable[[Kind], Kind]:
+    """A class decorator."""
+
+    def define(kind: Kind) -> Kind:
+        for name in FOPS:
+            if name not in kind.__dict__:
+                method = make(name)
+                method.__name__ = name
+                method.__qualname__ = f"{kind.__qualname__}.{name}"
+                setattr(kind, name, method)
+        return kind
+
+    return define
+
+
+class Around(Translator):
+    """Does one thing around every operation: ``around`` is given its name and what to await.
+
+    A compound stays one operation, named ``compound``.
+    """
+
+    async def around(self, fop: str, caller: Caller, args: Sequence[Any], call: Callable[[], Any]) -> Any:
+        return await call()
+
+    async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
+        result: list[Any] = await self.around("compound", caller, (steps,), lambda: self.child.compound(caller, steps))
+        return result
+
+
+def around(name: str) -> Callable[..., Any]:
+    """For ``define_fops``: the method that calls ``around``."""
+
+    async def fop(self: Around, caller: Caller, *args: Any, **kwargs: Any) -> Any:
+        method = getattr(self.child, name)
+        return await self.around(name, caller, args, lambda: method(caller, *args, **kwargs))
+
+    return fop

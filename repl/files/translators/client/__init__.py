@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: Apache-2.0
+"""protocol/client: sends operations to a volume of another process.
+
+The link is made and made again for ever in the background; while there is none every operation fails with ENOTCONN at
+once.  On a new link files that are open are opened again by gfid and application locks are asked for again, before
+the parents hear ``ChildUp``; locks that somebody else has got meanwhile are reported with ``Reconnected``.  Internal
+locks (inodelk, entrylk) die with the link: whoever held them hears ``ChildDown`` first.
+An operation on a file that was never opened here (the server was away then) opens it by gfid first.
+Errors: what the server answers, and ENOTCONN.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from repl.errors import ConfigError
+from repl.files.events import ChildDown, ChildUp, Event, Reconnected
+from repl.files.every_fop import define_fops
+from repl.files.options import Option, Options
+from repl.files.rpc import operations as ops
+from repl.files.rpc.connection import Connection
+from repl.files.rpc.frames import Kind
+from repl.files.rpc.handshake import PING_TIMEOUT_S_MAX, SESSION_BYTES, Hello
+from repl.files.rpc.operations import Operation, Plan
+from repl.files.rpc.tls import tls_context
+from repl.files.translator import Context, Step, Translator
+from repl.files.translators.client.dialing import CONNECT_TIMEOUT_S, Address, addresses, dial, is_unix, text_of
+from repl.files.translators.client.link import Link, LinkSettings, Refused
+from repl.files.translators.client.open_files import RemoteFiles
+from repl.files.translators.client.options import OPTIONS
+from repl.files.translators.client.recovery import UNLOCKS, open_again, recover
+from repl.files.values import Caller, Fd, FopError, LockCommand
+
+log = logging.getLogger(__name__)
+
+RECONNECT_S_MIN = 0.1
+RECONNECT_S_MAX = 3.0
+SETTLED_S = 5.0  # a link that lived for so long was a good one
+
+
+def _fop(name: str) -> Callable[..., Any]:
+    operation = ops.BY_NAME[name]
+
+    async def fop(self: Client, caller: Caller, *args: Any, **kwargs: Any) -> Any:
+        return await self.call(operation, caller, operation.bind(args, kwargs))
+
+    return fop
+
+
+@define_fops(_fop)
+class Client(Translator):
+    TYPE = "protocol/client"
+    OPTIONS: ClassVar[tuple[Option, ...]] = OPTIONS
+    SUBVOLUMES = (0, 0)
+
+    def __init__(self, name: str, options: Options, subvolumes: Sequence[Translator], context: Context) -> None:
+        super().__init__(name, options, subvolumes, context)
+        _check(options)
+        self._tls = tls_context(options, is_server=False)
+        self.files = RemoteFiles(self)
+        self._session = context.random.randbytes(SESSION_BYTES)
+        self._link: Link | None = None
+        self._next_address = 0
+        self._keeper: asyncio.Task[None] | None = None
+        self._reason = "not connected yet"
+        self._was_up = False
+        self._is_down_told = False
+        self._connects = 0
+
+    # ---- life ----
+
+    async def start(self) -> None:
+        self._keeper = self.context.spawn(self._keep_connected(), f"connection of {self.name}")
+
+    async def stop(self) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        if self._link is not None:
+            link, self._link = self._link, None
+            link.connection.close("the graph stops")
+            await asyncio.wait([link.lost], timeout=CONNECT_TIMEOUT_S)
+
+    def reconfigure(self, options: Options) -> None:
+        """New addresses and timeouts hold from the next connection on, which is made at once if they changed."""
+        _check(options)
+        changed = dict(options.given) != dict(self.options.given)
+        super().reconfigure(options)
+        if changed and self._link is not None:
+            self._link.connection.abort("its options have changed")
+
+    @property
+    def is_up(self) -> bool:
+        return self._link is not None
+
+    @property
+    def outstanding(self) -> int:
+        """Calls under way (read-hash-mode 3)."""
+        return self._link.outstanding if self._link is not None else 0
+
+    @property
+    def round_trip_s(self) -> float:
+        """Of the last ping (read-hash-mode 4)."""
+        return self._link.round_trip_s if self._link is not None else 0.0
+
+    def state(self) -> dict[str, object]:
+        where = self.options["transport.socket.connect-path"] or f"{self.options['remote-host']}"
+        return {
+            "connected": int(self.is_up),
+            "remote": f"{where}:{self.options['remote-port']}/{self.options['remote-subvolume']}",
+            "reason": "" if self.is_up else self._reason,
+            "outstanding": self.outstanding,
+            "open_files": len(self.files),
+            "connects": self._connects,
+            "ping_us": round(self.round_trip_s * 1e6),
+        }
+
+    # ---- the link ----
+
+    async def _keep_connected(self) -> None:
+        loop = asyncio.get_running_loop()
+        pause_s = RECONNECT_S_MIN
+        while True:
+            began = loop.time()
+            try:
+                link = await self._connect()
+            except OSError as error:
+                self._down(_text_of(error), is_refusal=isinstance(error, Refused))
+            else:
+                await link.lost
+            if loop.time() - began > SETTLED_S:
+                pause_s = RECONNECT_S_MIN
+            await asyncio.sleep(pause_s * self.context.random.uniform(0.7, 1.0))
+            pause_s = min(pause_s * 2, RECONNECT_S_MAX)
+
+    def _link_ended(self, link: Link, reason: str) -> None:
+        if link is self._link:
+            self._link = None
+            self._down(reason, is_refusal=False)
+
+    def _down(self, reason: str, *, is_refusal: bool) -> None:
+        if reason != self._reason:
+            log.log(logging.ERROR if is_refusal else logging.WARNING, "volume '%s': %s", self.name, reason)
+        self._reason = reason
+        if not self._is_down_told:
+            self._is_down_told = True
+            self.notify_parents(ChildDown(reason))
+
+    async def _connect(self) -> Link:
+        """One try at each address, beginning behind the one tried last.  Raises ``OSError`` of the last."""
+        found = await addresses(self.options)
+        error: OSError = FopError(errno.EHOSTUNREACH, f"{self.options['remote-host']} has no address")
+        for _ in found:
+            address = found[self._next_address % len(found)]
+            try:
+                return await self._attach(address)
+            except Refused as refused:
+                error = refused
+            except (OSError, TimeoutError) as failed:
+                number = failed.errno or errno.ETIMEDOUT
+                error = FopError(number, f"cannot reach {text_of(address)}: {_text_of(failed)}")
+            self._next_address += 1
+        raise error
+
+    async def _attach(self, address: Address) -> Link:
+        links: list[Link] = []
+
+        def make_link(connection: Connection) -> Link:
+            links.append(self._make_link(connection))
+            return links[0]
+
+        connection: Connection | None = None
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                connection = await dial(address, self.options, self._tls, lambda: Connection(make_link))
+                await links[0].attached
+            lost = await recover(self.files, links[0])
+        except BaseException:
+            if connection is not None:
+                connection.abort("the handshake failed")
+            raise
+        if links[0].lost.done():
+            raise FopError(errno.ENOTCONN, links[0].lost.result())
+        self._up(links[0], address, lost)
+        return links[0]
+
+    def _make_link(self, connection: Connection) -> Link:
+        options = self.options
+        ping_s = options["ping-timeout"]
+        hello = Hello(options["remote-subvolume"], self.context.process or self.context.host, self._session,
+                      options["username"], options["password"], min(ping_s, PING_TIMEOUT_S_MAX))  # fmt: skip
+        settings = LinkSettings(
+            self.name, self.context.process, hello, ping_s, options["frame-timeout"], options["send-gids"]
+        )
+        return Link(
+            settings,
+            connection,
+            number=self.files.number,
+            event=self._on_event,
+            abandoned=self._undo,
+            ended=self._link_ended,
+        )
+
+    def _up(self, link: Link, address: Address, lost_locks: tuple[bytes, ...]) -> None:
+        self._link = link
+        self._connects += 1
+        self._is_down_told = False
+        self._reason = ""
+        log.info("volume '%s': attached to '%s' at %s", self.name, self.options["remote-subvolume"], text_of(address))
+        if self._was_up:
+            self.notify_parents(Reconnected(lost_locks))
+        self._was_up = True
+        self.notify_parents(ChildUp())
+
+    def _on_event(self, event: Event) -> None:
+        self.notify_parents(event)
+
+    # ---- operations ----
+
+    def _linked(self) -> Link:
+        link = self._link
+        if link is None or not link.connection.is_open:
+            raise FopError(errno.ENOTCONN, f"{self.name}: {self._reason or 'the link is gone'}")
+        return link
+
+    async def call(self, operation: Operation, caller: Caller, values: list[Any]) -> Any:
+        link = self._linked()
+        index = operation.file_index
+        if index is not None and isinstance(values[index], Fd) and (fd := values[index]):
+            if operation.name in ops.OPENERS:
+                self._begin_open(fd)
+            elif self not in fd.contexts or self.files.is_special(fd):
+                await open_again(self.files, link, caller, fd, strict=self.options["strict-locks"])
+        if not operation.has_effect_here:
+            return await link.call(operation, caller, values)
+        try:
+            result = await link.call(operation, caller, values)
+        except BaseException as error:
+            self._after_error(operation, caller, values, error)
+            raise
+        self._after(operation, caller, values, result)
+        return result
+
+    async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
+        try:
+            plan = ops.plan_of(steps)
+            link = self._linked()
+            await self._prepare(link, caller, plan)
+            results = await link.compound(caller, plan)
+        except OSError as error:
+            for step in steps:
+                if step.fop == "release" or step.fop in ops.OPENERS:
+                    self.files.remove(step.args[0 if step.fop == "release" else 1])
+            return [error]
+        for index, (operation, values) in enumerate(plan):
+            if index < len(results) and not isinstance(results[index], OSError):
+                self._after(operation, caller, values, results[index])
+            else:
+                self._after_error(operation, caller, values, None)
+        return results
+
+    async def _prepare(self, link: Link, caller: Caller, plan: Plan) -> None:
+        """Files that the steps work on and do not open themselves have to be open."""
+        for operation, values in plan:
+            index = operation.file_index
+            if index is None or not isinstance(values[index], Fd):
+                continue
+            fd = values[index]
+            if operation.name in ops.OPENERS:
+                self._begin_open(fd)
+            elif (self not in fd.contexts or self.files.is_special(fd)) and operation is not ops.RELEASE:
+                await open_again(self.files, link, caller, fd, strict=self.options["strict-locks"])
+
+    def _begin_open(self, fd: Fd) -> None:
+        if self not in fd.contexts:
+            self.files.add(fd)
+
+    def _after(self, operation: Operation, caller: Caller, values: list[Any], result: Any) -> None:
+        """What an operation that succeeded changes here."""
+        name = operation.name
+        if name in ops.OPENERS:
+            file = self.files.find(values[1])
+            if file is not None:
+                file.is_open = True
+            if result is not None:
+                values[1].gfid = result.iatt.gfid
+        elif name == "release":
+            self.files.remove(values[0])
+        elif name == "lk":
+            file = self.files.find(values[0])
+            if file is not None and values[1] is not LockCommand.GET:
+                file.locks.record(caller, values[2])
+        elif name == "flush":
+            file = self.files.find(values[0])
+            if file is not None:
+                file.locks.closed(caller)
+
+    def _after_error(self, operation: Operation, caller: Caller, values: list[Any], error: object) -> None:
+        if operation.name in ops.OPENERS and not isinstance(error, asyncio.CancelledError):
+            self.files.remove(values[1])
+        elif operation is ops.RELEASE:
+            self.files.remove(values[0])
+        elif operation.name == "lk" and values[2].type == UNLOCKS and (file := self.files.find(values[0])):
+            file.locks.record(caller, values[2])
+
+    def _undo(self, caller: Caller, plan: Plan, results: list[Any]) -> None:
+        """A call that nobody waited for any more has succeeded: give back what it took."""
+        self.context.spawn(self._undo_steps(caller, plan, results), f"undo at {self.name}")
+
+    async def _undo_steps(self, caller: Caller, plan: Plan, results: list[Any]) -> None:
+        for index, ((operation, values), result) in enumerate(zip(plan, results, strict=False)):
+            if isinstance(result, OSError):
+                return
+            if operation.name in ops.OPENERS:
+                await self.release(values[1])
+                continue
+            unlock = ops.unlock_of(operation, values)
+            if unlock is None or any(op is operation and v == unlock for op, v in plan[index + 1 :]):
+                continue
+            try:
+                await self.call(operation, caller, unlock)
+            except OSError as error:
+                log.info("volume '%s': a lock could not be given back: %s", self.name, error)
+
+    async def release(self, fd: Fd) -> None:
+        file = self.files.remove(fd)
+        if file is not None and self._link is not None:
+            self._link.tell(Kind.RELEASE, [file.number])
+
+    def forget(self, gfid: bytes) -> None:
+        """What this end has forgotten says nothing about other clients of the server."""
+
+    def client_gone(self, client: str) -> None:
+        for file in self.files.all():
+            file.locks.forget_client(client)
+        if self._link is not None:
+            self._link.tell(Kind.GONE, client)
+
+
+def _check(options: Options) -> None:
+    if is_unix(options) or options["transport-type"].startswith("unix"):
+        if not options["transport.socket.connect-path"]:
+            raise ConfigError("transport-type unix needs the option transport.socket.connect-path.")
+    elif not options["remote-host"]:
+        raise ConfigError("the option remote-host is missing: where is the server?")
+    if not options["remote-subvolume"]:
+        raise ConfigError("the option remote-subvolume is missing: which volume of the server?")
+
+
+def _text_of(error: BaseException) -> str:
+    if isinstance(error, FopError):
+        return error.detail or str(error)
+    return getattr(error, "strerror", None) or str(error) or "no answer"
