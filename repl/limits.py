@@ -33,6 +33,7 @@ VOLFILE_VOLUMES_MAX = 1000
 VOLFILE_WORD_BYTES_MAX = 4096
 FILES_DEPTH_MAX = 2048  # directories above one another (a path has at most 4096 bytes)
 FILES_LISTING_ENTRIES_MAX = 4096
+FILES_LOCKS_PER_INODE_MAX = 65536  # held and waited for
 POSIX_DIRECTORY_FDS_MAX = 512
 POSIX_THREADS_MAX = 16
 POSIX_INLINE_BYTES_MAX = 128 * 1024  # reads and writes up to here are done by the event loop itself
