@@ -55,3 +55,11 @@ RPC_LOCK_WAITS_MAX = 16384
 RPC_LOCK_WAIT_BYTES_MAX = 64 * 1024 * 1024
 RPC_UNSENT_BYTES_MAX = 64 * 1024 * 1024
 RPC_HANDSHAKE_TIMEOUT_S = 10.0
+
+# FUSE mounts
+MOUNT_TRANSFER_BYTES_MAX = 1024 * 1024  # one read or write of the kernel
+MOUNT_REQUESTS_MAX = 1024  # being worked on; further ones wait in the kernel
+MOUNT_REQUESTS_PER_WAKE_MAX = 64
+MOUNT_CALLERS_MAX = 4096  # remembered identities
+MOUNT_INVALIDATIONS_MAX = 65536  # waiting to be told to the kernel
+MOUNT_COPY_BYTES_MAX = 16 * 1024 * 1024  # one copy_file_range

@@ -19,6 +19,7 @@ Events (child up, child down, upcalls) go from a child to its parents through ``
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from repl.files.values import (
     Changed,
     Entry,
     Fd,
+    FopError,
     Iatt,
     Loc,
     Lock,
@@ -109,7 +111,11 @@ class Translator:
 
     @property
     def child(self) -> Translator:
-        return self.subvolumes[0]
+        """ENOSYS at the bottom of a graph: nobody does it."""
+        try:
+            return self.subvolumes[0]
+        except IndexError:
+            raise FopError(errno.ENOSYS, f"{self.name}: {self.TYPE} does not do this") from None
 
     # ---- life ----
 
