@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Changes of names: create, mkdir, mknod, symlink, link, unlink, rmdir, rename (spec 5.2).
+
+The lock of the directory is kept for the operations that follow, with one dirty mark for all of them (decision 0060).
+Two directories are always locked in the order of their gfids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from repl.files.translator import Step, Translator
+from repl.files.translators.replicate.base import Answers, errors_of, good_of, mask_of, telling_error
+from repl.files.translators.replicate.changelog import DIRTY, Kind, delta
+from repl.files.translators.replicate.inodes import FdState, InodeState
+from repl.files.translators.replicate.lookups import Lookups
+from repl.files.translators.replicate.reads import NEVER_DOWN
+from repl.files.translators.replicate.tenure import Tenure
+from repl.files.values import (
+    END,
+    Caller,
+    Fd,
+    FopError,
+    Loc,
+    Lock,
+    LockCommand,
+    LockType,
+    Looked,
+    XattrOp,
+    Xattrs,
+)
+
+_EXCHANGE = 2
+# What a child that is away is accused of for an object that it does not have: its attributes, and its data (made,
+# and to be written) or its names.  Vectors: a new file has (2, 1, 0), a new directory (0, 1, 1).
+_NEW_FILE = delta((2, 1, 0))
+_NEW_NODE = delta((1, 1, 0))
+_NEW_DIRECTORY = delta((0, 1, 1))
+_WHOLE = Lock(LockType.WRITE, 0, END)
+
+
+class Entries(Lookups):
+    @asynccontextmanager
+    async def _names(self, *places: tuple[bytes, frozenset[bytes] | None]) -> AsyncIterator[list[Tenure]]:
+        """The tenures of directories, with the names (None: all) kept from other operations of ours."""
+        order = sorted(range(len(places)), key=lambda i: places[i][0])
+        tenures: dict[int, Tenure] = {}
+        slots = []
+        try:
+            for i in order:
+                tenures[i] = await self.hold(self.inodes.get(places[i][0]), Kind.ENTRY, is_entry=True)
+            for i in order:
+                slots.append(await tenures[i].order.enter(names=places[i][1]))
+            yield [tenures[i] for i in range(len(places))]
+        except asyncio.CancelledError:
+            for tenure in tenures.values():
+                tenure.suspect.add(Kind.ENTRY)
+            raise
+        finally:
+            for slot in slots:
+                slot.leave()
+            for tenure in tenures.values():
+                tenure.unpin()
+
+    async def _ask_good_first(self, tenure: Tenure, mask: int, call: Callable[[Translator], Awaitable[Any]]) -> Answers:
+        """An old copy of the directory does not decide whether a name can be made or removed."""
+        old = tenure.accused.get(Kind.ENTRY, 0) & mask
+        if not old:
+            return await self.ask(mask, call)
+        answers = await self.ask(mask & ~old, call)
+        if good_of(answers):
+            answers |= await self.ask(old, call)
+        return answers
+
+    # ---- making ----
+
+    async def _make(
+        self, caller: Caller, loc: Loc, gfid: bytes, step: Step, unit: bytes, *, is_file: bool = False
+    ) -> tuple[Looked, int]:
+        """One new object; its answer and the mask of the children that have it."""
+        self.check_name(loc)
+        await self.settled()
+        async with self._names((loc.parent, frozenset((loc.name,)))) as (tenure,):
+            inode = self.inodes.get(gfid)
+            absent = self.everyone & ~tenure.active
+            own = self.new_tenure(inode, is_entry=False) if is_file else None
+            who = Caller(caller.uid, caller.gid, caller.groups, caller.pid, self.context.process,
+                         (own or tenure).caller.lock_owner, caller.is_internal)  # fmt: skip
+            steps = self._making(step, gfid, absent, unit, is_file=is_file)
+            answers: Answers = {}
+            try:
+                answers = await self._ask_made(tenure, steps, who)
+                made = {i: _made(a, needs_marks=bool(absent)) for i, a in answers.items()}
+                done = mask_of(good_of(made))
+                if done:
+                    await self._undo_if_there(tenure, loc, made, step.fop)
+                answer: Looked = await self.settle(tenure, Kind.ENTRY, made, pid=caller.pid)
+                if missed := self.everyone & ~done & ~absent:
+                    await self._accuse_new(done, gfid, missed, unit)
+            except BaseException:
+                if own is not None:
+                    own.suspect.add(Kind.DATA)
+                    self._adopt(own, answers, len(steps), absent)
+                    own.close()
+                raise
+            self._learn_new(inode, done)
+            if own is not None:
+                self._adopt(own, answers, len(steps), self.everyone & ~done)
+            answer.xattrs = {k: v for k, v in answer.xattrs.items() if k not in self.want_keys}
+            return answer, done
+
+    async def _ask_made(self, tenure: Tenure, steps: list[Step], who: Caller) -> Answers:
+        """A list of answers for each child; what a step before failed with is the last of them."""
+
+        async def make(child: Translator) -> list[Any]:
+            return await child.compound(who, steps) if len(steps) > 1 else [await _single(child, who, steps[0])]
+
+        def is_made(answers: Answers) -> bool:
+            return any(isinstance(a, list) and not isinstance(a[0], OSError) for a in answers.values())
+
+        old = tenure.accused.get(Kind.ENTRY, 0) & tenure.active
+        answers = await self.ask(tenure.active & ~old, make)
+        if old and is_made(answers):
+            answers |= await self.ask(old, make)
+        return answers
+
+    def _adopt(self, own: Tenure, answers: Answers, steps: int, absent: int) -> None:
+        """The new file's tenure began with the file itself, where the lock was got."""
+        locked = mask_of([
+            i for i, a in answers.items() if isinstance(a, list) and len(a) == steps and not isinstance(a[-1], OSError)
+        ])  # fmt: skip
+        own.pins += 1
+        own.adopt(Kind.DATA, locked, absent)
+        own.size = 0
+        if not self.quorum.is_met(locked):
+            own.is_closing = True
+        own.unpin()
+
+    def _making(self, step: Step, gfid: bytes, absent: int, unit: bytes, *, is_file: bool) -> list[Step]:
+        loc = Loc(gfid=gfid)
+        values: Xattrs = {key: unit for i, key in enumerate(self.keys) if absent >> i & 1}
+        if is_file:
+            values[DIRTY] = delta((1, 0, 0))
+        steps = [step]
+        if values:
+            steps.append(Step("xattrop", (loc, XattrOp.ADD, values)))
+        if is_file:
+            steps.append(Step("inodelk", (self.domain, loc, LockCommand.TRY, _WHOLE)))
+        return steps
+
+    def _learn_new(self, inode: InodeState, done: int) -> None:
+        inode.found = done
+        inode.readable = [done & ~self.arbiters, done, done]
+        inode.is_split = [False, False, False]
+        inode.generation = self.generation
+
+    async def _undo_if_there(self, tenure: Tenure, loc: Loc, answers: Answers, fop: str) -> None:
+        """The name is there on a good copy that the others have not got yet: what was made beside it goes again."""
+        there = [
+            i for i, a in answers.items()
+            if isinstance(a, OSError) and a.errno == errno.EEXIST and tenure.good(Kind.ENTRY) >> i & 1
+        ]  # fmt: skip
+        if not there:
+            return
+        tenure.suspect.add(Kind.ENTRY)
+        made = mask_of(good_of(answers))
+        if fop == "mkdir":
+            await self.ask(made, lambda c: c.rmdir(tenure.caller, loc))
+        else:
+            await self.ask(made, lambda c: c.unlink(tenure.caller, loc))
+        raise FopError(errno.EEXIST, f"{self.names[there[0]]}: {loc}")
+
+    async def _accuse_new(self, done: int, gfid: bytes, missed: int, unit: bytes) -> None:
+        """A child could not make it: the new inode says so on the others."""
+        values = {key: unit for i, key in enumerate(self.keys) if missed >> i & 1}
+        caller, loc = self.owner(), Loc(gfid=gfid)
+        answers = await self.ask(done, lambda c: c.xattrop(caller, loc, XattrOp.ADD, values))
+        self.need_quorum(f"accusing those without {loc}", mask_of(good_of(answers)))
+
+    async def create(
+        self, caller: Caller, loc: Loc, fd: Fd, *, flags: int, mode: int, gfid: bytes, extra: Xattrs | None = None
+    ) -> Looked:
+        lower = Fd(gfid, flags & ~NEVER_DOWN, path=fd.path)
+        step = Step("create", (loc, lower), {"flags": (flags & ~NEVER_DOWN) | os.O_CREAT | os.O_EXCL, "mode": mode,
+                                             "gfid": gfid, "extra": extra})  # fmt: skip
+        try:
+            answer, done = await self._make(caller, loc, gfid, step, _NEW_FILE, is_file=True)
+        except OSError as error:
+            if error.errno != errno.EEXIST or flags & os.O_EXCL:
+                raise
+            return await self._open_instead(caller, loc, fd, flags)
+        inode = self.inodes.get(gfid)
+        state = FdState(inode, lower, flags, opened=done)
+        fd.contexts[self] = state
+        inode.fds.add(state)
+        return answer
+
+    async def _open_instead(self, caller: Caller, loc: Loc, fd: Fd, flags: int) -> Looked:
+        there = await self.lookup(caller, Loc(parent=loc.parent, name=loc.name, path=loc.path))
+        if there.iatt.is_directory:
+            raise FopError(errno.EISDIR, str(loc))
+        fd.gfid = there.iatt.gfid
+        await self.open(caller, Loc(there.iatt.gfid, loc.parent, loc.name, loc.path), fd, flags=flags & ~os.O_CREAT)
+        return there
+
+    async def mknod(
+        self, caller: Caller, loc: Loc, *, mode: int, rdev: int, gfid: bytes, extra: Xattrs | None = None
+    ) -> Looked:
+        step = Step("mknod", (loc,), {"mode": mode, "rdev": rdev, "gfid": gfid, "extra": extra})
+        return (await self._make(caller, loc, gfid, step, _NEW_NODE))[0]
+
+    async def mkdir(self, caller: Caller, loc: Loc, *, mode: int, gfid: bytes, extra: Xattrs | None = None) -> Looked:
+        step = Step("mkdir", (loc,), {"mode": mode, "gfid": gfid, "extra": extra})
+        return (await self._make(caller, loc, gfid, step, _NEW_DIRECTORY))[0]
+
+    async def symlink(
+        self, caller: Caller, loc: Loc, *, target: bytes, gfid: bytes, extra: Xattrs | None = None
+    ) -> Looked:
+        step = Step("symlink", (loc,), {"target": target, "gfid": gfid, "extra": extra})
+        return (await self._make(caller, loc, gfid, step, _NEW_NODE))[0]
+
+    async def link(self, caller: Caller, source: Loc, loc: Loc) -> Looked:
+        self.check_name(loc)
+        await self.settled()
+        inode = self.inodes.get(source.gfid)
+        async with self._names((loc.parent, frozenset((loc.name,)))) as (tenure,):
+            answers = await self._ask_good_first(tenure, tenure.active, lambda c: c.link(caller, source, loc))
+            if good_of(answers):
+                await self._undo_if_there(tenure, loc, answers, "link")
+            answer: Looked = await self.settle(tenure, Kind.ENTRY, answers, pid=caller.pid)
+            inode.lose(self.everyone & ~mask_of(good_of(answers)), Kind.METADATA)
+            return answer
+
+    # ---- removing ----
+
+    async def unlink(self, caller: Caller, loc: Loc) -> Looked:
+        self.check_name(loc)
+        await self.settled()
+        async with self._names((loc.parent, frozenset((loc.name,)))) as (tenure,):
+            await self._keep_open_files(loc)
+            answers = await self._ask_good_first(tenure, tenure.active, lambda c: c.unlink(caller, loc))
+            return await self._removed(tenure, answers, caller)
+
+    async def _keep_open_files(self, loc: Loc) -> None:
+        """What is open and loses its name must be open on all copies, or a copy's loss would end it."""
+        inode = self.inodes.peek(loc.gfid) if any(loc.gfid) else None
+        for state in list(inode.fds) if inode else ():
+            await self.ensure_open(state, self.up)
+
+    async def _removed(self, tenure: Tenure, answers: Answers, caller: Caller) -> Looked:
+        """A child that did not have the name has missed nothing."""
+        good = good_of(answers)
+        if good:
+            some = next(iter(good.values()))
+            for i, error in errors_of(answers).items():
+                if error.errno in (errno.ENOENT, errno.ESTALE):
+                    answers[i] = some
+        answer: Looked = await self.settle(tenure, Kind.ENTRY, answers, pid=caller.pid)
+        if not good:
+            raise telling_error(errors_of(answers))
+        return answer
+
+    async def rmdir(self, caller: Caller, loc: Loc, *, recursive: bool = False) -> Looked:
+        self.check_name(loc)
+        await self.settled()
+        victim = loc.gfid if any(loc.gfid) else (await self._look(caller, loc)).gfid
+        # All names of the victim are locked, so that nothing comes into being in it on one copy only.
+        places = ((loc.parent, frozenset((loc.name,))), (victim, None))
+        async with self._names(*places) as (tenure, inside):
+            if not inside.is_clean and not recursive:
+                await self._need_empty(inside, caller)
+            inside.is_closing = True
+            answers = await self._ask_good_first(
+                tenure, tenure.active, lambda c: c.rmdir(caller, loc, recursive=recursive)
+            )
+            return await self._removed(tenure, answers, caller)
+
+    async def _look(self, caller: Caller, loc: Loc) -> Any:
+        return (await self.lookup(caller, Loc(parent=loc.parent, name=loc.name, path=loc.path))).iatt
+
+    async def _need_empty(self, inside: Tenure, caller: Caller) -> None:
+        """Copies that may differ: no good one may have a name left."""
+        fd = Fd(inside.inode.gfid, is_directory=True)
+        mask = inside.good(Kind.ENTRY)
+
+        async def first_names(child: Translator) -> bool:
+            await child.opendir(caller, inside.loc, fd)
+            try:
+                return bool(await child.readdir(caller, fd, size=4096, offset=0))
+            finally:
+                await child.release(fd)
+
+        for i, has_names in good_of(await self.ask(mask, first_names)).items():
+            if has_names:
+                raise FopError(errno.ENOTEMPTY, f"{self.names[i]}: {inside.loc}")
+
+    # ---- renaming ----
+
+    async def rename(self, caller: Caller, source: Loc, target: Loc, *, flags: int = 0) -> Looked:
+        self.check_name(source)
+        self.check_name(target)
+        await self.settled()
+        places: dict[bytes, frozenset[bytes] | None] = {source.parent: frozenset((source.name,))}
+        places[target.parent] = frozenset((target.name,)) | (places.get(target.parent) or frozenset())
+        victim = None if flags & _EXCHANGE else await self._victim(caller, target)
+        if victim is not None and victim not in places:
+            places[victim] = None
+        async with self._names(*places.items()) as tenures:
+            held = dict(zip(places, tenures, strict=True))
+            if victim is not None and victim in held and not held[victim].is_clean and places[victim] is None:
+                await self._need_empty(held[victim], caller)
+            old, new = held[source.parent], held[target.parent]
+            active = old.active & new.active
+            await self._keep_open_files(target)
+            answers = await self._ask_good_first(old, active, lambda c: c.rename(caller, source, target, flags=flags))
+            answer: Looked = await self.settle(new, Kind.ENTRY, answers, pid=caller.pid)
+            if old is not new:
+                done = mask_of(good_of(answers))
+                if not done & old.good(Kind.ENTRY) or not self.quorum.is_met(done & old.active):
+                    old.suspect.add(Kind.ENTRY)
+                    raise telling_error(errors_of(answers)) if errors_of(answers) else self.nobody(f"renaming {source}")
+                await old.blame(Kind.ENTRY, old.active & ~done)
+            return answer
+
+    async def _victim(self, caller: Caller, target: Loc) -> bytes | None:
+        """The directory that the rename would replace."""
+        try:
+            there = await self._look(caller, target)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise
+        return there.gfid if there.is_directory else None
+
+
+async def _single(child: Translator, caller: Caller, step: Step) -> Any:
+    return await getattr(child, step.fop)(caller, *step.args, **step.kwargs)
+
+
+def _made(answer: Any, *, needs_marks: bool) -> Any:
+    """What a child's compound says of the object: it counts as made only with the marks it needs."""
+    if isinstance(answer, OSError):
+        return answer
+    if needs_marks and not isinstance(answer[0], OSError) and isinstance(answer[1], OSError):
+        return answer[1]
+    return answer[0]

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lookup: asks all children, and makes of their answers one.
+
+All answers have the same inode: its counters say which copies are good.  Answers that differ (a name missing on some,
+two gfids) are judged by the counters of the directory: an old copy of it has nothing to say.  A name that is missing on
+a good copy is brought back in the background (name heal), whether other heals are on or off (spec 5.8).
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+
+from repl.files.translators.replicate.base import GONE, Answers, bits, errors_of, good_of, mask_of, telling_error
+from repl.files.translators.replicate.changelog import DIRTY, KINDS, Kind, unpack
+from repl.files.translators.replicate.inodes import InodeState
+from repl.files.translators.replicate.reads import with_size
+from repl.files.translators.replicate.writes import Writes
+from repl.files.values import NO_GFID, ROOT_GFID, Caller, FopError, Loc, Looked, Want
+
+
+class Lookups(Writes):
+    async def lookup(self, caller: Caller, loc: Loc, *, want: Want = ()) -> Looked:
+        await self.settled()
+        if loc.name and loc.parent == ROOT_GFID and loc.name == self.aside_name:
+            raise FopError(errno.ENOENT, str(loc))
+        generation = self.generation
+        mask = self.up
+        if not self.quorum.is_met(mask):
+            return await self._lookup_known(caller, loc, want)
+        wanted = (*want, *self.want_keys)
+        answers = await self.ask(mask, lambda c: c.lookup(caller, loc, want=wanted))
+        found = good_of(answers)
+        if len(found) != len(answers) or not _agree(found):
+            found = await self._judge(loc, answers)
+        gfid = next(iter(found.values())).iatt.gfid
+        inode = self.inodes.get(gfid)
+        self.learn(inode, found, generation)
+        if inode.is_pending:
+            self.heal_soon(gfid)
+        return self._answer(inode, found, want, caller.pid)
+
+    async def _lookup_known(self, caller: Caller, loc: Loc, want: Want) -> Looked:
+        """Without quorum: only through directories and to inodes that are known to be good on what is left."""
+        if loc.name:
+            parent = self.inodes.peek(loc.parent)
+            if parent is None or not self.is_fresh(parent):
+                raise self.nobody(f"looking up {loc}")
+            found: Looked = await self.read_from(parent, Kind.ENTRY, caller, lambda c: c.lookup(caller, loc, want=want))
+        else:
+            known = self.inodes.get(loc.gfid)
+            found = await self.read_from(known, Kind.METADATA, caller, lambda c: c.lookup(caller, loc, want=want))
+        await self.readable(self.inodes.get(found.iatt.gfid), Kind.METADATA)
+        return found
+
+    def _answer(self, inode: InodeState, found: dict[int, Looked], want: Want, pid: int) -> Looked:
+        """Attributes of a good copy, size and times of one whose data are good."""
+        mask = mask_of(found)
+        trusted = inode.readable[Kind.METADATA] & inode.readable[Kind.DATA] & mask
+        metadata = trusted or inode.readable[Kind.METADATA] & mask or mask
+        index = self.read_order(inode.gfid, metadata & ~self.arbiters or metadata, pid)[0]
+        answer = found[index]
+        iatt = answer.iatt
+        data = inode.readable[Kind.DATA] & mask
+        if not trusted and data and stat.S_ISREG(iatt.mode):
+            iatt = with_size(iatt, found[self.read_order(inode.gfid, data, pid)[0]].iatt)
+        xattrs = {k: v for k, v in answer.xattrs.items() if k in want or k not in self.want_keys}
+        return Looked(iatt, answer.parent, xattrs)
+
+    # ---- answers that differ ----
+
+    async def _judge(self, loc: Loc, answers: Answers) -> dict[int, Looked]:
+        errors = errors_of(answers)
+        found: dict[int, Looked] = good_of(answers)
+        missing = mask_of([i for i, e in errors.items() if e.errno in GONE])
+        if not loc.name:
+            return self._judge_gfid(found, missing, errors)
+        if not missing and not found:
+            raise telling_error(errors)
+        if missing and not found and missing == self.everyone:
+            raise telling_error(errors)
+        good = await self._good_directory(loc.parent)
+        trusted = {i: a for i, a in found.items() if good >> i & 1}
+        if not trusted:
+            if missing & good:
+                raise errors[bits(missing & good)[0]]
+            if not found or good:
+                raise self.nobody(f"looking up {loc}: no good copy of the directory answers")
+            trusted = found
+        gfid = next(iter(trusted.values())).iatt.gfid
+        if not _agree(trusted):
+            self.heal_soon(loc.parent)
+            raise FopError(errno.EIO, f"{self.name}: {loc} is in split-brain: the copies are different objects")
+        if missing & good or any(a.iatt.gfid != gfid for a in found.values()):
+            self.heal_name_soon(loc)
+        return {i: a for i, a in found.items() if a.iatt.gfid == gfid}
+
+    async def _good_directory(self, gfid: bytes) -> int:
+        """Children whose copy of the directory is good; all of them when none is (a heal merges their names)."""
+        inode = self.inodes.get(gfid)
+        if not self.is_fresh(inode):
+            await self.refresh(inode)
+        return inode.readable[Kind.ENTRY] & self.up or (self.up if inode.is_split[Kind.ENTRY] else 0)
+
+    def _judge_gfid(self, found: dict[int, Looked], missing: int, errors: dict[int, OSError]) -> dict[int, Looked]:
+        """By gfid alone: whoever has it must accuse those that do not, or it is a left-over of something removed."""
+        if not found:
+            raise telling_error(errors)
+        if not missing or not _agree(found):
+            return found
+        legitimate = {}
+        for i, answer in found.items():
+            counts = [unpack(answer.xattrs.get(self.keys[j])) for j in bits(missing)]
+            if all(any(c) for c in counts) or any(unpack(answer.xattrs.get(DIRTY))):
+                legitimate[i] = answer
+        if legitimate:
+            return found
+        tenured = self.inodes.peek(next(iter(found.values())).iatt.gfid)
+        if tenured is not None and (tenured.tenure or tenured.fds):
+            return found
+        raise FopError(errno.ESTALE, f"{self.name}: some copies do not have it, and those that do cannot say why")
+
+    # ---- heals: done by a later part ----
+
+    def heal_soon(self, gfid: bytes) -> None:
+        """Something is pending: heal it in the background."""
+
+    def heal_name_soon(self, loc: Loc) -> None:
+        """The name is missing on a good copy."""
+
+    def check_name(self, loc: Loc) -> None:
+        if loc.parent == ROOT_GFID and loc.name == self.aside_name and loc.name:
+            raise FopError(errno.EPERM, f"{loc} belongs to heals")
+
+
+def _agree(found: dict[int, Looked]) -> bool:
+    """The same inode of the same type everywhere."""
+    answers = list(found.values())
+    return all(a.iatt.gfid == answers[0].iatt.gfid and a.iatt.kind == answers[0].iatt.kind for a in answers[1:])
+
+
+__all__ = ["KINDS", "NO_GFID", "Lookups"]

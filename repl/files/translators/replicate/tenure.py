@@ -1,0 +1,379 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A transaction that several operations share: lock, marks, operations, marks taken back, unlock.
+
+A tenure holds the internal lock of one inode (all bytes and the metadata range, as GlusterFS's eager lock) or of all
+names of one directory, on all children that are up.  It is opened by the first operation:
+
+    frame 1   to each child: lock (try), xattrop dirty +1, which reads all counters too
+    [frame 2  if a child is away, and a good copy is among the others: its counter +1]
+    frames    the operations themselves, each to all children at once
+    last      [fsync, if something was written]; then in one frame xattrop dirty -1 and unlock
+
+and stays open for those that follow (``post-op-delay-secs``), until somebody else wants the lock (``contend``), a child
+comes back or the file is closed.  What it keeps, at every instant (decision 0059):
+- an operation is sent to no child whose dirty mark (or the mark of the absent ones) is not on disk yet;
+- it is not acknowledged before every child that has missed it is accused on all that have it;
+- the dirty mark goes only when all copies are equal and, after writes, on stable storage; if that cannot be known, it
+  stays and a heal compares;
+- the mark of a child is taken back only by the connection that set it, before its lock goes.
+If the client dies, the locks go with its connections and the marks stay: the index has them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from typing import TYPE_CHECKING, Any
+
+from repl.files.translator import Step
+from repl.files.translators.replicate.base import AWAY, bits
+from repl.files.translators.replicate.changelog import DIRTY, Counts, Kind, accusations, accused, minus_one, plus_one
+from repl.files.translators.replicate.order import Order
+from repl.files.values import END, FopError, Loc, Lock, LockCommand, LockType, SyncKind, XattrOp, Xattrs
+from repl.limits import FILES_CONTENDED_S
+
+if TYPE_CHECKING:
+    from repl.files.translators.replicate.inodes import FdState, InodeState
+    from repl.files.translators.replicate.transactions import Transactions
+
+log = logging.getLogger(__name__)
+_WHOLE = Lock(LockType.WRITE, 0, END)
+_UNLOCK = Lock(LockType.UNLOCK, 0, END)
+
+
+class Tenure:
+    def __init__(self, afr: Transactions, inode: InodeState, *, is_entry: bool) -> None:
+        self.afr = afr
+        self.inode = inode
+        self.is_entry = is_entry
+        self.loc = Loc(gfid=inode.gfid)
+        self.caller = afr.owner()
+        self.locked = 0  # children that hold the lock for us
+        self.active = 0  # those that have everything done so far
+        self.accused: dict[Kind, int] = {}  # old copies, by the counters that were read at the beginning
+        self.is_clean = False  # nobody was accused or dirty at the beginning
+        self.dirty: dict[Kind, int] = {}  # children with our dirty mark
+        self.blamed: dict[Kind, int] = {}  # children that are accused of everything done in this tenure
+        self.suspect: set[Kind] = set()  # copies may differ without anybody accused: the dirty mark stays
+        self.used: set[Kind] = set()
+        self.unstable: FdState | None = None  # written, not synced
+        self.order = Order()
+        self.pins = 0
+        self.is_open = False
+        self.is_closing = False
+        self.size = -1  # for appending; -1: unknown
+        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.opened.add_done_callback(_seen)
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._marking: dict[Kind, asyncio.Future[None]] = {}
+        self._blaming = asyncio.Lock()
+        self._timer: asyncio.TimerHandle | None = None
+        self._last_used = 0.0
+
+    # ---- beginning ----
+
+    def _lock_step(self, command: LockCommand) -> Step:
+        if self.is_entry:
+            return Step("entrylk", (self.afr.domain, self.loc, None, command, LockType.WRITE))
+        return Step("inodelk", (self.afr.domain, self.loc, command, _WHOLE))
+
+    def _unlock_step(self) -> Step:
+        if self.is_entry:
+            return Step("entrylk", (self.afr.domain, self.loc, None, LockCommand.TRY, LockType.UNLOCK))
+        return Step("inodelk", (self.afr.domain, self.loc, LockCommand.TRY, _UNLOCK))
+
+    def _xattrop(self, values: dict[bytes, bytes], *, is_reading: bool = False) -> Step:
+        want = {"want": self.afr.want_keys} if is_reading else {}
+        return Step("xattrop", (self.loc, XattrOp.ADD, values), want)
+
+    def _dirty_mark(self, kind: Kind, absent: int) -> dict[bytes, bytes]:
+        """What goes onto the children that take part before anything is done."""
+        is_needed = absent or kind is not Kind.METADATA or not self.afr.is_optimistic
+        return {DIRTY: plus_one(kind)} if is_needed else {}
+
+    async def open(self, kind: Kind) -> None:
+        """Lock and mark; raises ``FopError`` (ENOTCONN, EIO for a split-brain)."""
+        afr = self.afr
+        afr.need_quorum(f"changing {self.loc}")
+        wanted = afr.up
+        values = self._dirty_mark(kind, afr.everyone & ~wanted)
+        answers = await self._take(wanted, values, LockCommand.TRY)
+        if any(_is_busy(a) for a in answers.values()):
+            await self._give_back(answers, values)
+            answers = {}
+            for i in afr.lock_order:
+                if wanted >> i & 1:
+                    answers |= await self._take(1 << i, values, LockCommand.WAIT)
+        lost = await self._settle_open(answers, values, kind)
+        try:
+            self._check_copies(answers, kind)
+            if lost:
+                await self.blame(kind, lost)
+        except BaseException:
+            await self._finish()
+            raise
+        self.is_open = True
+
+    async def _take(self, mask: int, values: dict[bytes, bytes], command: LockCommand) -> dict[int, list[Any]]:
+        steps = [self._lock_step(command), self._xattrop(values, is_reading=True)]
+        answers = await self.afr.ask(mask, lambda c: c.compound(self.caller, steps))
+        return {i: a if isinstance(a, list) else [a] for i, a in answers.items()}
+
+    async def _give_back(self, answers: dict[int, list[Any]], values: dict[bytes, bytes]) -> None:
+        """Somebody else was faster: off with what was locked, to try again one after another."""
+        kinds = tuple(k for k in Kind if values and values[DIRTY] == plus_one(k))
+        marked = sum(1 << i for i, a in answers.items() if len(a) == 2 and not isinstance(a[1], OSError))
+        bare = sum(1 << i for i, a in answers.items() if len(a) == 2) & ~marked
+        await self._finish_on(marked, kinds)
+        await self._finish_on(bare, ())
+
+    async def _settle_open(self, answers: dict[int, list[Any]], values: dict[bytes, bytes], kind: Kind) -> int:
+        """Who takes part; returns the mask of those that were to and do not."""
+        afr = self.afr
+        for i, answer in answers.items():
+            if not isinstance(answer[0], OSError):
+                self.locked |= 1 << i
+                if not isinstance(answer[-1], OSError):
+                    self.active |= 1 << i
+        self.locked &= afr.up
+        self.active &= afr.up
+        self.used.add(kind)
+        self.dirty[kind] = self.active if DIRTY in values else 0
+        self.blamed[kind] = 0
+        self._marking[kind] = asyncio.get_running_loop().create_future()
+        self._marking[kind].set_result(None)
+        if not afr.quorum.is_met(self.active):
+            errors = {i: a[-1] for i, a in answers.items() if isinstance(a[-1], OSError)}
+            await self._finish()
+            for i, error in errors.items():
+                if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise FopError(errno.EOPNOTSUPP, f"{afr.name}: no features/locks below {afr.names[i]}")
+            clean = {i: e for i, e in errors.items() if e.errno not in AWAY}
+            raise next(iter(clean.values())) if clean else afr.nobody(f"locking {self.loc}")
+        return afr.everyone & ~self.active
+
+    def _check_copies(self, answers: dict[int, list[Any]], kind: Kind) -> None:
+        """A change must reach a good copy: else it would make a second history beside the one that is away."""
+        afr = self.afr
+        said: dict[int, tuple[Counts, ...]] = {}
+        dirty = False
+        for i, answer in answers.items():
+            if self.active >> i & 1:
+                said[i] = accusations(answer[1], afr.keys)
+                counts = accusations(answer[1], (DIRTY,))[0]
+                dirty = dirty or any(_less(counts, kind) if self.dirty[kind] >> i & 1 else counts)
+        for each in Kind:
+            self.accused[each] = accused(said, each)
+        self.is_clean = not dirty and not any(any(c) for row in said.values() for c in row)
+        if kind is Kind.ENTRY and not self.active & ~self.accused[kind]:
+            self.accused[kind] = 0  # names of both sides stay: a heal merges them
+        if not self.good(kind):
+            self.suspect.add(kind)
+            raise self.no_good_copy(kind)
+
+    def good(self, kind: Kind) -> int:
+        """Children of the tenure whose copy is good."""
+        good = self.active & ~self.accused.get(kind, 0)
+        return good & ~self.afr.arbiters if kind is Kind.DATA else good
+
+    def no_good_copy(self, kind: Kind) -> FopError:
+        afr = self.afr
+        if self.active != afr.everyone:
+            away = ", ".join(afr.names[i] for i in range(afr.count) if not self.active >> i & 1)
+            return FopError(errno.ENOTCONN, f"{afr.name}: the good copy of {self.loc} is on {away}")
+        return FopError(errno.EIO, f"{afr.name}: {self.loc} is in {kind.word} split-brain")
+
+    def adopt(self, kind: Kind, active: int, absent: int) -> None:
+        """For an inode that was made together with this tenure: lock and marks are there already."""
+        self.locked = self.active = active & self.afr.up
+        self.used.add(kind)
+        self.dirty[kind] = active
+        self.blamed[kind] = absent
+        self.accused = dict.fromkeys(Kind, 0)
+        self.is_clean = True
+        self._marking[kind] = asyncio.get_running_loop().create_future()
+        self._marking[kind].set_result(None)
+        self.is_open = True
+        self.opened.set_result(None)
+
+    # ---- between ----
+
+    async def mark(self, kind: Kind) -> None:
+        """Before the first operation of another kind."""
+        marking = self._marking.get(kind)
+        if marking is not None:
+            await asyncio.shield(marking)
+            return
+        self._marking[kind] = marking = asyncio.get_running_loop().create_future()
+        marking.add_done_callback(_seen)
+        try:
+            await self._mark(kind)
+        except BaseException as error:
+            del self._marking[kind]
+            marking.set_exception(error if isinstance(error, FopError) else FopError(errno.EIO, "marking ended early"))
+            raise
+        marking.set_result(None)
+
+    async def _mark(self, kind: Kind) -> None:
+        afr = self.afr
+        self.used.add(kind)
+        values = self._dirty_mark(kind, afr.everyone & ~self.active)
+        self.dirty[kind] = 0
+        if values:
+            self.dirty[kind] = await self._add(values)
+        if not afr.quorum.is_met(self.active):
+            raise afr.nobody(f"marking {self.loc}")
+        if not self.good(kind):
+            raise self.no_good_copy(kind)
+        if missing := afr.everyone & ~self.active & ~self.blamed.get(kind, 0):
+            await self.blame(kind, missing)
+
+    async def blame(self, kind: Kind, failed: int) -> None:
+        """Accuse ``failed`` on all that took part, before anything that they missed is acknowledged."""
+        afr = self.afr
+        self.drop(failed)
+        async with self._blaming:
+            while need := (afr.everyone & ~self.active) & ~self.blamed.get(kind, 0):
+                if not afr.quorum.is_met(self.active) or not self.good(kind):
+                    self.suspect.add(kind)
+                    raise afr.nobody(f"accusing those that missed a change of {self.loc}")
+                await self._add({key: plus_one(kind) for i, key in enumerate(afr.keys) if need >> i & 1})
+                self.blamed[kind] = self.blamed.get(kind, 0) | need
+
+    async def _add(self, values: Xattrs) -> int:
+        """To the counters on all that take part; who cannot write them takes part no longer.  The mask of the rest."""
+        asked = self.active
+        answers = await self.afr.ask(asked, lambda c: c.xattrop(self.caller, self.loc, XattrOp.ADD, values))
+        done = sum(1 << i for i, a in answers.items() if not isinstance(a, OSError))
+        self.drop(asked & ~done)
+        return done & self.active
+
+    def drop(self, mask: int) -> None:
+        """Those have missed something: no further operation of this tenure goes to them."""
+        self.active &= ~mask
+        for kind in self.used:
+            self.inode.lose(mask, kind)
+
+    def child_lost(self, mask: int) -> None:
+        """The connection is gone, and the lock with it."""
+        self.locked &= ~mask
+        for kind in self.dirty:
+            self.dirty[kind] &= ~mask
+        self.drop(mask)
+
+    # ---- end ----
+
+    def unpin(self) -> None:
+        self.pins -= 1
+        if self.pins or not self.is_open:
+            return
+        self._last_used = self.afr.context.now()
+        if self.is_closing or not self.afr.is_eager or self._is_wanted:
+            self.close()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self.afr.post_op_delay_s, self._expire)
+
+    @property
+    def _is_wanted(self) -> bool:
+        return self.inode.contended_until > self.afr.context.now()
+
+    def _expire(self) -> None:
+        self._timer = None
+        idle_s = self.afr.context.now() - self._last_used
+        if self.pins:
+            return
+        if idle_s + 0.001 >= self.afr.post_op_delay_s:
+            self.close()
+        else:
+            self._timer = asyncio.get_running_loop().call_later(self.afr.post_op_delay_s - idle_s, self._expire)
+
+    def contend(self) -> None:
+        """Somebody waits for the lock: no new operations, and operations of their own for a while."""
+        self.inode.contended_until = self.afr.context.now() + FILES_CONTENDED_S
+        self.close()
+
+    def close(self) -> None:
+        """The end, as soon as nobody uses it any more."""
+        self.is_closing = True
+        if self.pins == 0 and self.is_open:
+            self.is_open = False
+            if self._timer is not None:
+                self._timer.cancel()
+            self.afr.context.spawn(self._close(), f"{self.afr.name}: end of a transaction")
+
+    async def _close(self) -> None:
+        try:
+            for kind in list(self.used):
+                if self.afr.everyone & ~self.active & ~self.blamed.get(kind, 0):
+                    await self._blame_late(kind)
+            await self._make_stable()
+            await self._finish()
+        finally:
+            self._done()
+
+    async def _blame_late(self, kind: Kind) -> None:
+        try:
+            await self.blame(kind, 0)
+        except FopError as error:
+            self.suspect.add(kind)
+            log.info("%s", error)
+
+    async def _make_stable(self) -> None:
+        """The dirty mark may go only when the data cannot be lost any more."""
+        state, self.unstable = self.unstable, None
+        if state is None:
+            return
+        mask = self.active & state.opened
+        answers = await self.afr.ask(mask, lambda c: c.fsync(self.caller, state.lower, SyncKind.DATA))
+        failed = sum(1 << i for i, a in answers.items() if isinstance(a, OSError))
+        if failed | (self.active & ~state.opened):
+            self.drop(failed | (self.active & ~state.opened))
+            await self._blame_late(Kind.DATA)
+
+    async def _finish(self) -> None:
+        """Take the marks back and unlock, in one frame."""
+        mine: dict[int, list[Kind]] = {}
+        for kind, mask in self.dirty.items():
+            if kind not in self.suspect:
+                for i in bits(mask & self.active & self.locked & self.afr.up):
+                    mine.setdefault(i, []).append(kind)
+        groups: dict[tuple[Kind, ...], int] = {}
+        for i in bits(self.locked & self.afr.up):
+            kinds = tuple(mine.get(i, ()))
+            groups[kinds] = groups.get(kinds, 0) | 1 << i
+        await asyncio.gather(*(self._finish_on(mask, kinds) for kinds, mask in groups.items()))
+        self.locked = 0
+
+    async def _finish_on(self, mask: int, kinds: tuple[Kind, ...]) -> None:
+        unlock = self._unlock_step()
+        steps = [self._xattrop({DIRTY: minus_one(kinds)}), unlock] if kinds else [unlock]
+        answers = await self.afr.ask(mask, lambda c: c.compound(self.caller, steps))
+        stuck = sum(1 << i for i, a in answers.items() if isinstance(a, list) and len(a) < len(steps))
+        if stuck:  # the inode is gone, or its counters cannot be written: the lock goes in any case
+            await self.afr.ask(stuck, lambda c: c.compound(self.caller, [unlock]))
+
+    def _done(self) -> None:
+        self.afr.tenure_ended(self)
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    async def failed_to_open(self, error: BaseException) -> None:
+        self.opened.set_exception(error if isinstance(error, OSError) else FopError(errno.EIO, "opening ended early"))
+        self._done()
+
+
+def _seen(future: asyncio.Future[None]) -> None:
+    """Its error is told to whoever waits; nobody waiting is fine."""
+    if not future.cancelled():
+        future.exception()
+
+
+def _is_busy(answer: list[Any]) -> bool:
+    return isinstance(answer[0], OSError) and answer[0].errno == errno.EAGAIN
+
+
+def _less(counts: Counts, kind: Kind) -> Counts:
+    """Without the one that we have just added."""
+    found: Counts = tuple(c - (k == kind) for k, c in enumerate(counts))  # type: ignore[assignment]
+    return found

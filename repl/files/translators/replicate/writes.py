@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Changes of files: data and attributes (spec 5.2)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from repl.files.translator import Translator
+from repl.files.translators.replicate.base import errors_of, good_of, mask_of, telling_error
+from repl.files.translators.replicate.changelog import Kind
+from repl.files.translators.replicate.inodes import FdState
+from repl.files.translators.replicate.order import WHOLE, Span
+from repl.files.translators.replicate.reads import Reads
+from repl.files.translators.replicate.tenure import Tenure
+from repl.files.values import (
+    Caller,
+    Changed,
+    Fd,
+    SetAttr,
+    SyncKind,
+    Target,
+    Want,
+    XattrOp,
+    Xattrs,
+)
+
+_SYNCED = os.O_SYNC | os.O_DSYNC
+
+
+class Writes(Reads):
+    # ---- data ----
+
+    async def writev(
+        self, caller: Caller, fd: Fd, data: bytes | bytearray | memoryview, *, offset: int, flags: int = 0
+    ) -> Changed:
+        state = self.fd_state(fd)
+        tenure = await self.hold(state.inode, Kind.DATA)
+        try:
+            is_append = bool((flags | state.flags) & os.O_APPEND)
+            # differs from GlusterFS: who appends gets its place from us, so that it is the same on all copies.
+            slot = await tenure.order.enter(WHOLE if is_append else (offset, offset + max(len(data), 1) - 1))
+            try:
+                if is_append:
+                    offset = await self._end_of(tenure, state, caller)
+                return await self._write(tenure, state, caller, data, offset, flags & ~os.O_APPEND)
+            except asyncio.CancelledError:
+                tenure.suspect.add(Kind.DATA)
+                raise
+            finally:
+                slot.leave()
+        finally:
+            tenure.unpin()
+
+    async def _write(
+        self, tenure: Tenure, state: FdState, caller: Caller, data: bytes | bytearray | memoryview, offset: int,
+        flags: int,
+    ) -> Changed:  # fmt: skip
+        mask = tenure.active
+        if mask & ~state.opened:
+            await self.ensure_open(state, mask)
+        if not (flags | state.flags) & _SYNCED:
+            tenure.unstable = state
+        arbiter = self.subvolumes[-1] if self.arbiters else None
+
+        async def write(child: Translator) -> Changed:
+            payload = b"" if child is arbiter else data  # an arbiter keeps no data: it need not get it
+            return await child.writev(caller, state.lower, payload, offset=offset, flags=flags)
+
+        answers = await self.ask(mask, write)
+        changed: Changed = await self.settle(tenure, Kind.DATA, answers, pid=caller.pid)
+        tenure.size = max(tenure.size, changed.after.size) if tenure.size >= 0 else -1
+        return changed
+
+    async def _end_of(self, tenure: Tenure, state: FdState, caller: Caller) -> int:
+        if tenure.size < 0:
+            index = self.read_order(state.inode.gfid, tenure.good(Kind.DATA), caller.pid)[0]
+            await self.ensure_open(state, 1 << index)
+            tenure.size = (await self.subvolumes[index].stat(caller, state.lower)).iatt.size
+        return tenure.size
+
+    async def truncate(self, caller: Caller, target: Target, size: int) -> Changed:
+        lower = self.lower(target)
+        return await self._resize(caller, target, WHOLE, lambda c: c.truncate(caller, lower, size))
+
+    async def fallocate(self, caller: Caller, fd: Fd, *, mode: int, offset: int, length: int) -> Changed:
+        lower = self.fd_state(fd).lower
+        return await self._resize(
+            caller, fd, WHOLE, lambda c: c.fallocate(caller, lower, mode=mode, offset=offset, length=length)
+        )
+
+    async def _resize(
+        self, caller: Caller, target: Target, span: Span, call: Callable[[Translator], Awaitable[Any]]
+    ) -> Changed:
+        inode, state = self._inode_of(target)
+        tenure = await self.hold(inode, Kind.DATA)
+        try:
+            slot = await tenure.order.enter(span)
+            try:
+                tenure.size = -1
+                if state is not None:
+                    await self.ensure_open(state, tenure.active)
+                    tenure.unstable = state
+                changed: Changed = await self.settle(
+                    tenure, Kind.DATA, await self.ask(tenure.active, call), pid=caller.pid
+                )
+                return changed
+            except asyncio.CancelledError:
+                tenure.suspect.add(Kind.DATA)
+                raise
+            finally:
+                slot.leave()
+        finally:
+            tenure.unpin()
+
+    async def flush(self, caller: Caller, fd: Fd) -> None:
+        """Nothing is kept back here; children need to know only if there may be locks of the process to drop."""
+        state = self.fd_state(fd)
+        if state.inode.has_locks:
+            answers = await self.ask(self.up & state.opened, lambda c: c.flush(caller, state.lower))
+            if answers and not good_of(answers):
+                raise telling_error(errors_of(answers))
+
+    async def fsync(self, caller: Caller, fd: Fd, kind: SyncKind = SyncKind.ALL) -> Changed:
+        """A copy whose sync fails may have lost what was written: it is accused like one that missed a write."""
+        state = self.fd_state(fd)
+        inode = state.inode
+        tenure = inode.tenure
+        if tenure is None or tenure.is_closing:
+            await self.settled()
+            mask = self.up & state.opened
+            answers = await self.ask(mask, lambda c: c.fsync(caller, state.lower, kind))
+            good = good_of(answers)
+            if len(good) == len(answers) and self.quorum.is_met(mask_of(good)):
+                changed: Changed = self.pick(good, inode, inode.readable[Kind.DATA], caller.pid)
+                return changed
+        tenure = await self.hold(inode, Kind.DATA)
+        try:
+            await self.ensure_open(state, tenure.active)
+            answers = await self.ask(tenure.active, lambda c: c.fsync(caller, state.lower, kind))
+            changed = await self.settle(tenure, Kind.DATA, answers, pid=caller.pid)
+            if tenure.unstable is state and not tenure.order.slots:
+                tenure.unstable = None
+            return changed
+        finally:
+            tenure.unpin()
+
+    async def fsyncdir(self, caller: Caller, fd: Fd, kind: SyncKind = SyncKind.ALL) -> None:
+        state = self.fd_state(fd)
+        await self.ensure_open(state, self.up)
+        answers = await self.ask(self.up, lambda c: c.fsyncdir(caller, state.lower, kind))
+        if not self.quorum.is_met(mask_of(good_of(answers))):
+            errors = errors_of(answers)
+            raise telling_error(errors) if errors else self.nobody("fsyncdir")
+
+    # ---- attributes ----
+
+    async def setattr(self, caller: Caller, target: Target, attributes: SetAttr) -> Changed:
+        inode, state = self._inode_of(target)
+        lower = self.lower(target)
+        answer: Changed = await self.change(
+            inode, Kind.METADATA, caller, lambda c: c.setattr(caller, lower, attributes), state
+        )
+        return answer
+
+    async def setxattr(self, caller: Caller, target: Target, values: Xattrs, *, flags: int = 0) -> None:
+        inode, state = self._inode_of(target)
+        lower = self.lower(target)
+        await self.change(inode, Kind.METADATA, caller, lambda c: c.setxattr(caller, lower, values, flags=flags), state)
+
+    async def removexattr(self, caller: Caller, target: Target, name: bytes) -> None:
+        inode, state = self._inode_of(target)
+        lower = self.lower(target)
+        await self.change(inode, Kind.METADATA, caller, lambda c: c.removexattr(caller, lower, name), state)
+
+    async def xattrop(self, caller: Caller, target: Target, op: XattrOp, values: Xattrs, *, want: Want = ()) -> Xattrs:
+        inode, state = self._inode_of(target)
+        lower = self.lower(target)
+        answer: Xattrs = await self.change(
+            inode, Kind.METADATA, caller, lambda c: c.xattrop(caller, lower, op, values, want=want), state
+        )
+        return answer

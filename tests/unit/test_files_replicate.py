@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cluster/replicate over bricks in memory: transactions, counters, quorum, reads.  Heals: test_files_heal.py."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from repl.files.values import ROOT_GFID, Caller, Fd, FopError, Loc, Lock, LockCommand, LockType, SetAttr
+from tests.lib.replicas import Client, World
+from tests.lib.virtual_loop import run
+
+Scene = Callable[[World], Awaitable[None]]
+
+
+async def make_file(client: Client, name: bytes, data: bytes = b"", parent: bytes = ROOT_GFID) -> bytes:
+    gfid = client.context.new_gfid()
+    fd = Fd(gfid, os.O_RDWR)
+    loc = Loc(parent=parent, name=name)
+    await client.afr.create(client.caller, loc, fd, flags=os.O_RDWR | os.O_EXCL, mode=0o644, gfid=gfid)
+    if data:
+        await client.afr.writev(client.caller, fd, data, offset=0)
+    await client.afr.flush(client.caller, fd)
+    await client.afr.release(fd)
+    return gfid
+
+
+async def write(client: Client, gfid: bytes, data: bytes, offset: int = 0, flags: int = 0) -> None:
+    fd = Fd(gfid, os.O_WRONLY | flags)
+    await client.afr.open(client.caller, Loc(gfid=gfid), fd, flags=os.O_WRONLY | flags)
+    try:
+        await client.afr.writev(client.caller, fd, data, offset=offset)
+    finally:
+        await client.afr.release(fd)
+
+
+async def read(client: Client, gfid: bytes, size: int = 1 << 20) -> bytes:
+    fd = Fd(gfid, os.O_RDONLY)
+    await client.afr.open(client.caller, Loc(gfid=gfid), fd, flags=os.O_RDONLY)
+    try:
+        return bytes((await client.afr.readv(client.caller, fd, size=size, offset=0)).data)
+    finally:
+        await client.afr.release(fd)
+
+
+async def settle() -> None:
+    """Everything that is kept open for later operations is ended."""
+    await asyncio.sleep(5)
+
+
+def play(bricks: int, scene: Scene, **options: str) -> World:
+    async def main() -> World:
+        world = World(bricks, options={key.replace("_", "-"): value for key, value in options.items()})
+        await scene(world)
+        return world
+
+    return run(main())
+
+
+def counters(world: World, brick: int, gfid: bytes, key: str) -> str:
+    return world.bricks[brick].inodes[gfid].xattrs.get(b"trusted.afr." + key.encode(), bytes(12)).hex()
+
+
+def test_a_file_is_the_same_on_all_bricks_and_nothing_stays_pending() -> None:
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"a", b"hello")
+        await write(client, gfid, b"HE")
+        assert await read(client, gfid) == b"HEllo"
+        await settle()
+        assert world.tree(0) == world.tree(1) == world.tree(2)
+        assert world.pending() == {}
+
+    play(3, scene)
+
+
+def test_the_counters_of_a_missed_change_are_those_of_gluster() -> None:
+    """gluster-afr-xattr.txt: overwrite, new file with data, chmod only, the parent directory."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+        old = await make_file(client, b"old", b"x")
+        mode = await make_file(client, b"mode", b"x")
+        await settle()
+        world.crash(1)
+        await write(client, old, b"y")
+        new = await make_file(client, b"new", b"data")
+        await client.afr.setattr(client.caller, Loc(gfid=mode), SetAttr(mode=0o600))
+        directory = client.context.new_gfid()
+        await client.afr.mkdir(client.caller, Loc(parent=ROOT_GFID, name=b"d"), mode=0o755, gfid=directory)
+        await settle()
+        assert counters(world, 0, old, "brick1") == "000000010000000000000000"
+        assert counters(world, 0, new, "brick1") == "000000020000000100000000"
+        assert counters(world, 0, mode, "brick1") == "000000000000000100000000"
+        assert counters(world, 0, directory, "brick1") == "000000000000000100000001"
+        assert counters(world, 0, ROOT_GFID, "brick1") == "000000000000000000000001"
+        assert counters(world, 0, old, "dirty") == "000000000000000000000000"
+
+    play(2, scene)
+
+
+def test_the_dirty_mark_is_there_while_a_file_is_written() -> None:
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"a", b"x")
+        await settle()
+        fd = Fd(gfid, os.O_WRONLY)
+        await client.afr.open(client.caller, Loc(gfid=gfid), fd, flags=os.O_WRONLY)
+        await client.afr.writev(client.caller, fd, b"y", offset=0)
+        assert counters(world, 0, gfid, "dirty") == "000000010000000000000000"
+        await settle()
+        assert counters(world, 0, gfid, "dirty") == "000000000000000000000000"
+
+    play(2, scene)
+
+
+def test_few_frames_for_many_files() -> None:
+    """One frame to each brick for create, one for write; the directory's lock is kept."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+        await make_file(client, b"first", b"x")
+        before = sum(world.bricks[0].counts[fop] for fop in ("entrylk",))
+        for i in range(50):
+            await make_file(client, b"file%d" % i, b"x")
+        assert sum(world.bricks[0].counts[fop] for fop in ("entrylk",)) == before
+
+    play(2, scene)
+
+
+@pytest.mark.parametrize(("bricks", "down", "works"), [(2, 1, True), (2, 0, True), (3, 2, True)])
+def test_one_brick_away_leaves_the_volume_usable(bricks: int, down: int, works: bool) -> None:
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"a", b"x")
+        world.crash(down)
+        await write(client, gfid, b"y")
+        assert await read(client, gfid) == b"y"
+
+    play(bricks, scene)
+
+
+def test_without_quorum_changes_fail_with_enotconn_and_known_files_are_still_read() -> None:
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"a", b"x")
+        other = await client.afr.lookup(client.caller, Loc(parent=ROOT_GFID, name=b"a"))
+        assert other.iatt.gfid == gfid
+        world.crash(1)
+        world.crash(2)
+        with pytest.raises(FopError) as caught:
+            await write(client, gfid, b"y")
+        assert caught.value.errno == errno.ENOTCONN
+        assert "quorum" in caught.value.detail
+        assert await read(client, gfid) == b"x"
+
+    play(3, scene)
+
+
+def test_auto_quorum_of_two_needs_the_first_brick() -> None:
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"a", b"x")
+        world.crash(1)
+        await write(client, gfid, b"y")
+        world.come_back(1)
+        world.crash(0)
+        with pytest.raises(FopError) as caught:
+            await write(client, gfid, b"z")
+        assert caught.value.errno == errno.ENOTCONN
+
+    play(2, scene, quorum_type="auto")
+
+
+def test_a_brick_that_comes_back_old_is_not_read_from() -> None:
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"a", b"old")
+        await settle()
+        for down in (0, 1):
+            world.crash(down)
+            await write(client, gfid, b"new%d" % down)
+            await make_file(client, b"name%d" % down)
+            world.come_back(down)
+            fresh = await world.client()
+            assert await read(fresh, gfid) == b"new%d" % down
+            assert (await fresh.afr.lookup(fresh.caller, Loc(parent=ROOT_GFID, name=b"name%d" % down))).iatt.nlink == 1
+            break
+
+    play(2, scene, data_self_heal="off", metadata_self_heal="off", entry_self_heal="off")
+
+
+def test_the_only_good_copy_away_is_enotconn_not_old_data() -> None:
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"a", b"old")
+        await settle()
+        world.crash(0)
+        await write(client, gfid, b"new")
+        await settle()
+        world.come_back(0)
+        world.crash(1)
+        for attempt in (read(client, gfid), write(client, gfid, b"x")):
+            with pytest.raises(FopError) as caught:
+                await attempt
+            assert caught.value.errno == errno.ENOTCONN
+        await make_file(client, b"new")  # names are known to the arbiter
+
+    heals = {"data_self_heal": "off", "metadata_self_heal": "off", "entry_self_heal": "off"}
+    play(3, scene, arbiter_count="1", **heals)
+
+
+def test_two_clients_append_to_the_same_file_without_losing_a_line() -> None:
+    async def scene(world: World) -> None:
+        clients = [await world.client() for _ in range(3)]
+        gfid = await make_file(clients[0], b"log")
+        await settle()
+
+        async def append(client: Client) -> None:
+            fd = Fd(gfid, os.O_WRONLY | os.O_APPEND)
+            await client.afr.open(client.caller, Loc(gfid=gfid), fd, flags=fd.flags)
+            for i in range(20):
+                await client.afr.writev(client.caller, fd, b"%s %02d\n" % (client.name.encode(), i), offset=0)
+            await client.afr.release(fd)
+
+        await asyncio.gather(*(append(c) for c in clients))
+        await settle()
+        lines = (await read(clients[0], gfid)).splitlines()
+        assert sorted(lines) == sorted(b"%s %02d" % (c.name.encode(), i) for c in clients for i in range(20))
+        assert world.tree(0) == world.tree(1)
+        assert world.pending() == {}
+
+    play(2, scene)
+
+
+def test_renames_of_two_clients_in_opposite_directions_end() -> None:
+    async def scene(world: World) -> None:
+        clients = [await world.client() for _ in range(2)]
+        directories = []
+        for name in (b"x", b"y"):
+            directories.append(clients[0].context.new_gfid())
+            await clients[0].afr.mkdir(
+                clients[0].caller, Loc(parent=ROOT_GFID, name=name), mode=0o755, gfid=directories[-1]
+            )
+        for i in range(2):
+            await make_file(clients[0], b"f%d" % i, b"", directories[i])
+
+        async def move(i: int) -> None:
+            here, there = directories[i], directories[1 - i]
+            for _ in range(10):
+                source, target = Loc(parent=here, name=b"f%d" % i), Loc(parent=there, name=b"f%d" % i)
+                await clients[i].afr.rename(clients[i].caller, source, target)
+                here, there = there, here
+
+        await asyncio.gather(move(0), move(1))
+        await settle()
+        assert world.tree(0) == world.tree(1)
+        assert world.pending() == {}
+
+    play(2, scene)
+
+
+def test_removal_of_a_tree() -> None:
+    async def scene(world: World) -> None:
+        client = await world.client()
+        directory = client.context.new_gfid()
+        loc = Loc(parent=ROOT_GFID, name=b"d")
+        await client.afr.mkdir(client.caller, loc, mode=0o755, gfid=directory)
+        await make_file(client, b"f", b"data", directory)
+        with pytest.raises(FopError) as caught:
+            await client.afr.rmdir(client.caller, loc)
+        assert caught.value.errno == errno.ENOTEMPTY
+        await client.afr.unlink(client.caller, Loc(parent=directory, name=b"f"))
+        await client.afr.rmdir(client.caller, loc)
+        await settle()
+        assert world.tree(0) == world.tree(1)
+        assert list(world.tree(0)) == [b"/"]
+        assert world.pending() == {}
+
+    play(2, scene)
+
+
+def test_a_lock_of_one_mount_keeps_the_other_out_and_survives_a_brick() -> None:
+    async def scene(world: World) -> None:
+        one, two = await world.client(), await world.client()
+        gfid = await make_file(one, b"a")
+        fds = []
+        for client in (one, two):
+            fds.append(Fd(gfid, os.O_RDWR))
+            await client.afr.open(client.caller, Loc(gfid=gfid), fds[-1], flags=os.O_RDWR)
+        lock = Lock(LockType.WRITE, 0, 9)
+        await one.afr.lk(one.caller, fds[0], LockCommand.TRY, lock)
+        with pytest.raises(FopError) as caught:
+            await two.afr.lk(two.caller, fds[1], LockCommand.TRY, lock)
+        assert caught.value.errno == errno.EAGAIN
+        world.crash(0)
+        world.come_back(0)
+        await asyncio.sleep(1)
+        world.crash(1)
+        with pytest.raises(FopError) as caught:
+            await two.afr.lk(two.caller, fds[1], LockCommand.TRY, lock)
+        assert caught.value.errno == errno.EAGAIN
+        await one.afr.lk(one.caller, fds[0], LockCommand.TRY, Lock(LockType.UNLOCK, 0, 9))
+        await two.afr.lk(two.caller, fds[1], LockCommand.TRY, lock)
+
+    play(2, scene)
+
+
+def test_a_listing_carries_attributes_of_good_copies_only() -> None:
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfids = [await make_file(client, b"f%d" % i, b"old") for i in range(4)]
+        await settle()
+        world.crash(0)
+        await write(client, gfids[2], b"new data")
+        await settle()
+        world.come_back(0)
+        fresh = await world.client(read_subvolume_index="0")
+        fd = Fd(ROOT_GFID, is_directory=True)
+        await fresh.afr.opendir(fresh.caller, Loc(gfid=ROOT_GFID), fd)
+        entries = await fresh.afr.readdir(fresh.caller, fd, size=65536, offset=0, is_plus=True)
+        assert {e.name: e.iatt and e.iatt.size for e in entries} == {b"f0": 3, b"f1": 3, b"f2": None, b"f3": 3}
+
+    play(2, scene, data_self_heal="off", metadata_self_heal="off", entry_self_heal="off")
+
+
+def test_an_existing_name_is_opened_instead_of_made() -> None:
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"a", b"data")
+        other = client.context.new_gfid()
+        fd = Fd(other, os.O_RDWR)
+        loc = Loc(parent=ROOT_GFID, name=b"a")
+        made = await client.afr.create(client.caller, loc, fd, flags=os.O_RDWR | os.O_CREAT, mode=0o644, gfid=other)
+        assert made.iatt.gfid == fd.gfid == gfid
+        with pytest.raises(FopError) as caught:
+            fd = Fd(other, os.O_RDWR)
+            await client.afr.create(client.caller, loc, fd, flags=os.O_RDWR | os.O_EXCL, mode=0o644, gfid=other)
+        assert caught.value.errno == errno.EEXIST
+
+    play(2, scene)
+
+
+def test_a_client_that_dies_leaves_its_marks_and_no_locks() -> None:
+    async def scene(world: World) -> None:
+        one, two = await world.client(), await world.client()
+        gfid = await make_file(one, b"a", b"x")
+        await settle()
+        fd = Fd(gfid, os.O_WRONLY)
+        await one.afr.open(one.caller, Loc(gfid=gfid), fd, flags=os.O_WRONLY)
+        await one.afr.writev(one.caller, fd, b"y", offset=0)
+        one.die()
+        await write(two, gfid, b"z")
+        await settle()
+        assert counters(world, 0, gfid, "dirty") == counters(world, 1, gfid, "dirty") == "000000010000000000000000"
+
+    play(2, scene)
+
+
+def test_callers_keep_their_identity() -> None:
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = client.context.new_gfid()
+        caller = Caller(uid=1000, gid=100, client=client.name)
+        loc = Loc(parent=ROOT_GFID, name=b"mine")
+        fd = Fd(gfid, os.O_RDWR)
+        made = await client.afr.create(caller, loc, fd, flags=os.O_RDWR, mode=0o600, gfid=gfid)
+        assert (made.iatt.uid, made.iatt.gid) == (1000, 100)
+
+    play(2, scene)
