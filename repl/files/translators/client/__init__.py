@@ -28,7 +28,15 @@ from repl.files.rpc.handshake import PING_TIMEOUT_S_MAX, SESSION_BYTES, Hello
 from repl.files.rpc.operations import Operation, Plan
 from repl.files.rpc.tls import tls_context
 from repl.files.translator import Context, Step, Translator
-from repl.files.translators.client.dialing import CONNECT_TIMEOUT_S, Address, addresses, dial, is_unix, text_of
+from repl.files.translators.client.dialing import (
+    CONNECT_TIMEOUT_S,
+    Address,
+    addresses,
+    dial,
+    is_unix,
+    same_server,
+    text_of,
+)
 from repl.files.translators.client.link import Link, LinkSettings, Refused
 from repl.files.translators.client.open_files import RemoteFiles
 from repl.files.translators.client.options import OPTIONS
@@ -70,6 +78,7 @@ class Client(Translator):
         self._was_up = False
         self._is_down_told = False
         self._connects = 0
+        self._successor: Client | None = None
 
     # ---- life ----
 
@@ -92,6 +101,28 @@ class Client(Translator):
         super().reconfigure(options)
         if changed and self._link is not None:
             self._link.connection.abort("its options have changed")
+
+    def take_over(self, before: Translator) -> None:
+        """A new graph with the same server goes on with the old graph's link: to the server it is the same client, with
+        the same locks.  The old translator then only releases its files."""
+        assert isinstance(before, Client)
+        if before._link is None or not same_server(before.options, self.options):
+            return
+        if self._link is not None:
+            mine, self._link = self._link, None
+            mine.connection.close("an older link goes on")
+        link, before._link = before._link, None
+        before._successor = self
+        if before._keeper is not None:
+            before._keeper.cancel()
+        self._session, self._link = before._session, link
+        self.files.go_on_from(before.files)
+        link.rebind(number=self.files.number, event=self._on_event, abandoned=self._undo, ended=self._link_ended)
+        self._was_up, self._reason = True, ""
+        if self._keeper is not None:
+            self._keeper.cancel()
+        self._keeper = self.context.spawn(self._keep_connected(link), f"connection of {self.name}")
+        self.notify_parents(ChildUp())
 
     @property
     def is_up(self) -> bool:
@@ -121,8 +152,11 @@ class Client(Translator):
 
     # ---- the link ----
 
-    async def _keep_connected(self) -> None:
+    async def _keep_connected(self, link: Link | None = None) -> None:
+        """``link``: one that is there already."""
         loop = asyncio.get_running_loop()
+        if link is not None:
+            await asyncio.wait([link.lost])
         pause_s = RECONNECT_S_MIN
         while True:
             began = loop.time()
@@ -131,7 +165,7 @@ class Client(Translator):
             except OSError as error:
                 self._down(_text_of(error), is_refusal=isinstance(error, Refused))
             else:
-                await link.lost
+                await asyncio.wait([link.lost])  # being cancelled must not cancel it
             if loop.time() - began > SETTLED_S:
                 pause_s = RECONNECT_S_MIN
             await asyncio.sleep(pause_s * self.context.random.uniform(0.7, 1.0))
@@ -328,8 +362,9 @@ class Client(Translator):
 
     async def release(self, fd: Fd) -> None:
         file = self.files.remove(fd)
-        if file is not None and self._link is not None:
-            self._link.tell(Kind.RELEASE, [file.number])
+        link = self._link or (self._successor._link if self._successor is not None else None)
+        if file is not None and link is not None:
+            link.tell(Kind.RELEASE, [file.number])
 
     def forget(self, gfid: bytes) -> None:
         """What this end has forgotten says nothing about other clients of the server."""

@@ -25,6 +25,13 @@ def is_unix(options: Options) -> bool:
     return bool(options["transport.socket.connect-path"]) or options["transport.address-family"] == "unix"
 
 
+def same_server(one: Options, other: Options) -> bool:
+    """Both lead to the same volume in the same way."""
+    names = ("transport.socket.connect-path", "remote-host", "remote-port", "remote-subvolume", "username",
+             "transport.socket.ssl-enabled", "transport.address-family")  # fmt: skip
+    return all(one[name] == other[name] for name in names)
+
+
 async def addresses(options: Options) -> list[Address]:
     """Where the server may be.  Raises ``OSError`` if its name is not known."""
     if is_unix(options):

@@ -101,6 +101,17 @@ class Link:
         self._unsent_bytes = 0
         self._pinged_at = 0.0
 
+    def rebind(
+        self,
+        *,
+        number: Callable[[Fd], int],
+        event: Callable[[Event], None],
+        abandoned: Callable[[Caller, Plan, list[Any]], None],
+        ended: Callable[[Link, str], None],
+    ) -> None:
+        """Another translator goes on with it."""
+        self._number, self._event, self._abandoned, self._ended = number, event, abandoned, ended
+
     # ---- the connection calls ----
 
     def on_connected(self, connection: Connection) -> None:

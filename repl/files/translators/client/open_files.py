@@ -66,5 +66,11 @@ class RemoteFiles:
             self._files.pop(found.number, None)
         return found
 
+    def go_on_from(self, before: RemoteFiles) -> None:
+        """On the link of another table: its numbers stay taken; what was open here is opened again when used."""
+        for file in self.all():
+            self.remove(file.fd)
+        self._last = max(self._last, before._last)
+
     def all(self) -> list[RemoteFile]:
         return list(self._files.values())

@@ -70,6 +70,7 @@ class Posix(Translator):
         self._remover: Remover
         self._space: Space
         self._lock_fd = -1
+        self._inherited_lock_fds: list[int] = []  # of graphs that this one has replaced
         self._failed = ""
         self._has_started = False
         self._garbage = False
@@ -126,7 +127,15 @@ class Posix(Translator):
         self._lane.close()
         self._files.close_all()
         self._brick.close()
-        os.close(self._lock_fd)
+        for fd in (self._lock_fd, *self._inherited_lock_fds):
+            if fd >= 0:
+                os.close(fd)
+
+    def take_over(self, before: Translator) -> None:
+        """Closing any descriptor of the lock's file would free the lock of the process: it goes on with the brick."""
+        assert isinstance(before, Posix)
+        self._inherited_lock_fds += [before._lock_fd, *before._inherited_lock_fds]
+        before._lock_fd, before._inherited_lock_fds = -1, []
 
     async def _watch(self) -> None:
         await health.watch(

@@ -48,7 +48,7 @@ class Server(Translator):
         self._sockets: list[socket.socket] = []
         self._servers: list[asyncio.Server] = []
         self._sessions: set[Session] = set()
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending: dict[asyncio.Task[None], Session] = {}
         self._next: Server | None = None  # who has taken over
         self._gave_sockets = False
 
@@ -125,12 +125,15 @@ class Server(Translator):
     def find_volume(self, name: str) -> Translator | None:
         return self._volumes.get(name)
 
+    def predecessors(self, session: Session) -> list[Session]:
+        """Older connections of the same client, which may not know yet that they are dead, or are about to end."""
+        assert session.hello is not None
+        mine = session.hello.session
+        there = [*self._sessions, *self._ending.values()]
+        return [other for other in there if other is not session and other.hello and other.hello.session == mine]
+
     def attached(self, session: Session) -> None:
-        """A client that comes back takes the place of its old connection, which may not know yet that it is dead."""
-        assert session.hello is not None and session.calls is not None
-        for other in list(self._sessions):
-            if other is not session and other.hello is not None and other.hello.session == session.hello.session:
-                other.connection.abort("the client has connected again")
+        assert session.calls is not None
         top = session.calls.top
         if self not in top.parents:
             top.parents.append(self)
@@ -139,8 +142,8 @@ class Server(Translator):
         if session in self._sessions:
             self._sessions.discard(session)
             task = asyncio.get_running_loop().create_task(session.end(), name=f"end of {session}")
-            self._ending.add(task)
-            task.add_done_callback(self._ending.discard)
+            self._ending[task] = session
+            task.add_done_callback(lambda _: self._ending.pop(task))
 
     # ---- events, state ----
 
@@ -189,6 +192,13 @@ class Server(Translator):
         for session in self._sessions:
             if session.calls is not None:
                 session.calls.freeze()
+
+    def thaw(self) -> None:
+        """It is not replaced after all."""
+        self._gave_sockets = False
+        for session in self._sessions:
+            if session.calls is not None:
+                session.calls.thaw()
 
     async def wait_idle(self) -> bool:
         busy = [session.calls.wait_idle(DRAIN_S) for session in self._sessions if session.calls is not None]

@@ -50,6 +50,8 @@ class Session:
         self._callers: dict[int, Caller] = {}
         self._nested: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._waiting: asyncio.Task[None] | None = None  # for the end of an older connection
+        self.ended: asyncio.Future[None] = self._loop.create_future()
 
     def __str__(self) -> str:
         where = f"{self._address}:{self._port}" if self._port else self._address
@@ -71,7 +73,7 @@ class Session:
     def on_frame(self, frame: Frame) -> None:
         kind = frame.kind
         if self.calls is None:
-            if kind != Kind.HELLO:
+            if kind != Kind.HELLO or self.hello is not None:
                 raise ProtocolError("the first frame is not HELLO.")
             self._on_hello(frame)
         elif kind == Kind.CALL:
@@ -115,15 +117,32 @@ class Session:
             return self._refuse(errno.EPROTO, f"version {hello.versions} of the protocol, here {handshake.VERSIONS}")
         if (refusal := self.refusal(hello)) is not None:
             return self._refuse(errno.EACCES, f"volume '{hello.volume}' cannot be attached to: {refusal}")
+        self.hello = hello
+        self.client = f"{hello.process}#{hello.session[:6].hex()}"
+        self._is_trusted = bool(hello.username) or self._address in (LOCAL, "::1")
+        before = self.server.predecessors(self)
+        if before:
+            # What its old connection held has to be free before this one asks for it.
+            self._waiting = self._loop.create_task(self._attach_after(before, version))
+        else:
+            self._attach(version)
+
+    async def _attach_after(self, before: list[Session], version: int) -> None:
+        for session in before:
+            session.connection.abort("the client has connected again")
+        await asyncio.wait([session.ended for session in before])
+        if self.connection.is_open:
+            self._attach(version)
+
+    def _attach(self, version: int) -> None:
+        hello = self.hello
+        assert hello is not None
         top = self.server.find_volume(hello.volume)
         if top is None:
             return self._refuse(errno.ENOENT, f"there is no volume '{hello.volume}'")
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self.hello = hello
-        self.client = f"{hello.process}#{hello.session[:6].hex()}"
-        self._is_trusted = bool(hello.username) or self._address in (LOCAL, "::1")
         self.connection.reader.limits = handshake.CALL_LIMITS
         self.calls = Calls(self.server.name, top, self.connection.send, self.control_flow)
         self.server.attached(self)
@@ -214,8 +233,11 @@ class Session:
 
     async def end(self) -> None:
         """After the connection: give back all that the client held."""
-        if self.calls is not None:
-            await self.calls.finish(self._forget_locks)
+        try:
+            if self.calls is not None:
+                await self.calls.finish(self._forget_locks)
+        finally:
+            self.ended.set_result(None)
 
     def _forget_locks(self) -> None:
         assert self.calls is not None
