@@ -154,7 +154,7 @@ async def replace(before: Graph, after: Graph) -> Graph:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
-        raise UsageError(f"repl-brickd: {message}.", advice='"repl-brickd --help" shows the options.')
+        raise UsageError(f"{message}.", advice='"repl-brickd --help" shows the options.')
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -17,7 +17,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from repl.files.events import Event
+from repl.files.events import ChildDown, ChildUp, Event
 from repl.files.options import Option, Options
 from repl.files.rpc.connection import Connection
 from repl.files.rpc.frames import Kind
@@ -43,6 +43,10 @@ class Server(Translator):
     def __init__(self, name: str, options: Options, subvolumes: Sequence[Translator], context: Context) -> None:
         super().__init__(name, options, subvolumes, context)
         self._volumes = _beneath(subvolumes)
+        for volume in self._volumes.values():
+            if self not in volume.parents:
+                volume.parents.append(self)
+        self._down: dict[Translator, str] = {}  # volumes that answer nothing but ENOTCONN, and why
         self._apply(options)
         self._tls = tls_context(options, is_server=True)
         self._sockets: list[socket.socket] = []
@@ -132,11 +136,9 @@ class Server(Translator):
         there = [*self._sessions, *self._ending.values()]
         return [other for other in there if other is not session and other.hello and other.hello.session == mine]
 
-    def attached(self, session: Session) -> None:
-        assert session.calls is not None
-        top = session.calls.top
-        if self not in top.parents:
-            top.parents.append(self)
+    def why_down(self, volume: Translator) -> str | None:
+        """None: it can be used."""
+        return self._down.get(volume)
 
     def lost(self, session: Session) -> None:
         if session in self._sessions:
@@ -148,8 +150,19 @@ class Server(Translator):
     # ---- events, state ----
 
     def notify(self, event: Event, child: Translator | None) -> None:
+        """A volume that is down has no clients: they see a link that is lost, and try again."""
+        if child is None:
+            return
+        if isinstance(event, ChildDown):
+            self._down[child] = event.reason or "it is down"
+        elif isinstance(event, ChildUp):
+            self._down.pop(child, None)
         for session in list(self._sessions):
-            if session.calls is not None and session.calls.top is child:
+            if session.calls is None or session.calls.top is not child:
+                continue
+            if isinstance(event, ChildDown):
+                session.connection.close(f"volume '{child.name}' is down: {self._down[child]}")
+            else:
                 session.tell(event)
 
     def state(self) -> dict[str, object]:
@@ -219,7 +232,6 @@ class Server(Translator):
                 session.connection.abort(f"volume '{session.hello.volume}' is no more")
                 continue
             await session.calls.move(top)
-            after.attached(session)
             session.calls.thaw()
         after._dismiss()
 

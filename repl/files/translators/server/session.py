@@ -140,12 +140,13 @@ class Session:
         top = self.server.find_volume(hello.volume)
         if top is None:
             return self._refuse(errno.ENOENT, f"there is no volume '{hello.volume}'")
+        if (reason := self.server.why_down(top)) is not None:
+            return self._refuse(errno.ENOTCONN, f"volume '{hello.volume}' is down: {reason}")
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self.connection.reader.limits = handshake.CALL_LIMITS
         self.calls = Calls(self.server.name, top, self.connection.send, self.control_flow)
-        self.server.attached(self)
         features = tuple(f for f in handshake.FEATURES if f in hello.features)
         welcome = handshake.Welcome(version, self.server.context.process, features, self.server.outstanding_max)
         self.connection.send(Kind.WELCOME, 0, handshake.encode_welcome(welcome))

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""debug/io-stats: counts operations and bytes, and how long operations take.
+
+For each operation: calls, errors, mean, least and most latency, and a histogram whose buckets are powers of two of
+microseconds.  In state dumps, and every ``ios-dump-interval`` in the log.  The names of Gluster's many options for logs
+are taken so that its volfiles load; the processes' own switches decide what is logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from repl.files.every_fop import Around, around, define_fops
+from repl.files.options import Kind, Option, Options
+from repl.files.translator import Context, Translator
+from repl.files.values import Caller, Changed, Read
+
+log = logging.getLogger(__name__)
+
+BUCKETS = 32  # the last: an hour and more
+_ACCEPTED = ("log-level", "brick-log-level", "client-log-level", "sys-log-level", "brick-sys-log-level",
+             "client-sys-log-level", "logger", "log-format", "log-buf-size", "log-flush-timeout", "unique-id",
+             "volume-id", "ios-sample-buf-size", "ios-dump-format")  # fmt: skip
+
+
+class Latency:
+    """Of one operation, in microseconds."""
+
+    __slots__ = ("buckets", "calls", "errors", "most", "least", "total")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.errors = 0
+        self.total = 0
+        self.least = 0
+        self.most = 0
+        self.buckets = [0] * BUCKETS
+
+    def add(self, duration_us: int) -> None:
+        self.least = min(self.least, duration_us) if self.calls else duration_us
+        self.most = max(self.most, duration_us)
+        self.calls += 1
+        self.total += duration_us
+        self.buckets[min(duration_us.bit_length(), BUCKETS - 1)] += 1
+
+    def percentile(self, share: float) -> int:
+        """An upper bound: the end of the bucket in which so many calls are done."""
+        left = self.calls * share
+        for bucket, count in enumerate(self.buckets):
+            left -= count
+            if left <= 0:
+                return min((1 << bucket) - 1, self.most)
+        return self.most
+
+
+@define_fops(around)
+class IoStats(Around):
+    TYPE = "debug/io-stats"
+    OPTIONS: ClassVar[tuple[Option, ...]] = (
+        Option("latency-measurement", Kind.BOOL, True, "measure how long operations take.  differs: off in Gluster"),
+        Option("count-fop-hits", Kind.BOOL, True, "count operations.  differs: off in Gluster"),
+        Option("dump-fd-stats", Kind.BOOL, False, "accepted for Gluster's sake"),
+        Option("ios-dump-interval", Kind.TIME, 0.0, "seconds between two tables in the log; 0: none", minimum=0),
+        Option("ios-sample-interval", Kind.TIME, 0.0, "accepted for Gluster's sake", minimum=0),
+        *(Option(name, Kind.STRING, "", "accepted for Gluster's sake") for name in _ACCEPTED),
+    )
+
+    def __init__(self, name: str, options: Options, subvolumes: Sequence[Translator], context: Context) -> None:
+        super().__init__(name, options, subvolumes, context)
+        self.latencies: dict[str, Latency] = {}
+        self.read_bytes = 0
+        self.written_bytes = 0
+
+    async def start(self) -> None:
+        if self.options["ios-dump-interval"]:
+            self.context.spawn(self._dump_for_ever(), f"{self.name}: dumps")
+
+    async def _dump_for_ever(self) -> None:
+        while interval_s := self.options["ios-dump-interval"]:
+            await asyncio.sleep(interval_s)
+            for key, value in self.state().items():
+                log.info("%s: %s=%s", self.name, key, value)
+
+    async def around(self, fop: str, caller: Caller, args: Sequence[Any], call: Callable[[], Any]) -> Any:
+        if not self.options["count-fop-hits"]:
+            return await call()
+        latency = self.latencies.get(fop)
+        if latency is None:
+            latency = self.latencies[fop] = Latency()
+        loop = asyncio.get_running_loop()
+        began = loop.time() if self.options["latency-measurement"] else 0.0
+        try:
+            result = await call()
+        except OSError:
+            latency.errors += 1
+            raise
+        finally:
+            latency.add(int((loop.time() - began) * 1e6) if began else 0)
+        if fop == "compound":
+            for step, answer in zip(args[0], result, strict=False):
+                self._count_bytes(step.args, answer)
+        else:
+            self._count_bytes(args, result)
+        return result
+
+    def _count_bytes(self, args: Sequence[Any], result: Any) -> None:
+        if isinstance(result, Read):
+            self.read_bytes += len(result.data)
+        elif isinstance(result, Changed) and len(args) > 1 and isinstance(args[1], bytes | bytearray | memoryview):
+            self.written_bytes += len(args[1])
+
+    def clear(self) -> None:
+        """Count from zero."""
+        self.latencies.clear()
+        self.read_bytes = self.written_bytes = 0
+
+    def state(self) -> dict[str, object]:
+        values: dict[str, object] = {"read_bytes": self.read_bytes, "written_bytes": self.written_bytes}
+        for fop, latency in sorted(self.latencies.items()):
+            values[f"{fop}.calls"] = latency.calls
+            values[f"{fop}.errors"] = latency.errors
+            mean = latency.total / latency.calls if latency.calls else 0.0
+            values[f"{fop}.latency_us"] = (
+                f"mean {mean:.0f} least {latency.least} p50 {latency.percentile(0.5)} p99 {latency.percentile(0.99)} "
+                f"most {latency.most}"
+            )
+            values[f"{fop}.histogram_us"] = " ".join(
+                f"<{1 << bucket}:{count}" for bucket, count in enumerate(latency.buckets) if count
+            )
+        return values
