@@ -37,6 +37,7 @@ FILES_LOCKS_PER_INODE_MAX = 65536  # held and waited for
 INDEX_KNOWN_MAX = 65536  # entries that features/index remembers to be on the disk
 UPCALL_INODES_MAX = 65536  # inodes of which features/upcall remembers who knows them
 UPCALL_CLIENTS_MAX = 64  # for one inode; beyond, all clients are told
+UPCALL_RECENT_MAX = 4096  # inodes that changed last
 POSIX_DIRECTORY_FDS_MAX = 512
 POSIX_THREADS_MAX = 16
 POSIX_INLINE_BYTES_MAX = 128 * 1024  # reads and writes up to here are done by the event loop itself

@@ -6,8 +6,9 @@ counters are zero again the entry goes, a moment later and after a look at all o
 and down with each write cost nothing.  An entry too many is harmless, one too few never happens, not by a crash either.
 
 How a heal daemon asks (internal callers only):
-- ``getxattr(ROOT, b"glusterfs.xattrop_index_gfid")`` (``..._dirty_index_gfid``, ``..._entry_changes_index_gfid``)
-  answers the gfid of a virtual directory; ``opendir`` and ``readdir`` list it; an entry's ``gfid`` is the inode;
+- ``getxattr(ROOT, b"glusterfs.xattrop_index_gfid")`` (or ``glusterfs.xattrop_dirty_index_gfid``,
+  ``glusterfs.xattrop_entry_changes_gfid``) answers the gfid of a virtual directory; ``opendir`` and ``readdir`` list
+  it; an entry's ``gfid`` is the inode;
 - ``opendir(Loc(parent=<entry changes gfid>, name=<gfid text of a directory>))``: the names that changed there;
 - ``unlink(Loc(parent=<virtual gfid>, name=...))`` removes an entry whose inode is gone, ``rmdir`` a directory of names;
 - ``getxattr(ROOT, b"glusterfs.heal-count")``: how many entries, in digits.
@@ -19,11 +20,12 @@ Source of the facts: spec section 3.4.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
 import stat
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 
 from repl.errors import ConfigError
@@ -85,7 +87,7 @@ class Index(Translator):
     TYPE = "features/index"
     OPTIONS = (
         Option("index-base", Kind.PATH, "", "Where the index is: indices below the brick's .glusterfs."),
-        Option("xattrop-pending-watchlist", Kind.LIST, ("trusted.afr.",), "Counters (how their names begin) of xattrop."),
+        Option("xattrop-pending-watchlist", Kind.LIST, ("trusted.afr.",), "Counters (beginnings of names) of xattrop."),
         Option("xattrop-dirty-watchlist", Kind.LIST, ("trusted.afr.dirty",), "Counters of the dirty index."),
         Option("xattrop64-watchlist", Kind.LIST, (), "Counters of 64 bits, for the dirty index."),
     )  # fmt: skip
@@ -96,6 +98,7 @@ class Index(Translator):
         # Entries that are on the disk for sure (the most recently used ones), and those that may have become needless.
         self._known: dict[str, OrderedDict[bytes, None]] = {XATTROP: OrderedDict(), DIRTY: OrderedDict()}
         self._settling: dict[str, set[bytes]] = {XATTROP: set(), DIRTY: set()}
+        self._busy: Counter[bytes] = Counter()  # inodes whose counters are being written
         self._timer: asyncio.TimerHandle | None = None
         self._is_sweeping = False
         self._apply(options)
@@ -113,7 +116,8 @@ class Index(Translator):
             raise ConfigError(f"volume '{self.name}': option index-base is missing.",
                               advice="Name indices below the brick's .glusterfs.")  # fmt: skip
         try:
-            os.makedirs(base, 0o700) if os.path.isdir(os.path.dirname(base)) and not os.path.isdir(base) else None
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(base, 0o700)
             above = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise ConfigError(f"volume '{self.name}': cannot use index-base {base}: {error.strerror}.",
@@ -165,9 +169,13 @@ class Index(Translator):
         if names:
             values = {key: delta for key, delta in values.items() if key not in names}
             self._change_names(gfid, names)
+        self._busy[gfid] += 1
         try:
             answer = await self.child.xattrop(caller, target, op, values, want=want)
         finally:
+            self._busy[gfid] -= 1
+            if not self._busy[gfid]:
+                del self._busy[gfid]
             # Whatever came of it: counters that are zero (or were never written) need no entry.
             for kind in touched:
                 self._settle(kind, gfid)
@@ -229,6 +237,8 @@ class Index(Translator):
 
     async def _check_entry(self, kind: str, gfid: bytes) -> None:
         """Remove the entry if every watched counter of the inode is zero."""
+        if self._busy[gfid]:
+            return  # looked at again afterwards
         try:
             values = await self.child.getxattr(_OURSELVES, Loc(gfid=gfid), None)
         except OSError as error:
@@ -236,7 +246,7 @@ class Index(Translator):
                 self._settling[kind].discard(gfid)  # cannot be told now: it stays
                 return
             values = {}
-        if gfid not in self._settling[kind] or not self._folders:
+        if gfid not in self._settling[kind] or self._busy[gfid] or not self._folders:
             return  # written again meanwhile
         self._settling[kind].discard(gfid)
         if any(any(value) for key, value in values.items() if self._kind(key) == kind):
@@ -263,19 +273,17 @@ class Index(Translator):
 
     async def unlink(self, caller: Caller, loc: Loc) -> Looked:
         if loc.parent in _KIND_OF and caller.is_internal:
-            return self._unlink(loc)
+            return await self._unlink(loc)
         return self._gone(await self.child.unlink(caller, loc))
 
-    def _unlink(self, loc: Loc) -> Looked:
+    async def _unlink(self, loc: Loc) -> Looked:
+        """It goes if the inode is gone or its counters are zero."""
         kind = _KIND_OF[loc.parent]
         gfid = gfid_of(loc.name)
         if gfid is None or kind == CHANGES:
             raise FopError(errno.EINVAL, f"{loc.name!r} is no entry")
-        if gfid in self._settling[kind] or gfid not in self._known[kind]:
-            self._settling[kind].discard(gfid)
-            self._forget(kind, gfid)
-        else:
-            self._settle(kind, gfid)  # counters were written meanwhile: looked at again
+        self._settling[kind].add(gfid)
+        await self._check_entry(kind, gfid)
         return Looked(Iatt(gfid))
 
     async def rmdir(self, caller: Caller, loc: Loc, *, recursive: bool = False) -> Looked:
