@@ -49,6 +49,7 @@ from repl.files.values import (
 from tests.lib.memory_locks import LockSpace
 
 HIDDEN = (b"trusted.gfid", b"trusted.afr.", b"trusted.glusterfs.")
+PRECONDITION = b"glusterfs.preop."
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 16
 NOREPLACE, EXCHANGE = 1, 2
 
@@ -205,6 +206,10 @@ class MemoryBrick(Translator):
             raise FopError(errno.ENOENT, self.name)
         if len(loc.name) > 255:
             raise FopError(errno.ENAMETOOLONG, self.name)
+        for key, value in (extra or {}).items():
+            if key.startswith(PRECONDITION) and parent.xattrs.get(key[len(PRECONDITION) :]) != value:
+                raise FopError(errno.ESTALE, self.name)
+        extra = {key: value for key, value in (extra or {}).items() if not key.startswith(PRECONDITION)}
         if loc.name in parent.entries or gfid in self.inodes:
             raise FopError(errno.EEXIST, self.name)
         inode = self._new(gfid, mode, caller, parent, extra)

@@ -17,6 +17,7 @@ from repl.files.translators.posix import acl, calls
 from repl.files.translators.posix.brick import Brick, iatt_of
 from repl.files.translators.posix.names import (
     GFID_KEY,
+    PRECONDITION,
     UNFINISHED,
     check_name,
     directory_handle,
@@ -57,7 +58,7 @@ class Maker:
 
     def create(self, caller: Caller, loc: Loc, mode: int, gfid: bytes, extra: Xattrs | None) -> tuple[int, Looked]:
         """The file and its open descriptor.  EEXIST if the name is there."""
-        parent = self._parent(loc, gfid)
+        parent = self._parent(loc, gfid, extra)
         mode = stat.S_IMODE(self.masks.of_file(mode))
         if self._has_tmpfile:
             try:
@@ -108,7 +109,7 @@ class Maker:
             fd, looked = self.create(caller, loc, mode, gfid, extra)
             os.close(fd)
             return looked
-        parent = self._parent(loc, gfid)
+        parent = self._parent(loc, gfid, extra)
         mode = self.masks.of_file(mode)
         source = f"{UNFINISHED}/{gfid_text(gfid)}"
         self._clear(source)
@@ -116,7 +117,7 @@ class Maker:
         return self._complete(caller, loc, mode, gfid, extra, parent)
 
     def symlink(self, caller: Caller, loc: Loc, target: bytes, gfid: bytes, extra: Xattrs | None) -> Looked:
-        parent = self._parent(loc, gfid)
+        parent = self._parent(loc, gfid, extra)
         source = f"{UNFINISHED}/{gfid_text(gfid)}"
         self._clear(source)
         calls.symlink(target, os.fsencode(source), dir_fd=self._brick.root)
@@ -149,7 +150,7 @@ class Maker:
 
     def mkdir(self, caller: Caller, loc: Loc, mode: int, gfid: bytes, extra: Xattrs | None) -> Looked:
         brick = self._brick
-        parent = self._parent(loc, gfid)
+        parent = self._parent(loc, gfid, extra)
         self._refuse_existing(loc.name, parent)
         source = f"{UNFINISHED}/{gfid_text(gfid)}"
         path = f"{brick.path}/{source}"
@@ -222,11 +223,16 @@ class Maker:
 
     # ---- parts ----
 
-    def _parent(self, loc: Loc, gfid: bytes) -> int:
+    def _parent(self, loc: Loc, gfid: bytes, extra: Xattrs | None) -> int:
+        """ESTALE when ``extra`` says that the directory must have an attribute (``PRECONDITION``) and it has not."""
         check_name(loc.parent, loc.name)
         if len(gfid) != len(NO_GFID) or gfid == NO_GFID:
             raise FopError(errno.EINVAL, "a new object needs a gfid")
-        return self._brick.directory(loc.parent)
+        directory = self._brick.directory(loc.parent)
+        for key, value in extra.items() if extra else ():
+            if key.startswith(PRECONDITION) and not _has(directory, key[len(PRECONDITION) :], value):
+                raise FopError(errno.ESTALE, "the directory's layout has changed")
+        return directory
 
     def _clear(self, source: str) -> None:
         """Take away what an earlier attempt may have left under ``unfinished``."""
@@ -245,7 +251,8 @@ class Maker:
         if self._brick.keeps_names and not is_directory:
             values.append(gfid2path(loc.parent, loc.name))
         if extra:
-            values += [(key, bytes(value)) for key, value in extra.items() if key != GFID_KEY.encode()]
+            values += [(key, bytes(value)) for key, value in extra.items()
+                       if key != GFID_KEY.encode() and not key.startswith(PRECONDITION)]  # fmt: skip
         for key, value in values:
             if isinstance(target, int):
                 calls.setxattr(target, key, value)
@@ -266,3 +273,12 @@ class Maker:
     @staticmethod
     def _looked(st: os.stat_result, gfid: bytes, parent: int) -> Looked:
         return Looked(iatt_of(st, gfid), iatt_of(os.fstat(parent), NO_GFID))
+
+
+def _has(directory: int, key: bytes, value: bytes) -> bool:
+    try:
+        return os.getxattr(directory, key) == value
+    except OSError as error:
+        if error.errno != errno.ENODATA:
+            raise
+        return False

@@ -23,6 +23,7 @@ ANONYMOUS = b".glusterfs-anonymous-inode-"  # where Gluster's heal keeps inodes 
 NAME_BYTES_MAX = 255
 
 GFID_KEY = "trusted.gfid"
+PRECONDITION = b"glusterfs.preop."  # in ``extra``, before a key: the directory must have this value
 GFID2PATH_PREFIX = "trusted.gfid2path."
 VOLUME_ID_KEY = "trusted.glusterfs.volume-id"
 

@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lookup: from a name or a gfid to the subvolume that has it.
+
+A name is asked for where its hash says.  There is the file, or a link file that says where it is, or a directory (which
+is on all subvolumes), or nothing; then, unless the directory's layout rules it out, all are asked.  Link files that
+lead nowhere are removed, missing ones are made; both under the lock of the name, in the background.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Awaitable
+from typing import Any
+
+from repl.files.translators.distribute.base import GONE, errors_of, good_of, telling_error
+from repl.files.translators.distribute.caches import Directory
+from repl.files.translators.distribute.directories import Directories, merged
+from repl.files.translators.distribute.marks import (
+    FILE_WANT,
+    INCOMING,
+    LINK_MODE,
+    LINKTO,
+    MOVING,
+    is_link,
+    is_migrating,
+    linkto_name,
+    linkto_value,
+    real_mode,
+)
+from repl.files.values import NO_GFID, Caller, FopError, Loc, LockCommand, Looked, Want
+
+log = logging.getLogger(__name__)
+
+_TRIES = 4
+
+
+def name_of(loc: Loc) -> Loc:
+    """The name alone: what it led to may have changed."""
+    return Loc(NO_GFID, loc.parent, loc.name, loc.path) if any(loc.gfid) else loc
+
+
+class Lookups(Directories):
+    async def lookup(self, caller: Caller, loc: Loc, *, want: Want = ()) -> Looked:
+        await self.settled()
+        if not loc.name:
+            return await self._lookup_gfid(caller, loc, want)
+        return (await self.find(caller, loc, want))[1]
+
+    async def find(self, caller: Caller, loc: Loc, want: Want = ()) -> tuple[int, Looked]:
+        """The subvolume of the data (of a directory: the name's), and the answer.  ENOENT, ENOTCONN."""
+        named = name_of(loc)
+        for _ in range(_TRIES):
+            found = await self._find_once(caller, named, want, is_last=False)
+            if found is not None:
+                return found
+        found = await self._find_once(caller, named, want, is_last=True)
+        if found is None:
+            raise FopError(errno.ESTALE, f"{self.name}: {loc} does not keep still")
+        return found
+
+    async def hashed(self, loc: Loc) -> tuple[Directory, int | None]:
+        """The directory and the subvolume that a name belongs to (None: it falls into a hole)."""
+        known = await self.directory(loc.parent)
+        return known, known.layout.owner(self.hash_of(loc.name))
+
+    async def hashed_up(self, loc: Loc) -> tuple[Directory, int]:
+        """The same for who is about to change the name.  ENOTCONN."""
+        known, index = await self.hashed(loc)
+        if index is None:
+            self.directories.drop(loc.parent)
+            known, index = await self.hashed(loc)
+        if index is None or not self.up[index]:
+            raise self.away([index] if index is not None else [i for i in self.everyone if not self.up[i]], str(loc))
+        return known, index
+
+    async def _find_once(self, caller: Caller, loc: Loc, want: Want, *, is_last: bool) -> tuple[int, Looked] | None:
+        known, index = await self.hashed(loc)
+        if index is None or not self.up[index]:
+            return await self._find_everywhere(caller, loc, want, known, None)
+        try:
+            first: Looked = await self.subvolumes[index].lookup(caller, loc, want=(*want, *FILE_WANT))
+        except FopError as error:
+            if error.errno not in GONE:
+                raise
+            if error.errno == errno.ENOENT and self.is_final(known):
+                if await self.still_true(known, index):
+                    raise
+                return None
+            return await self._find_everywhere(caller, loc, want, known, index)
+        if first.iatt.is_directory:
+            return index, await self._found_directory(caller, loc, want, index, first)
+        if not is_link(first.xattrs):
+            return index, self._found(loc, index, first, want)
+        place = await self._follow(caller, loc, want, index, first)
+        if place is not None:
+            if place[1].iatt.gfid != first.iatt.gfid or INCOMING in first.xattrs:
+                self._later(self.repair_link(loc, index), f"link file of {loc}")
+            return place[0], self._found(loc, *place, want)
+        if not is_last:
+            return None  # it may have moved under our feet
+        return await self._find_everywhere(caller, loc, want, known, index, is_stale=True)
+
+    async def _follow(
+        self, caller: Caller, loc: Loc, want: Want, index: int, first: Looked
+    ) -> tuple[int, Looked] | None:
+        """From link file to link file until there is data; None: it leads nowhere.  ENOTCONN."""
+        seen = {index: first}
+        at, looked = index, first
+        while True:
+            target = self.number_of.get(linkto_name(looked.xattrs[LINKTO]))
+            if target is None:
+                return None
+            if target in seen:
+                data = self.data_among(seen)
+                return None if data is None else (data, seen[data])
+            try:
+                looked = await self.need(target, str(loc)).lookup(caller, loc, want=(*want, *FILE_WANT))
+            except FopError as error:
+                if error.errno not in GONE:
+                    raise
+                return None
+            if looked.iatt.is_directory:
+                return None
+            seen[target], at = looked, target
+            if not is_link(looked.xattrs):
+                return at, looked
+            data = self.data_among(seen)
+            if data is not None:
+                return data, seen[data]
+
+    def _found(self, loc: Loc, index: int, looked: Looked, want: Want) -> Looked:
+        """A file, as users see it."""
+        gfid = looked.iatt.gfid
+        self.files.put(gfid, index)
+        self.known_names.put((loc.parent, loc.name), (gfid, index))
+        return self.shown(looked, want)
+
+    def shown(self, looked: Looked, want: Want) -> Looked:
+        """Without our own marks; what one subvolume says of the directory is not all either."""
+        iatt = looked.iatt
+        if is_migrating(looked.xattrs):
+            iatt.mode = real_mode(looked)
+        if looked.xattrs:
+            looked.xattrs = {k: v for k, v in looked.xattrs.items() if k in want}
+        if self.count > 1:
+            looked.parent = None
+        return looked
+
+    async def _find_everywhere(
+        self, caller: Caller, loc: Loc, want: Want, known: Directory, index: int | None, *, is_stale: bool = False
+    ) -> tuple[int, Looked]:
+        """``index``: where it should be, None if that is away; ``is_stale``: a link file there leads nowhere."""
+        answers = await self.ask(self.up_ones, lambda i, c: c.lookup(caller, loc, want=(*want, *FILE_WANT)))
+        found: dict[int, Looked] = good_of(answers)
+        folders = [i for i, a in found.items() if a.iatt.is_directory]
+        if folders:
+            at = index if index in folders else folders[0]
+            return at, await self._found_directory(caller, loc, want, at, found[at])
+        data = self.data_among({index: found[index], **found} if index in found else found)
+        if data is not None:
+            if index is not None and data != index:
+                self._later(self.repair_link(loc, index), f"link file of {loc}")
+            return data, self._found(loc, data, found[data], want)
+        if index is None:
+            raise self.away([i for i in self.everyone if not self.up[i]], str(loc))
+        serious = {i: e for i, e in errors_of(answers).items() if e.errno not in GONE}
+        if is_stale and serious:
+            raise telling_error(serious)
+        for i in found:
+            self._later(self.remove_stale(loc, i), f"stale link file of {loc}")
+        gone = errors_of(answers)
+        raise next((e for e in gone.values() if e.errno == errno.ENOENT), None) or FopError(errno.ENOENT, str(loc))
+
+    def _later(self, work: Any, name: str) -> None:
+        async def guarded() -> None:
+            try:
+                await work
+            except OSError as error:
+                log.info("volume '%s': %s: %s", self.name, name, error)
+
+        self.context.spawn(guarded(), f"{self.name}: {name}")
+
+    # ---- directories ----
+
+    async def _found_directory(self, caller: Caller, loc: Loc, want: Want, index: int, first: Looked) -> Looked:
+        gfid = first.iatt.gfid
+        answers = await self.ask_directory(loc, self.wanted_of(gfid, want))
+        found: dict[int, Looked] = good_of(answers)
+        if any(a.iatt.gfid != gfid for a in found.values()):
+            different = ", ".join(f"'{self.names[i]}'" for i, a in found.items() if a.iatt.gfid != gfid)
+            log.error("volume '%s': directory %s has another gfid on %s", self.name, loc, different)
+            raise FopError(errno.EIO, f"{self.name}: {loc} has another gfid on {different}")
+        known = await self.learned(gfid, loc, answers)
+        if known.is_whole and any(MOVING in a.xattrs for a in found.values()):
+            return (await self.find(caller, loc, want))[1]  # a rename was finished: perhaps it is not here any more
+        iatt = merged(found, known.mds)
+        answer = found.get(known.mds, first)
+        return Looked(iatt, None, {k: v for k, v in answer.xattrs.items() if k in want})
+
+    # ---- by gfid ----
+
+    async def _lookup_gfid(self, caller: Caller, loc: Loc, want: Want) -> Looked:
+        known = self.directories.get(loc.gfid)
+        if known is None:
+            index = self.files.get(loc.gfid)
+            if index is not None and self.up[index]:
+                try:
+                    looked: Looked = await self.subvolumes[index].lookup(caller, loc, want=(*want, *FILE_WANT))
+                except FopError as error:
+                    if error.errno not in GONE:
+                        raise
+                else:
+                    if not is_link(looked.xattrs):
+                        return self.shown(looked, want)
+            _, answers = await self.locate(loc.gfid, want)
+        else:
+            answers = await self.ask_directory(Loc(gfid=loc.gfid, path=loc.path), self.wanted_of(loc.gfid, want))
+        found: dict[int, Looked] = good_of(answers)
+        some = next(iter(found.values()))
+        if some.iatt.is_directory:
+            known = await self.learned(loc.gfid, Loc(gfid=loc.gfid, path=loc.path), answers)
+            answer = found.get(known.mds, some)
+            return Looked(merged(found, known.mds), None, {k: v for k, v in answer.xattrs.items() if k in want})
+        index = self.files.get(loc.gfid)
+        assert index is not None  # locate has found it
+        return self.shown(found[index], want)
+
+    async def locate(self, gfid: bytes, want: Want = ()) -> tuple[int, dict[int, Any]]:
+        """The subvolume of a gfid (any for a directory), by asking all; it is remembered.  ESTALE, ENOTCONN."""
+        await self.settled()
+        caller, loc = self.owner(), Loc(gfid=gfid)
+        wanted = (*self.wanted_of(gfid, want), *FILE_WANT)
+        answers = await self.ask(self.up_ones, lambda i, c: c.lookup(caller, loc, want=wanted))
+        found: dict[int, Looked] = good_of(answers)
+        some = next(iter(found.values()), None)
+        if some is not None and some.iatt.is_directory:
+            self.learn(gfid, answers)
+            return min(found), answers
+        data = self.data_among(found)
+        if data is None:
+            if not all(self.up):
+                raise self.away([i for i in self.everyone if not self.up[i]], str(loc))
+            serious = {i: e for i, e in errors_of(answers).items() if e.errno not in GONE}
+            raise telling_error(serious) if serious else FopError(errno.ESTALE, f"{self.name}: {loc} is nowhere")
+        self.files.put(gfid, data)
+        return data, answers
+
+    # ---- link files ----
+
+    async def make_link(self, index: int, loc: Loc, gfid: bytes, target: int) -> None:
+        """A link file; another name of the same file may have one already.  EEXIST."""
+        caller, child = self.owner(), self.subvolumes[index]
+        value = linkto_value(self.names[target])
+        try:
+            await child.mknod(caller, name_of(loc), mode=LINK_MODE, rdev=0, gfid=gfid, extra={LINKTO: value})
+        except FopError as error:
+            if error.errno != errno.EEXIST:
+                raise
+        else:
+            return
+        # Is it the name that is there, or the gfid?
+        looked = await child.lookup(caller, Loc(gfid=gfid), want=FILE_WANT)
+        if not is_link(looked.xattrs):
+            raise FopError(errno.EEXIST, f"{self.names[index]}: {loc}")
+        await child.link(caller, Loc(gfid=gfid), name_of(loc))
+        if looked.xattrs[LINKTO] != value:
+            await child.setxattr(caller, Loc(gfid=gfid), {LINKTO: value})
+
+    async def repair_link(self, loc: Loc, index: int) -> None:
+        """Make the name's link file lead to where the data are; a finished migration's marks go."""
+        async with self.locked_names((index, loc), command=LockCommand.TRY):
+            await self.repair_link_locked(loc, index)
+
+    async def repair_link_locked(self, loc: Loc, index: int) -> None:
+        caller = self.owner()
+        answers = await self.ask(self.up_ones, lambda i, c: c.lookup(caller, loc, want=FILE_WANT))
+        found: dict[int, Looked] = good_of(answers)
+        if any(a.iatt.is_directory for a in found.values()):
+            return
+        data = self.data_among(found)
+        if data is None:
+            return
+        gfid = found[data].iatt.gfid
+        if LINKTO in found[data].xattrs and INCOMING in found[data].xattrs:
+            await self._forget_migration(data, gfid)
+        there = found.get(index)
+        if data == index or (there is not None and not is_link(there.xattrs)):
+            return
+        if there is None:
+            await self.make_link(index, loc, gfid, data)
+        elif there.iatt.gfid != gfid or linkto_name(there.xattrs[LINKTO]) != self.names[data]:
+            await self.replace_link(index, loc, gfid, data)
+
+    async def _forget_migration(self, index: int, gfid: bytes) -> None:
+        """The target of a migration has become the file."""
+        caller, loc, child = self.owner(), Loc(gfid=gfid), self.subvolumes[index]
+        await child.removexattr(caller, loc, LINKTO)
+        await child.removexattr(caller, loc, INCOMING)
+
+    def hidden_name(self, gfid: bytes) -> bytes:
+        """Of a link file on its way to another name; link files are never listed."""
+        return b".glusterfs-dht-" + gfid.hex().encode() + b"-" + self.context.random.randbytes(4).hex().encode()
+
+    async def replace_link(self, index: int, loc: Loc, gfid: bytes, target: int) -> None:
+        """What is at the name gives way to a link file, in one step."""
+        hidden = Loc(parent=loc.parent, name=self.hidden_name(gfid))
+        child, caller = self.subvolumes[index], self.owner()
+        await self.make_link(index, hidden, gfid, target)
+        try:
+            await child.rename(caller, hidden, name_of(loc))
+        except OSError:
+            await self.undo(child.unlink(caller, hidden))
+            raise
+        # Two names of one file: rename has done nothing.
+        await self.undo(child.unlink(caller, hidden))
+
+    async def undo(self, call: Awaitable[Any]) -> None:
+        """Best effort."""
+        try:
+            await call
+        except OSError as error:
+            if error.errno not in GONE:
+                log.warning("volume '%s': something is left behind: %s", self.name, error)
+
+    async def remove_stale(self, loc: Loc, index: int) -> None:
+        """A link file that leads nowhere goes, unless somebody is at work on the name."""
+        _, at = await self.hashed(loc)
+        async with self.locked_names((at if at is not None and self.up[at] else index, loc), command=LockCommand.TRY):
+            caller = self.owner()
+            answers = await self.ask(self.everyone, lambda i, c: c.lookup(caller, loc, want=FILE_WANT))
+            found: dict[int, Looked] = good_of(answers)
+            if self.data_among(found) is not None or any(a.iatt.is_directory for a in found.values()):
+                return
+            if index in found and all(e.errno in GONE for e in errors_of(answers).values()):
+                await self.subvolumes[index].unlink(caller, loc)

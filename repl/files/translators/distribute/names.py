@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Making and removing names of files.
+
+A new file lies where its name's hash says; when there is no room, elsewhere, with a link file.  Where two subvolumes
+take part, the one that the name belongs to decides who wins (EEXIST), and its lock of the name keeps others away; a
+link file comes before what it leads to and goes after it, so that a crash leaves at most a link file that leads
+nowhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Any
+
+from repl.files.translators.distribute.base import GONE, errors_of, good_of
+from repl.files.translators.distribute.caches import Directory
+from repl.files.translators.distribute.files import Files
+from repl.files.translators.distribute.lookups import name_of
+from repl.files.translators.distribute.marks import FILE_WANT, PRECONDITION, is_link, is_suspicious, looks_like_link
+from repl.files.translators.distribute.space import Room, room_of, total
+from repl.files.values import Caller, Fd, FopError, Loc, Looked, StatVfs, Xattrs
+
+_TRIES = 3
+
+
+class Names(Files):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._rooms: dict[int, Room] = {}
+        self._rooms_asked_at = float("-inf")
+
+    # ---- room ----
+
+    async def statfs(self, caller: Caller, loc: Loc) -> StatVfs:
+        await self.settled()
+        answers = await self.ask(self.up_ones, lambda i, c: c.statfs(caller, loc))
+        found = good_of(answers)
+        if not found:
+            raise next(iter(errors_of(answers).values()), None) or self.away([], "statfs")
+        return total(found.values())
+
+    async def look_for_room(self) -> None:
+        caller, loc = self.owner(), Loc(gfid=bytes(15) + b"\x01")
+        answers = await self.ask(self.up_ones, lambda i, c: c.statfs(caller, loc))
+        self._rooms |= {i: room_of(found) for i, found in good_of(answers).items()}
+
+    def _is_full(self, index: int) -> bool:
+        now = self.context.now()
+        if now - self._rooms_asked_at > self.options["min-free-interval"]:
+            self._rooms_asked_at = now
+            self.context.spawn(self.look_for_room(), f"{self.name}: free space")
+        room = self._rooms.get(index)
+        return room is not None and room.is_full(self.options["min-free-disk"], self.options["min-free-inodes"])
+
+    def _with_room(self, known: Directory, index: int) -> int:
+        """Where a new file goes whose name belongs to ``index``."""
+        if not self._is_full(index) and index not in self.decommissioned:
+            return index
+        others = [i for i in self.up_ones if i not in self.decommissioned and not self._is_full(i)]
+        in_layout = [i for i in others if i in known.layout.ranges and not known.layout.ranges[i].is_empty]
+        chosen = in_layout or others
+        return max(chosen, key=lambda i: self._rooms[i].bytes_free if i in self._rooms else 0) if chosen else index
+
+    # ---- making ----
+
+    def _extra(self, known: Directory, index: int, extra: Xattrs | None) -> Xattrs | None:
+        """The brick refuses (ESTALE) when the directory's layout is another one than we think."""
+        value = known.raw.get(index)
+        if value is None:
+            return extra
+        return {**(extra or {}), PRECONDITION + self.layout_key: value}
+
+    async def _make(
+        self, fop: str, caller: Caller, loc: Loc, *args: Any, gfid: bytes, extra: Xattrs | None, **kwargs: Any
+    ) -> tuple[Looked, int]:
+        """One new object that is no directory, and where it is.  EEXIST."""
+        for attempt in range(_TRIES):
+            known, index = await self.hashed_up(loc)
+            await self._refuse_elsewhere(caller, loc, known, index)
+            place = self._with_room(known, index)
+            try:
+                if place == index:
+                    more = self._extra(known, index, extra)
+                    call = getattr(self.subvolumes[index], fop)
+                    looked: Looked = await call(caller, loc, *args, gfid=gfid, extra=more, **kwargs)
+                else:
+                    looked = await self._make_aside(fop, caller, loc, index, place, args, gfid, extra, kwargs)
+            except FopError as error:
+                if error.errno == errno.ESTALE and attempt + 1 < _TRIES:
+                    self.directories.drop(loc.parent)  # its layout has changed, or it is gone
+                    continue
+                if error.errno == errno.EEXIST and await self._was_stale(caller, loc, index):
+                    continue
+                raise
+            self.files.put(gfid, place)
+            self.known_names.put((loc.parent, loc.name), (gfid, place))
+            if self.count > 1:
+                looked.parent = None
+            return looked, place
+        raise FopError(errno.ESTALE, f"{self.name}: {loc} does not keep still")
+
+    async def _refuse_elsewhere(self, caller: Caller, loc: Loc, known: Directory, index: int) -> None:
+        """EEXIST where a name can be elsewhere without a link file (adopted bricks, other layouts before)."""
+        if self.is_final(known) or self.count == 1:
+            return
+        others = [i for i in self.up_ones if i != index]
+        answers = await self.ask(others, lambda i, c: c.lookup(caller, name_of(loc), want=FILE_WANT))
+        if any(not is_link(a.xattrs) for a in good_of(answers).values()):
+            raise FopError(errno.EEXIST, str(loc))
+
+    async def _was_stale(self, caller: Caller, loc: Loc, index: int) -> bool:
+        """EEXIST because of a link file that leads nowhere; it is gone now."""
+        try:
+            looked = await self.subvolumes[index].lookup(caller, name_of(loc), want=FILE_WANT)
+            if not is_link(looked.xattrs):
+                return False
+            await self.find(caller, loc)
+        except FopError as error:
+            if error.errno not in GONE:
+                raise
+        else:
+            return False
+        await self.remove_stale(loc, index)
+        return True
+
+    async def _make_aside(
+        self, fop: str, caller: Caller, loc: Loc, index: int, place: int, args: Any, gfid: bytes, extra: Xattrs | None,
+        kwargs: Any,
+    ) -> Looked:  # fmt: skip
+        """Somewhere else than where the name belongs: link file first."""
+        async with self.locked_names((index, loc)):
+            await self.make_link(index, loc, gfid, place)
+            try:
+                call = getattr(self.subvolumes[place], fop)
+                looked: Looked = await call(caller, loc, *args, gfid=gfid, extra=extra, **kwargs)
+            except OSError:
+                await self.undo(self.subvolumes[index].unlink(self.owner(), name_of(loc)))
+                raise
+            return looked
+
+    async def create(
+        self, caller: Caller, loc: Loc, fd: Fd, *, flags: int, mode: int, gfid: bytes, extra: Xattrs | None = None
+    ) -> Looked:
+        try:
+            looked, place = await self._make(
+                "create", caller, loc, fd, gfid=gfid, extra=extra, flags=flags | os.O_EXCL | os.O_CREAT, mode=mode
+            )
+        except FopError as error:
+            if error.errno != errno.EEXIST or flags & os.O_EXCL:
+                raise
+            return await self._open_instead(caller, loc, fd, flags)
+        self.opened(fd, place, flags)
+        return looked
+
+    async def _open_instead(self, caller: Caller, loc: Loc, fd: Fd, flags: int) -> Looked:
+        looked = (await self.find(caller, loc))[1]
+        if looked.iatt.is_directory:
+            raise FopError(errno.EISDIR, str(loc))
+        fd.gfid = looked.iatt.gfid
+        await self.open(caller, Loc(looked.iatt.gfid, loc.parent, loc.name, loc.path), fd, flags=flags & ~os.O_CREAT)
+        if flags & os.O_TRUNC:
+            looked = await self.stat(caller, fd)
+        return looked
+
+    async def mknod(
+        self, caller: Caller, loc: Loc, *, mode: int, rdev: int, gfid: bytes, extra: Xattrs | None = None
+    ) -> Looked:
+        return (await self._make("mknod", caller, loc, gfid=gfid, extra=extra, mode=mode, rdev=rdev))[0]
+
+    async def symlink(
+        self, caller: Caller, loc: Loc, *, target: bytes, gfid: bytes, extra: Xattrs | None = None
+    ) -> Looked:
+        return (await self._make("symlink", caller, loc, gfid=gfid, extra=extra, target=target))[0]
+
+    async def link(self, caller: Caller, source: Loc, loc: Loc) -> Looked:
+        """The new name lies with the data; where it belongs elsewhere, a link file is made first."""
+        target = await self.by_gfid(source)
+        assert isinstance(target, Loc)
+        if await self.is_directory(target):
+            raise FopError(errno.EPERM, f"{source} is a directory")
+        for _ in range(_TRIES):
+            known, index = await self.hashed_up(loc)
+            place = await self.place(target)
+            await self._refuse_elsewhere(caller, loc, known, index)
+            try:
+                looked, place = await self._link_at(caller, target, loc, index, place)
+            except FopError as error:
+                if error.errno == errno.EEXIST and await self._was_stale(caller, loc, index):
+                    continue
+                if error.errno not in GONE or self.files.get(target.gfid) is None:
+                    raise
+                self.files.drop(target.gfid)
+                continue
+            self.known_names.put((loc.parent, loc.name), (target.gfid, place))
+            return self.shown(looked, ())
+        raise FopError(errno.ESTALE, f"{self.name}: {loc} does not keep still")
+
+    async def _link_at(self, caller: Caller, source: Loc, loc: Loc, index: int, place: int) -> tuple[Looked, int]:
+        if place == index:
+            looked: Looked = await self.subvolumes[place].link(caller, source, loc)
+            if is_suspicious(looked.iatt) and (await self.phase_of(place, source)).is_link:
+                await self.undo(self.subvolumes[place].unlink(caller, loc))
+                raise FopError(errno.ESTALE, f"{self.name}: {source} has moved")
+            return looked, place
+        async with self.locked_names((index, loc)):
+            child = self.need(place, str(source))
+            await self.make_link(index, loc, source.gfid, place)
+            try:
+                looked = await child.link(caller, source, loc)
+            except FopError as error:
+                if error.errno != errno.EEXIST or not await self.remove_left_over(place, loc):
+                    await self.undo(self.subvolumes[index].unlink(self.owner(), name_of(loc)))
+                    raise
+                looked = await child.link(caller, source, loc)
+            if is_suspicious(looked.iatt) and (await self.phase_of(place, source)).is_link:
+                await self.undo(child.unlink(caller, loc))
+                await self.undo(self.subvolumes[index].unlink(self.owner(), name_of(loc)))
+                raise FopError(errno.ESTALE, f"{self.name}: {source} has moved")
+            return looked, place
+
+    async def remove_left_over(self, place: int, loc: Loc) -> bool:
+        """Data at a name that has no link file (we hold the name's lock): a crash left them, nobody can reach them.
+        Only where the directory's layout says that nothing can be without a link file."""
+        known, _ = await self.hashed(loc)
+        if not self.is_final(known):
+            return False
+        caller, child = self.owner(), self.subvolumes[place]
+        looked = await child.lookup(caller, name_of(loc), want=FILE_WANT)
+        if looked.iatt.is_directory:
+            return False
+        await child.unlink(caller, name_of(loc))
+        return True
+
+    # ---- removing ----
+
+    async def unlink(self, caller: Caller, loc: Loc) -> Looked:
+        named = name_of(loc)
+        _, index = await self.hashed_up(loc)
+        known = self.known_names.get((loc.parent, loc.name))
+        if known is not None and known[1] == index:
+            looked: Looked = await self.subvolumes[index].unlink(caller, named)
+            self.known_names.drop((loc.parent, loc.name))
+            if is_suspicious(looked.iatt) and not looks_like_link(looked.iatt):
+                await self._unlink_links(named, index)  # it was being migrated
+            elif looks_like_link(looked.iatt):
+                # Another client has moved the name since; what it led to goes as well.
+                looked = await self._unlink_everywhere(caller, named) or looked
+            return self._unlinked(looked)
+        return self._unlinked(await self._unlink_found(caller, named, index))
+
+    def _unlinked(self, looked: Looked) -> Looked:
+        if looked.iatt.nlink == 0:
+            self.files.drop(looked.iatt.gfid)
+        if self.count > 1:
+            looked.parent = None
+        return looked
+
+    async def _unlink_found(self, caller: Caller, loc: Loc, index: int) -> Looked:
+        """Data first, link files after it."""
+        place, found = await self.find(caller, loc)
+        if found.iatt.is_directory:
+            raise FopError(errno.EISDIR, str(loc))
+        self.known_names.drop((loc.parent, loc.name))
+        if place == index and not stat.S_ISVTX & found.iatt.mode:
+            looked: Looked = await self.subvolumes[place].unlink(caller, loc)
+            return looked
+        async with self.locked_names((index, loc)):
+            looked = await self.need(place, str(loc)).unlink(caller, loc)
+            await self._unlink_links(loc, place)
+            return looked
+
+    async def _unlink_links(self, loc: Loc, place: int) -> None:
+        """Link files of a name without data."""
+        caller = self.owner()
+        others = [i for i in self.up_ones if i != place]
+        answers = await self.ask(others, lambda i, c: c.lookup(caller, loc, want=FILE_WANT))
+        links = [i for i, a in good_of(answers).items() if is_link(a.xattrs)]
+        await self.ask(links, lambda i, c: c.unlink(caller, loc))
+
+    async def _unlink_everywhere(self, caller: Caller, loc: Loc) -> Looked | None:
+        answers = await self.ask(self.up_ones, lambda i, c: c.unlink(caller, loc))
+        removed = [a for a in good_of(answers).values() if not looks_like_link(a.iatt)]
+        return removed[0] if removed else None

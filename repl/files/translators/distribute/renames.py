@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Renaming files, atomic for readers and safe against a crash at each step (decision 0064).
+
+S has the source's data, H is where the new name belongs, D has what is at the new name now.
+- S == H or S == D: one rename on S does it.  What is left over elsewhere goes afterwards: data of the old target on D,
+  link files of the old name.
+- Otherwise: a link file with a hidden name on H that leads to S; the new name on S beside the old one (hard link); the
+  hidden link file takes the new name's place on H, which is the moment of the rename; then the old name on S, its link
+  file, and the old target's data go.
+Up to that moment both names lead to what they led to before.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+
+from repl.files.translators.distribute.base import GONE
+from repl.files.translators.distribute.lookups import name_of
+from repl.files.translators.distribute.marks import is_suspicious
+from repl.files.translators.distribute.trees import Trees
+from repl.files.values import Caller, FopError, Loc, Looked
+
+NOREPLACE, EXCHANGE = 1, 2
+_TRIES = 4
+
+
+@dataclass(slots=True)
+class Plan:
+    """Who takes part in the rename of a file."""
+
+    source: Loc
+    target: Loc
+    gfid: bytes
+    at: int  # S
+    source_hashed: int
+    hashed: int  # H
+    there: Looked | None  # what is at the new name
+    there_at: int | None  # D
+
+    @property
+    def is_single(self) -> bool:
+        return self.at in (self.hashed, self.there_at)
+
+    @property
+    def is_alone(self) -> bool:
+        """No other subvolume has anything to do with it."""
+        return self.at == self.hashed == self.source_hashed and self.there_at in (None, self.at)
+
+
+class Renames(Trees):
+    async def rename(self, caller: Caller, source: Loc, target: Loc, *, flags: int = 0) -> Looked:
+        if flags not in (0, NOREPLACE, EXCHANGE):
+            raise FopError(errno.EINVAL, f"rename flags {flags:#x}")
+        source, target = name_of(source), name_of(target)
+        for attempt in range(_TRIES):
+            try:
+                looked = await self._rename(caller, source, target, flags)
+            except FopError as error:
+                if error.errno != errno.ESTALE or attempt + 1 == _TRIES:
+                    raise
+                self.directories.drop(source.parent)
+                self.directories.drop(target.parent)
+                continue
+            return looked
+        raise FopError(errno.ESTALE, f"{self.name}: {source} does not keep still")
+
+    async def _rename(self, caller: Caller, source: Loc, target: Loc, flags: int) -> Looked:
+        at, found = await self.find(caller, source)
+        if self.count == 1:
+            looked: Looked = await self.subvolumes[0].rename(caller, source, target, flags=flags)
+            return looked
+        if flags == EXCHANGE:
+            return await self._exchange(caller, source, target, at, found)
+        if found.iatt.is_directory:
+            if flags == NOREPLACE and await self._current(caller, target) is not None:
+                raise FopError(errno.EEXIST, str(target))
+            return await self.rename_directory(caller, source, target, found.iatt.gfid, 0)
+        plan = await self._plan(caller, source, target, at, found, flags)
+        if plan.there is not None and plan.there.iatt.gfid == plan.gfid:
+            return found  # two names of one file: nothing happens, POSIX says
+        if plan.is_alone and not is_suspicious(found.iatt):
+            return await self._move(caller, plan, flags)
+        async with self.locked_names((plan.source_hashed, source), (plan.hashed, target)):
+            at, found = await self.find(caller, source)
+            plan = await self._plan(caller, source, target, at, found, flags)
+            if plan.there is not None and plan.there.iatt.gfid == plan.gfid:
+                return found
+            return await (self._move if plan.is_single else self._move_across)(caller, plan, flags)
+
+    async def _plan(self, caller: Caller, source: Loc, target: Loc, at: int, found: Looked, flags: int) -> Plan:
+        _, source_hashed = await self.hashed_up(source)
+        _, hashed = await self.hashed_up(target)
+        current = await self._current(caller, target)
+        if current is not None and current[1].iatt.is_directory:
+            raise FopError(errno.EEXIST if flags == NOREPLACE else errno.EISDIR, str(target))
+        if current is not None and flags == NOREPLACE:
+            raise FopError(errno.EEXIST, str(target))
+        there_at, there = current or (None, None)
+        return Plan(source, target, found.iatt.gfid, at, source_hashed, hashed, there, there_at)
+
+    async def _current(self, caller: Caller, target: Loc) -> tuple[int, Looked] | None:
+        try:
+            return await self.find(caller, target)
+        except FopError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return None
+
+    # ---- on one subvolume ----
+
+    async def _move(self, caller: Caller, plan: Plan, flags: int) -> Looked:
+        child = self.need(plan.at, str(plan.source))
+        if plan.at != plan.hashed and plan.there_at == plan.at:
+            await self._prepare_link(plan)
+        # A link file at the new name does not make it taken.
+        looked: Looked = await child.rename(caller, plan.source, plan.target, flags=flags if plan.is_alone else 0)
+        if is_suspicious(looked.iatt) and (await self.phase_of(plan.at, Loc(gfid=plan.gfid))).is_link:
+            self.files.drop(plan.gfid)
+            self.known_names.drop((plan.target.parent, plan.target.name))
+            # The file has been moved away a moment ago; its name follows it.
+            return await self._follow_file(caller, plan)
+        await self._clean_up(plan)
+        return self._moved(plan, looked)
+
+    async def _prepare_link(self, plan: Plan) -> None:
+        """The new name stays where its link file says; a directory adopted from others may lack the link file."""
+        try:
+            await self.subvolumes[plan.hashed].lookup(self.owner(), plan.target)
+        except FopError as error:
+            if error.errno not in GONE:
+                raise
+            await self.make_link(plan.hashed, plan.target, plan.gfid, plan.at)
+
+    async def _follow_file(self, caller: Caller, plan: Plan) -> Looked:
+        at, answers = await self.locate(plan.gfid)
+        looked: Looked = await self.subvolumes[at].rename(caller, plan.source, plan.target)
+        plan.at = at
+        if at != plan.hashed:
+            await self.replace_link(plan.hashed, plan.target, plan.gfid, at)
+        await self._clean_up(plan)
+        return self._moved(plan, looked)
+
+    async def _clean_up(self, plan: Plan) -> None:
+        """After the moment of the rename: link files of the old name, data of the old target."""
+        caller = self.owner()
+        if plan.source_hashed != plan.at:
+            await self.undo(self.subvolumes[plan.source_hashed].unlink(caller, plan.source))
+        if plan.there_at is not None and plan.there_at not in (plan.at, plan.hashed) and self.up[plan.there_at]:
+            await self.undo(self.subvolumes[plan.there_at].unlink(caller, plan.target))
+        if plan.at != plan.hashed and plan.there_at == plan.at:
+            await self.undo(self.repair_link_locked(plan.target, plan.hashed))
+
+    def _moved(self, plan: Plan, looked: Looked) -> Looked:
+        self.known_names.drop((plan.source.parent, plan.source.name))
+        self.known_names.put((plan.target.parent, plan.target.name), (plan.gfid, plan.at))
+        self.files.put(plan.gfid, plan.at)
+        if plan.there is not None and plan.there.iatt.nlink <= 1:
+            self.files.drop(plan.there.iatt.gfid)
+        return self.shown(looked, ())
+
+    # ---- across subvolumes ----
+
+    async def _move_across(self, caller: Caller, plan: Plan, flags: int) -> Looked:
+        data, holder, own = self.need(plan.at, str(plan.source)), self.subvolumes[plan.hashed], self.owner()
+        hidden = Loc(parent=plan.target.parent, name=self.hidden_name(plan.gfid))
+        await self.make_link(plan.hashed, hidden, plan.gfid, plan.at)
+        try:
+            looked = await self._second_name(caller, plan)
+            try:
+                await holder.rename(own, hidden, plan.target)
+            except OSError:
+                await self.undo(data.unlink(own, plan.target))
+                raise
+        except OSError:
+            await self.undo(holder.unlink(own, hidden))
+            raise
+        await self.undo(holder.unlink(own, hidden))  # it is still there where both were the same link file
+        await self.undo(data.unlink(own, plan.source))
+        looked.iatt.nlink = max(looked.iatt.nlink - 1, 1)
+        await self._clean_up(plan)
+        return self._moved(plan, looked)
+
+    async def _second_name(self, caller: Caller, plan: Plan) -> Looked:
+        """The new name where the data are; nobody sees it before the link file leads there."""
+        data, file = self.subvolumes[plan.at], Loc(gfid=plan.gfid)
+        try:
+            looked: Looked = await data.link(caller, file, plan.target)
+        except FopError as error:
+            if error.errno != errno.EEXIST or not await self.remove_left_over(plan.at, plan.target):
+                raise
+            looked = await data.link(caller, file, plan.target)
+        if is_suspicious(looked.iatt) and (await self.phase_of(plan.at, file)).is_link:
+            await self.undo(data.unlink(self.owner(), plan.target))
+            self.files.drop(plan.gfid)
+            raise FopError(errno.ESTALE, f"{self.name}: {plan.source} has moved")
+        return looked
+
+    # ---- exchange ----
+
+    async def _exchange(self, caller: Caller, source: Loc, target: Loc, at: int, found: Looked) -> Looked:
+        """Two files on one subvolume, or two directories; others cannot change places in one step."""
+        current = await self._current(caller, target)
+        if current is None:
+            raise FopError(errno.ENOENT, str(target))
+        there_at, there = current
+        if found.iatt.is_directory != there.iatt.is_directory:
+            raise FopError(errno.EINVAL, "a file and a directory cannot change places here")
+        if found.iatt.is_directory:
+            return await self._exchange_directories(caller, source, target, found, there)
+        if there_at != at:
+            raise FopError(errno.EINVAL, "files on different subvolumes cannot change places")
+        _, source_hashed = await self.hashed_up(source)
+        _, hashed = await self.hashed_up(target)
+        async with self.locked_names((source_hashed, source), (hashed, target)):
+            looked: Looked = await self.need(at, str(source)).rename(caller, source, target, flags=EXCHANGE)
+            for index, loc in ((source_hashed, source), (hashed, target)):
+                if index != at:
+                    await self.undo(self.repair_link_locked(loc, index))
+        self.known_names.drop((source.parent, source.name))
+        self.known_names.drop((target.parent, target.name))
+        return self.shown(looked, ())
+
+    async def _exchange_directories(
+        self, caller: Caller, source: Loc, target: Loc, found: Looked, there: Looked
+    ) -> Looked:
+        self.need_all(f"renaming {source}")
+        _, old_index = await self.hashed_up(source)
+        _, index = await self.hashed_up(target)
+        async with self.locked_names((old_index, source), (index, target)):
+            looked: Looked = await self.subvolumes[index].rename(caller, source, target, flags=EXCHANGE)
+            done = [index]
+            try:
+                for other in (i for i in self.everyone if i != index):
+                    await self.subvolumes[other].rename(caller, source, target, flags=EXCHANGE)
+                    done.append(other)
+            except OSError:
+                for other in done:
+                    await self.undo(self.subvolumes[other].rename(self.owner(), source, target, flags=EXCHANGE))
+                raise
+        self.directories.drop(found.iatt.gfid)
+        self.directories.drop(there.iatt.gfid)
+        looked.parent = None
+        return looked
+
+
+__all__ = ["Renames"]
