@@ -165,6 +165,7 @@ class Client:
 class World:
     def __init__(self, bricks: int = 4, *, seed: int = 0, **options: str) -> None:
         self.seed = seed
+        self.notes: list[str] = []  # for tests
         self.options = {key.replace("_", "-"): value for key, value in options.items()}
         self._numbers = itertools.count(1)
         self.bricks = [MemoryBrick(f"brick{i}") for i in range(bricks)]

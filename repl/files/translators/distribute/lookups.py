@@ -188,15 +188,34 @@ class Lookups(Directories):
         answers = await self.ask_directory(loc, self.wanted_of(gfid, want))
         found: dict[int, Looked] = good_of(answers)
         if any(a.iatt.gfid != gfid for a in found.values()):
-            different = ", ".join(f"'{self.names[i]}'" for i, a in found.items() if a.iatt.gfid != gfid)
-            log.error("volume '%s': directory %s has another gfid on %s", self.name, loc, different)
-            raise FopError(errno.EIO, f"{self.name}: {loc} has another gfid on {different}")
+            answers = await self._of_one_gfid(loc, gfid, answers)
+            found = good_of(answers)
+            if index in found and found[index].iatt.gfid != gfid:
+                return (await self.find(caller, loc, want))[1]
         known = await self.learned(gfid, loc, answers)
         if known.is_whole and any(MOVING in a.xattrs for a in found.values()):
             return (await self.find(caller, loc, want))[1]  # a rename was finished: perhaps it is not here any more
         iatt = merged(found, known.mds)
         answer = found.get(known.mds, first)
         return Looked(iatt, None, {k: v for k, v in answer.xattrs.items() if k in want})
+
+    async def _of_one_gfid(self, loc: Loc, gfid: bytes, answers: dict[int, Any]) -> dict[int, Any]:
+        """Copies with different gfids: a rename over the name was interrupted and is finished here, or is under way and
+        the copy that decides counts.  EIO for others."""
+        found: dict[int, Looked] = good_of(answers)
+        moved = [a.iatt.gfid for a in found.values() if MOVING in a.xattrs]
+        if not moved:
+            different = ", ".join(f"'{self.names[i]}'" for i, a in found.items() if a.iatt.gfid != gfid)
+            log.error("volume '%s': directory %s has another gfid on %s", self.name, loc, different)
+            raise FopError(errno.EIO, f"{self.name}: {loc} has another gfid on {different}")
+        try:
+            await self.heal_directory(moved[0], loc)
+        except OSError as error:
+            log.warning("volume '%s': the rename of %s cannot be finished: %s", self.name, loc, error)
+        answers = await self.ask_directory(loc, self.wanted_of(gfid))
+        gone = FopError(errno.ENOENT, f"{self.name}: {loc} is about to be replaced")
+        same = {i: gone if i in good_of(answers) and a.iatt.gfid != gfid else a for i, a in answers.items()}
+        return same if good_of(same) else answers
 
     # ---- by gfid ----
 
@@ -323,10 +342,10 @@ class Lookups(Directories):
             if error.errno not in GONE:
                 log.warning("volume '%s': something is left behind: %s", self.name, error)
 
-    async def remove_stale(self, loc: Loc, index: int) -> None:
+    async def remove_stale(self, loc: Loc, index: int, command: LockCommand = LockCommand.TRY) -> None:
         """A link file that leads nowhere goes, unless somebody is at work on the name."""
         _, at = await self.hashed(loc)
-        async with self.locked_names((at if at is not None and self.up[at] else index, loc), command=LockCommand.TRY):
+        async with self.locked_names((at if at is not None and self.up[at] else index, loc), command=command):
             caller = self.owner()
             answers = await self.ask(self.everyone, lambda i, c: c.lookup(caller, loc, want=FILE_WANT))
             found: dict[int, Looked] = good_of(answers)

@@ -20,7 +20,7 @@ from repl.files.translators.distribute.files import Files
 from repl.files.translators.distribute.lookups import name_of
 from repl.files.translators.distribute.marks import FILE_WANT, PRECONDITION, is_link, is_suspicious, looks_like_link
 from repl.files.translators.distribute.space import Room, room_of, total
-from repl.files.values import Caller, Fd, FopError, Loc, Looked, StatVfs, Xattrs
+from repl.files.values import Caller, Fd, FopError, Loc, LockCommand, Looked, StatVfs, Xattrs
 
 _TRIES = 3
 
@@ -122,7 +122,7 @@ class Names(Files):
                 raise
         else:
             return False
-        await self.remove_stale(loc, index)
+        await self.remove_stale(loc, index, LockCommand.WAIT)
         return True
 
     async def _make_aside(
