@@ -394,9 +394,24 @@ class MemoryBrick(Translator):
         inode = self.inode(target)
         if name is None:
             return {k: v for k, v in inode.xattrs.items() if caller.is_internal or not k.startswith(HIDDEN)}
+        if name == b"glusterfs.gfidtopath":
+            return {name: self._path(inode)}
         if name not in inode.xattrs:
             raise FopError(errno.ENODATA, self.name)
         return {name: inode.xattrs[name]}
+
+    def _path(self, inode: Inode) -> bytes:
+        """One of its paths."""
+        names: list[bytes] = []
+        gfid = inode.iatt.gfid
+        while gfid != ROOT_GFID:
+            found = ((p, n) for p in self.inodes.values() for n, (_, g) in p.entries.items() if g == gfid)
+            parent, name = next(found, (None, b""))
+            if parent is None:
+                raise FopError(errno.ESTALE, self.name)
+            names.append(name)
+            gfid = parent.iatt.gfid
+        return b"/" + b"/".join(reversed(names))
 
     async def setxattr(self, caller: Caller, target: Target, values: Xattrs, *, flags: int = 0) -> None:
         inode = self.inode(target)

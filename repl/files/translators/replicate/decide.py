@@ -27,13 +27,15 @@ class Witness:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Masks of children.  ``is_split``: no copy is good; ``is_guess``: nobody was accused, a tie was broken."""
+    """Masks of children.  ``is_split``: no copy is good; ``is_guess``: nobody was accused, a tie was broken among
+    ``equals``."""
 
     sources: int
     sinks: int
     is_split: bool = False
     is_guess: bool = False
     reason: str = ""
+    equals: int = 0
 
 
 def _bits(mask: int) -> list[int]:
@@ -89,14 +91,14 @@ def _among_equals(copies: Mapping[int, Witness], kind: Kind, sources: int, sinks
         if len(candidates) == 1 or (not is_dirty and len(sizes) == 1):
             return Verdict(sources, sinks)
         winner = max(candidates, key=lambda i: _weight(copies[i], kind, i))
-        return Verdict(1 << winner, sinks | (sources & ~(1 << winner)), is_guess=True,
+        return Verdict(1 << winner, sinks | (sources & ~(1 << winner)), is_guess=True, equals=sources,
                        reason="nobody is accused: the longest, best witnessed, newest copy wins")  # fmt: skip
     shapes = {_owner(copies[i].iatt) for i in candidates}
     is_dirty = any(copies[i].dirty[kind] for i in candidates)
     if len(candidates) == 1 or (len(shapes) == 1 and not is_dirty):
         return Verdict(sources, sinks)
     winner = max(candidates, key=lambda i: (copies[i].iatt.ctime_ns, -i))
-    return Verdict(1 << winner, sinks | (sources & ~(1 << winner)), is_guess=True,
+    return Verdict(1 << winner, sinks | (sources & ~(1 << winner)), is_guess=True, equals=sources,
                    reason="nobody is accused: the attributes that changed last win")  # fmt: skip
 
 

@@ -46,6 +46,8 @@ class Reads(Transactions):
         if inode.choice >= 0 and inode.choice_until > self.context.now() and self.up >> inode.choice & 1:
             return 1 << inode.choice
         if any(inode.is_split) and (kind is Kind.DATA or inode.is_split[kind]) and not self._may_show(inode, kind):
+            if inode.found != self.everyone:  # a copy that is away may be the good one
+                raise self.nobody(f"reading {Loc(gfid=inode.gfid)}: no good copy answers")
             word = next(k.word for k in Kind if inode.is_split[k])
             raise FopError(errno.EIO, f"{self.name}: {Loc(gfid=inode.gfid)} is in {word} split-brain")
         mask = inode.readable[kind] & self.up

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a heal keeps what lost its name on a copy: ``.glusterfs-anonymous-inode-ID`` in the root of each brick.
+
+An inode that a good copy does not have under that name any more may have been renamed there: its new name takes it from
+here (``heal_entries``).  What no other copy has anywhere is removed (``clean``), directories from the top: what is in
+them moves up first, because it may live on elsewhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import uuid
+from typing import TYPE_CHECKING
+
+from repl.files.translator import Translator
+from repl.files.translators.replicate.base import GONE, bits
+from repl.files.values import ROOT_GFID, Caller, Entry, Fd, Iatt, Loc, gfid_text
+from repl.limits import FILES_DEPTH_MAX
+
+if TYPE_CHECKING:
+    from repl.files.translators.replicate.transactions import Transactions
+
+log = logging.getLogger(__name__)
+PREFIX = b".glusterfs-anonymous-inode-"
+_SPACE = uuid.UUID("6c1a5a5e-53a0-4f0a-a4c1-2f8e1b6d3f20")
+_LISTING_BYTES = 64 * 1024
+
+
+class Aside:
+    """The places of one replicate volume."""
+
+    def __init__(self, afr: Transactions, name: bytes) -> None:
+        self.afr = afr
+        self.name = name
+        self.used = 0  # children on which something lies there
+        self._places: dict[tuple[int, int], bytes] = {}
+
+    def _caller(self) -> Caller:
+        return self.afr.owner()
+
+    async def place(self, index: int) -> bytes:
+        """The gfid of the directory on that child, which is made when it is missing."""
+        key = (index, self.afr.generation)
+        if key not in self._places:
+            if len(self._places) > 4 * self.afr.count:
+                self._places.clear()
+            self._places[key] = await self._make(index)
+        return self._places[key]
+
+    async def _make(self, index: int) -> bytes:
+        child, caller = self.afr.subvolumes[index], self._caller()
+        loc = Loc(parent=ROOT_GFID, name=self.name)
+        try:
+            return (await child.lookup(caller, loc)).iatt.gfid
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+        gfid = uuid.uuid5(_SPACE, self.name.hex()).bytes
+        try:
+            return (await child.mkdir(caller, loc, mode=0o700, gfid=gfid)).iatt.gfid
+        except OSError as error:
+            if error.errno != errno.EEXIST:
+                raise
+        return (await child.lookup(caller, loc)).iatt.gfid
+
+    def _loc(self, place: bytes, gfid: bytes) -> Loc:
+        return Loc(gfid, place, gfid_text(gfid).encode())
+
+    async def put(self, index: int, loc: Loc, gfid: bytes) -> None:
+        """The name goes, the inode stays."""
+        place = await self.place(index)
+        source = Loc(gfid, loc.parent, loc.name)
+        self.used |= 1 << index
+        await self.afr.subvolumes[index].rename(self._caller(), source, self._loc(place, gfid))
+
+    async def take(self, index: int, loc: Loc, gfid: bytes) -> bool:
+        """Under its new name; False: it is not here."""
+        if not await self.holds(index, gfid):
+            return False
+        place = await self.place(index)
+        await self.afr.subvolumes[index].rename(self._caller(), self._loc(place, gfid), loc)
+        return True
+
+    async def holds(self, index: int, gfid: bytes) -> bool:
+        place = await self.place(index)
+        loc = self._loc(place, gfid)
+        try:
+            found = await self.afr.subvolumes[index].lookup(self._caller(), Loc(parent=loc.parent, name=loc.name))
+        except OSError as error:
+            if error.errno in GONE:
+                return False
+            raise
+        return found.iatt.gfid == gfid
+
+    # ---- removing ----
+
+    async def is_dead(self, gfid: bytes, but: int) -> bool:
+        """No other copy has it under a name; all of them are asked."""
+        afr = self.afr
+        if afr.up != afr.everyone:
+            return False
+        for i in bits(afr.everyone & ~(1 << but)):
+            try:
+                await afr.subvolumes[i].lookup(self._caller(), Loc(gfid=gfid))
+                if not await self.holds(i, gfid):
+                    return False
+            except OSError as error:
+                if error.errno not in GONE:
+                    return False
+        return True
+
+    async def clean(self) -> int:
+        """Remove what is dead; how much was removed.  Needs all children."""
+        afr = self.afr
+        removed = 0
+        for _ in range(FILES_DEPTH_MAX):
+            before = removed
+            for i in bits(afr.everyone if afr.up == afr.everyone else 0):
+                try:
+                    removed += await self._clean(i)
+                except OSError as error:
+                    log.info("volume '%s': %s on '%s': %s", afr.name, self.name.decode(), afr.names[i], error)
+            if removed == before:
+                break
+        return removed
+
+    async def _clean(self, index: int) -> int:
+        child = self.afr.subvolumes[index]
+        try:
+            await child.lookup(self._caller(), Loc(parent=ROOT_GFID, name=self.name))
+        except OSError as error:
+            if error.errno in GONE:
+                return 0
+            raise
+        place = await self.place(index)
+        removed = 0
+        is_first = True
+        while True:
+            entries = await list_all(child, self._caller(), place)
+            if is_first:
+                self.used = self.used | 1 << index if entries else self.used & ~(1 << index)
+                is_first = False
+            now = 0
+            for entry in entries:
+                now += await self._settle(index, place, entry)
+            removed += now
+            if not now:
+                return removed
+
+    async def _settle(self, index: int, place: bytes, entry: Entry) -> int:
+        child, caller = self.afr.subvolumes[index], self._caller()
+        iatt: Iatt = (await child.lookup(caller, Loc(parent=place, name=entry.name))).iatt
+        loc = Loc(iatt.gfid, place, entry.name)
+        if not iatt.is_directory and iatt.nlink > 1:  # it has got its new name already
+            await child.unlink(caller, loc)
+            return 1
+        if not await self.is_dead(iatt.gfid, index):
+            return 0
+        if not iatt.is_directory:
+            await child.unlink(caller, loc)
+            return 1
+        for below in await list_all(child, caller, iatt.gfid):
+            inner = (await child.lookup(caller, Loc(parent=iatt.gfid, name=below.name))).iatt
+            where = Loc(inner.gfid, iatt.gfid, below.name)
+            if not inner.is_directory and inner.nlink > 1:
+                await child.unlink(caller, where)
+            else:
+                await child.rename(caller, where, self._loc(place, inner.gfid))
+        await child.rmdir(caller, loc)
+        return 1
+
+
+async def list_all(child: Translator, caller: Caller, gfid: bytes) -> list[Entry]:
+    """All names of a directory; for those that are known to be small."""
+    fd = Fd(gfid, is_directory=True)
+    await child.opendir(caller, Loc(gfid=gfid), fd)
+    try:
+        found: list[Entry] = []
+        while entries := await child.readdir(caller, fd, size=_LISTING_BYTES, offset=found[-1].offset if found else 0):
+            found += entries
+        return found
+    finally:
+        await child.release(fd)

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entry heal: the names of a directory (spec 5.8, decision 0061).
+
+The names of all copies are compared without a lock; those that differ are looked at again and repaired under the lock
+of the directory, which is held for a quarter of a second at a time.  What clients change meanwhile goes to all copies,
+or leaves accusations that are not in the snapshot and cause another round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from repl.files.translators.replicate.base import bits
+from repl.files.translators.replicate.changelog import Kind
+from repl.files.translators.replicate.decide import judge
+from repl.files.translators.replicate.heal_aside import Aside
+from repl.files.translators.replicate.heal_locks import names_lock, send, take, unlock_step
+from repl.files.translators.replicate.heal_names import Judged, NameHeal
+from repl.files.translators.replicate.heal_run import Run, can_heal
+from repl.files.translators.replicate.healing import Status
+from repl.files.values import ROOT_GFID, Fd
+from repl.limits import HEAL_BATCH_NAMES, HEAL_LOCKED_S, HEAL_NAMES_MAX
+
+Names = dict[bytes, dict[int, tuple[bytes, int]]]  # name -> child -> gfid and type
+
+
+class EntryHeal:
+    def __init__(self, run: Run, aside: Aside) -> None:
+        self.run = run
+        self.afr = run.afr
+        self.aside = aside
+        self._lock = names_lock(run.afr.domain, run.loc)
+
+    async def heal(self) -> None:
+        run = self.run
+        judged = await self._judge()
+        if judged is None or not (run.has_counters(Kind.ENTRY) or run.how.is_full):
+            return
+        healer = NameHeal(run, judged, self.aside)
+        is_done, is_changed = True, False
+        async for names in self._differences():
+            is_changed = is_changed or bool(names)
+            is_done &= await self._repair(healer, sorted(names))
+        if is_done:
+            run.plan_undo(Kind.ENTRY, judged.trusted, run.mask)
+            if is_changed:
+                run.note(Status.HEALED, "")
+        else:
+            run.note(Status.LATER, "some names are left")
+
+    async def heal_name(self, name: bytes) -> None:
+        """Only this one; counters stay as they are."""
+        judged = await self._judge()
+        if judged is not None:
+            await self._repair(NameHeal(self.run, judged, self.aside), [name])
+
+    @asynccontextmanager
+    async def _locked(self) -> AsyncIterator[dict[int, list[object]] | None]:
+        afr = self.afr
+        caller = afr.owner()
+        if (inode := afr.inodes.peek(self.run.gfid)) is not None and inode.entry_tenure is not None:
+            await afr.end_tenures(inode)
+        got = await take(afr, self.run.locked or afr.up, caller, self._lock, [self.run.look_step()],
+                         waits=self.run.how.waits or self.run.is_accused())  # fmt: skip
+        try:
+            yield got
+        finally:
+            await send(afr, sum(1 << i for i in got or ()), caller, [unlock_step(self._lock)])
+
+    async def _judge(self) -> Judged | None:
+        """What the copies say under the lock of their names: from here on this is the snapshot."""
+        run = self.run
+        async with self._locked() as got:
+            if got is None:
+                run.note(Status.LATER, "it is in use")
+                return None
+            run.learn_again({i: a[0] for i, a in got.items()})
+        if not can_heal(self.afr, run.mask):
+            run.note(Status.PARENT if run.missing else Status.AWAY, "too few copies of the directory")
+            return None
+        verdict = judge(run.copies, Kind.ENTRY)
+        is_blamed = any(c[Kind.ENTRY] for w in run.copies.values() for c in w.said)
+        is_dirty = any(w.dirty[Kind.ENTRY] for w in run.copies.values())
+        if verdict.is_split and not run.is_complete:
+            run.note(Status.AWAY, "no good copy of its names answers")
+            return None
+        return Judged(run.mask if verdict.is_split else verdict.sources, is_blamed and verdict.is_split, is_dirty)
+
+    # ---- comparing ----
+
+    async def _differences(self) -> AsyncIterator[list[bytes]]:
+        """Names that are not the same on all copies, a bounded number of names compared at a time."""
+        parts = 1
+        part = 0
+        while part < parts:
+            found = await self._list(part, parts)
+            if found is None:
+                parts *= 2
+                part *= 2
+                continue
+            yield _differing(found, self.run.mask)
+            part += 1
+
+    async def _list(self, part: int, parts: int) -> Names | None:
+        """The names of one part of several; None: too many."""
+        found: Names = {}
+        await asyncio.gather(*(self._list_child(i, found, part, parts) for i in bits(self.run.mask)))
+        return found if len(found) <= HEAL_NAMES_MAX else None
+
+    async def _list_child(self, index: int, found: Names, part: int, parts: int) -> None:
+        child, caller = self.afr.subvolumes[index], self.run.caller
+        fd = Fd(self.run.gfid, is_directory=True)
+        size, offset = self.afr.options["self-heal-readdir-size"], 0
+        is_root = self.run.gfid == ROOT_GFID
+        await child.opendir(caller, self.run.loc, fd)
+        try:
+            while entries := await child.readdir(caller, fd, size=size, offset=offset):
+                offset = entries[-1].offset
+                for entry in entries:
+                    if is_root and entry.name.startswith(b".glusterfs"):
+                        continue
+                    if parts == 1 or zlib.crc32(entry.name) % parts == part:
+                        found.setdefault(entry.name, {})[index] = (entry.gfid, entry.kind)
+                if len(found) > HEAL_NAMES_MAX:
+                    return
+        finally:
+            await child.release(fd)
+
+    # ---- repairing ----
+
+    async def _repair(self, healer: NameHeal, names: list[bytes]) -> bool:
+        """True: all are settled.  What could not be is tried once more: another name may have been in its way."""
+        left = await self._repair_once(healer, names)
+        if left and len(left) < len(names):
+            left = await self._repair_once(healer, left)
+        return not left
+
+    async def _repair_once(self, healer: NameHeal, names: list[bytes]) -> list[bytes]:
+        """Locked for a while, free for a moment, until all have been looked at."""
+        loop = asyncio.get_running_loop()
+        left: list[bytes] = []
+        at, wanted = 0, self.run.mask
+        while at < len(names):
+            async with self._locked() as got:
+                if got is None or wanted & ~sum(1 << i for i in got):
+                    self.run.note(Status.AWAY, "a copy cannot be locked any more")
+                    return left + names[at:]
+                until = loop.time() + HEAL_LOCKED_S
+                while at < len(names) and loop.time() < until:
+                    batch = names[at : at + HEAL_BATCH_NAMES]
+                    at += len(batch)
+                    left += await self._repair_batch(healer, batch)
+        return left
+
+    async def _repair_batch(self, healer: NameHeal, names: list[bytes]) -> list[bytes]:
+        answers = await asyncio.gather(*(healer.heal(name) for name in names), return_exceptions=True)
+        left: list[bytes] = []
+        for name, answer in zip(names, answers, strict=True):
+            if isinstance(answer, OSError):
+                self.run.note(Status.FAILED, f"{name!r}: {answer}")
+            elif isinstance(answer, BaseException):
+                raise answer
+            if answer is not True:
+                left.append(name)
+        return left
+
+
+def _differing(found: Names, mask: int) -> list[bytes]:
+    count = mask.bit_count()
+    return [name for name, there in found.items() if len(there) < count or len(set(there.values())) > 1]

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The heal of one name of a directory, whose names the caller has locked on all children that take part.
+
+``trusted`` are the children whose word counts: the good copies, or all of them when the names of all are to stay (a
+merge).  What the good copies do not have loses its name on the others (and is put aside), what they have comes into
+being there with the same identity: by its new name if the inode is there already, else as an empty one that both the
+good copies and itself say is old.
+Answers whether the name is settled; what cannot be settled is noted in the run's outcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+from dataclasses import dataclass
+
+from repl.files.translators.replicate.base import GONE, bits
+from repl.files.translators.replicate.changelog import Counts, Kind, accusations, delta
+from repl.files.translators.replicate.decide import Witness, favorite
+from repl.files.translators.replicate.heal_aside import Aside
+from repl.files.translators.replicate.heal_places import Places
+from repl.files.translators.replicate.heal_run import Run
+from repl.files.values import Caller, Iatt, Loc, Looked, XattrOp, Xattrs
+
+# What the good copies say of a child for an inode that it gets now, and what it says itself.
+_UNITS = {
+    stat.S_IFREG: (delta((1, 1, 0)), delta((1, 1, 0))),
+    stat.S_IFDIR: (delta((0, 1, 1)), delta((0, 1, 0))),
+}
+_OTHER_UNITS = (delta((1, 1, 0)), delta((1, 1, 0)))
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What the directory's counters say: whose names count, whether each side has missed something of the other
+    (``is_blamed``: names that differ are a split-brain then), whether a dead client may have left it half changed."""
+
+    trusted: int
+    is_blamed: bool
+    is_dirty: bool
+
+
+class NameHeal:
+    def __init__(self, run: Run, judged: Judged, aside: Aside) -> None:
+        self.run = run
+        self.afr = run.afr
+        self.judged = judged
+        self.aside = aside
+        self.places = Places(run, aside, judged.trusted)
+
+    async def heal(self, name: bytes) -> bool:
+        """OSError: a child could not do it."""
+        run = self.run
+        loc = Loc(parent=run.gfid, name=name)
+        there = await self._look(loc)
+        present = {i: a for i, a in there.items() if self.judged.trusted >> i & 1}
+        if not present:
+            await asyncio.gather(*(self._expunge(i, loc, a.iatt) for i, a in there.items()))
+            return True
+        good = self._choose(name, present)
+        if good < 0:
+            return False
+        iatt = present[good].iatt
+        same = sum(1 << i for i, a in there.items() if a.iatt.gfid == iatt.gfid)
+        for i in bits(run.mask & ~same):
+            if i in there:
+                await self._expunge(i, loc, there[i].iatt)
+        is_done = True
+        for i in bits(run.mask & ~same):
+            is_done &= await self._impunge(i, loc, present[good], same)
+        return is_done
+
+    async def _look(self, loc: Loc) -> dict[int, Looked]:
+        answers = await self.afr.ask(
+            self.run.mask, lambda c: c.lookup(self.run.caller, loc, want=self.afr.want_keys)
+        )
+        found: dict[int, Looked] = {}
+        for i, answer in answers.items():
+            if isinstance(answer, Looked):
+                found[i] = answer
+            elif answer.errno not in GONE:
+                raise answer
+        return found
+
+    # ---- which inode the name means ----
+
+    def _choose(self, name: bytes, present: dict[int, Looked]) -> int:
+        """A child that has the right one, -1 if nobody can tell."""
+        first = next(iter(present))
+        identities = {(a.iatt.gfid, a.iatt.kind) for a in present.values()}
+        if len(identities) == 1:
+            return first
+        if self.run.how.winner in present:
+            return self.run.how.winner
+        if not self.judged.is_blamed and self.judged.is_dirty:
+            return self._newest(present)
+        chosen = self._favorite(present)
+        if chosen < 0:
+            is_type = len({kind for _, kind in identities}) > 1
+            word = "type" if is_type else "gfid"
+            self.run.split(word, f"{name!r} is another object on each side", name)
+        return chosen
+
+    @staticmethod
+    def _newest(present: dict[int, Looked]) -> int:
+        """A change that nobody acknowledged: any of them will do, the one that most have before the newest."""
+        gfids = [a.iatt.gfid for a in present.values()]
+        return max(present, key=lambda i: (gfids.count(present[i].iatt.gfid), present[i].iatt.ctime_ns, -i))
+
+    def _favorite(self, present: dict[int, Looked]) -> int:
+        """By the policy, among files only."""
+        policy = self.run.how.policy
+        if policy == "none" or not all(a.iatt.is_regular for a in present.values()):
+            return -1
+        if policy == "majority":
+            gfids = [a.iatt.gfid for a in present.values()]
+            best = max(present, key=lambda i: (gfids.count(present[i].iatt.gfid), -i))
+            return best if 2 * gfids.count(present[best].iatt.gfid) > self.afr.count else -1
+        nothing: Counts = (0, 0, 0)
+        said = tuple(nothing for _ in range(self.afr.count))
+        witnesses = {
+            i: Witness(said, nothing, a.iatt, bool(self.afr.arbiters >> i & 1)) for i, a in present.items()
+        }
+        return favorite(policy, witnesses, is_data=policy == "size")
+
+    # ---- taking a name away ----
+
+    async def _expunge(self, index: int, loc: Loc, iatt: Iatt) -> None:
+        child, caller = self.afr.subvolumes[index], self.run.caller
+        victim = Loc(iatt.gfid, loc.parent, loc.name)
+        if not iatt.is_directory and iatt.nlink > 1:
+            await child.unlink(caller, victim)
+        elif not iatt.is_directory and await self.aside.is_dead(iatt.gfid, index):
+            await child.unlink(caller, victim)
+        elif not self.afr.options["use-anonymous-inode"]:
+            await (child.rmdir(caller, victim, recursive=True) if iatt.is_directory else child.unlink(caller, victim))
+        else:
+            await self.aside.put(index, loc, iatt.gfid)
+
+    # ---- giving a name ----
+
+    async def _impunge(self, index: int, loc: Loc, good: Looked, same: int) -> bool:
+        child, caller, gfid = self.afr.subvolumes[index], self.run.caller, good.iatt.gfid
+        try:
+            here = (await child.lookup(caller, Loc(gfid=gfid))).iatt
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            await self._make(index, loc, good, same)
+            return True
+        if here.kind != good.iatt.kind:
+            self.run.split("type", "the same gfid has another type", loc.name)
+            return False
+        if await self.aside.take(index, loc, gfid):
+            return True
+        if not here.is_directory:
+            await child.link(caller, Loc(gfid=gfid), loc)
+            return True
+        return await self.places.settle(index, loc, good.iatt, here, same)
+
+    async def _make(self, index: int, loc: Loc, good: Looked, same: int) -> None:
+        """Marks first, on all copies that have it; the new inode is marked by itself from its first instant."""
+        afr, iatt, key = self.afr, good.iatt, self.afr.keys[index]
+        unit, own = _UNITS.get(iatt.kind, _OTHER_UNITS)
+        target = Loc(gfid=iatt.gfid)
+        said = accusations(good.xattrs, afr.keys)[index]
+        is_marked = said[Kind.METADATA] and (said[Kind.ENTRY] if iatt.is_directory else said[Kind.DATA])
+        if not is_marked or same & (same - 1):
+            answers = await afr.ask(same, lambda c: c.xattrop(self.run.caller, target, XattrOp.ADD, {key: unit}))
+            if error := next((a for a in answers.values() if isinstance(a, OSError)), None):
+                raise error
+        await self._make_empty(index, loc, iatt, {key: own}, bits(same)[0])
+        self.run.outcome.more.append(iatt.gfid)
+
+    async def _make_empty(self, index: int, loc: Loc, iatt: Iatt, extra: Xattrs, source: int) -> None:
+        child, gfid = self.afr.subvolumes[index], iatt.gfid
+        caller = Caller(iatt.uid, iatt.gid, (), 0, self.run.caller.client, self.run.caller.lock_owner, True)
+        mode = stat.S_IMODE(iatt.mode)
+        if iatt.is_directory:
+            await child.mkdir(caller, loc, mode=mode, gfid=gfid, extra=extra)
+        elif stat.S_ISLNK(iatt.mode):
+            target = await self.afr.subvolumes[source].readlink(self.run.caller, Loc(gfid=gfid))
+            await child.symlink(caller, loc, target=target, gfid=gfid, extra=extra)
+        else:
+            await child.mknod(caller, loc, mode=iatt.mode, rdev=iatt.rdev, gfid=gfid, extra=extra)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A directory has one place.  When a copy has it elsewhere than the names under heal say, this decides which counts.
+
+Usually the other place is old itself: its directory has pending counters, its heal puts the directory aside, and the
+name under heal takes it from there.  If both places are good (each side renamed it while the other was away, or a client
+died in the middle of a rename), the one whose copy changed last counts, and the others are moved there.
+"""
+
+from __future__ import annotations
+
+import os
+
+from repl.files.translators.replicate.base import GONE, bits
+from repl.files.translators.replicate.changelog import Kind, accusations
+from repl.files.translators.replicate.decide import Witness, judge
+from repl.files.translators.replicate.heal_aside import Aside
+from repl.files.translators.replicate.heal_locks import names_lock, send, take, unlock_step
+from repl.files.translators.replicate.heal_run import Run
+from repl.files.translators.replicate.healing import Status
+from repl.files.values import ROOT_GFID, Iatt, Loc, Looked
+
+PATHS = b"glusterfs.gfidtopath"
+
+
+class Places:
+    """``trusted``: children whose word counts in the directory under heal."""
+
+    def __init__(self, run: Run, aside: Aside, trusted: int) -> None:
+        self.run = run
+        self.afr = run.afr
+        self.aside = aside
+        self.trusted = trusted
+
+    async def settle(self, index: int, loc: Loc, good: Iatt, here: Iatt, same: int) -> bool:
+        """``index`` has the directory elsewhere, those of ``same`` have it as ``loc``.  True: it is at ``loc`` now."""
+        run = self.run
+        other = await self._where(index, good.gfid)
+        if other is None:
+            run.note(Status.LATER, f"{loc.name!r} lies in what has been put aside on {self.afr.names[index]}")
+            return False
+        is_same = other.parent == loc.parent
+        is_old = not self.trusted >> index & 1 if is_same else await self._is_old(index, other.parent)
+        if is_old:
+            run.outcome.more.append(other.parent)
+            run.note(Status.LATER, f"{loc.name!r} has another place on {self.afr.names[index]}, which is old")
+            return False
+        is_other_newer = here.ctime_ns > good.ctime_ns
+        if is_same:
+            await self._rename(same if is_other_newer else 1 << index, *((loc, other) if is_other_newer else (other, loc)))
+            return True
+        if is_other_newer:
+            return await self._move(same, loc, other, is_here=False)
+        return await self._move(1 << index, other, loc, is_here=True)
+
+    async def _where(self, index: int, gfid: bytes) -> Loc | None:
+        """Its directory and name on that child; None: below the root there is no way to it."""
+        child, caller = self.afr.subvolumes[index], self.run.caller
+        try:
+            path = (await child.getxattr(caller, Loc(gfid=gfid), PATHS))[PATHS].split(b"\n")[0]
+            parent = ROOT_GFID
+            names = [name for name in path.split(b"/") if name]
+            if not names or names[0] == self.aside.name:
+                return None
+            for name in names[:-1]:
+                parent = (await child.lookup(caller, Loc(parent=parent, name=name))).iatt.gfid
+            return Loc(gfid, parent, names[-1], path)
+        except OSError as error:
+            if error.errno in GONE:
+                return None
+            raise
+
+    async def _is_old(self, index: int, directory: bytes) -> bool:
+        """Another child says that this one has missed changes of that directory (or lacks it at all)."""
+        loc = Loc(gfid=directory)
+        answers = await self.afr.ask(
+            self.run.mask, lambda c: c.lookup(self.run.caller, loc, want=self.afr.want_keys)
+        )
+        copies: dict[int, Witness] = {}
+        for i, answer in answers.items():
+            if isinstance(answer, Looked):
+                copies[i] = Witness(accusations(answer.xattrs, self.afr.keys), (0, 0, 0), answer.iatt)
+        verdict = judge(copies, Kind.ENTRY)
+        return len(copies) < self.run.mask.bit_count() or bool(verdict.sinks >> index & 1 and not verdict.is_split)
+
+    async def _move(self, mask: int, source: Loc, target: Loc, *, is_here: bool) -> bool:
+        """On these children, with the other directory locked too, if that can be had at once."""
+        afr, run = self.afr, self.run
+        other = source if is_here else target
+        lock = names_lock(afr.domain, Loc(gfid=other.parent))
+        caller = afr.owner()
+        got = await take(afr, run.mask, caller, lock, [], waits=False)
+        if got is None or mask & ~sum(1 << i for i in got):
+            await send(afr, sum(1 << i for i in got or ()), caller, [unlock_step(lock)])
+            run.note(Status.LATER, f"{os.fsdecode(other.path)}: its directory is in use")
+            return False
+        try:
+            await self._rename(mask, source, target)
+        finally:
+            await send(afr, sum(1 << i for i in got), caller, [unlock_step(lock)])
+        return True
+
+    async def _rename(self, mask: int, source: Loc, target: Loc) -> None:
+        for i in bits(mask):
+            await self.afr.subvolumes[i].rename(self.run.caller, source, target, flags=1)
