@@ -18,8 +18,25 @@ from typing import Any
 from repl.files.events import ChildDown, ChildUp, Contended, Event
 from repl.files.options import Options, parse_options
 from repl.files.translator import FOPS, Context, Step, Translator
+from repl.files.translators.index import GFID_KEYS, HEAL_COUNT, VIRTUAL
 from repl.files.translators.replicate import Replicate
-from repl.files.values import Caller, Fd, FopError, Loc, Lock, LockCommand, LockType, Target
+from repl.files.translators.replicate.changelog import DIRTY
+from repl.files.values import (
+    Caller,
+    Entry,
+    Fd,
+    FopError,
+    Iatt,
+    Loc,
+    Lock,
+    LockCommand,
+    LockType,
+    Looked,
+    Target,
+    Want,
+    Xattrs,
+    gfid_text,
+)
 from tests.lib.memory_brick import Inode, MemoryBrick
 from tests.lib.memory_locks import LockSpace, LockTable, _conflict
 
@@ -69,6 +86,48 @@ class Brick(MemoryBrick):
             event = Contended(domain, loc.gfid, name, is_entry=True)
             self._tell_holders(table, (caller.client, caller.lock_owner), Lock(type), event)
         await super().entrylk(caller, domain, loc, name, command, type)
+
+
+class Indexed(Brick):
+    """With what features/index offers, made up from the counters."""
+
+    TYPE = "test/indexed"
+
+    def _pending(self, is_dirty: bool) -> list[bytes]:
+        return [
+            gfid for gfid, inode in sorted(self.inodes.items())
+            if any(k.startswith(PENDING) and any(v) and (k == DIRTY) == is_dirty for k, v in inode.xattrs.items())
+        ]  # fmt: skip
+
+    def __init__(self, name: str, context: Context) -> None:
+        super().__init__(name, context)
+        self._virtual = {VIRTUAL["xattrop"]: False, VIRTUAL["dirty"]: True}
+
+    async def getxattr(self, caller: Caller, target: Target, name: bytes | None = None) -> Xattrs:
+        if name in GFID_KEYS and GFID_KEYS[name] in ("xattrop", "dirty"):
+            return {name: VIRTUAL[GFID_KEYS[name]]}
+        if name == HEAL_COUNT:
+            return {name: b"%d" % len(self._pending(False))}
+        return await super().getxattr(caller, target, name)
+
+    async def opendir(self, caller: Caller, loc: Loc, fd: Fd) -> None:
+        if loc.gfid not in self._virtual:
+            await super().opendir(caller, loc, fd)
+
+    async def readdir(
+        self, caller: Caller, fd: Fd, *, size: int, offset: int, is_plus: bool = False, want: Want = ()
+    ) -> list[Entry]:
+        if fd.gfid not in self._virtual:
+            return await super().readdir(caller, fd, size=size, offset=offset, is_plus=is_plus, want=want)
+        if offset:
+            return []
+        found = self._pending(self._virtual[fd.gfid])
+        return [Entry(gfid_text(g).encode(), i + 1, g, 0) for i, g in enumerate(found)]
+
+    async def unlink(self, caller: Caller, loc: Loc) -> Looked:
+        if loc.parent in self._virtual:
+            return Looked(Iatt())
+        return await super().unlink(caller, loc)
 
 
 class Link(Translator):
@@ -185,7 +244,7 @@ class World:
         self.hook: Hook = _no_fault
         self._ticks = 0
         context = Context(process="bricks", wall_ns=self.wall_ns)
-        self.bricks = [Brick(f"brick{i}", context) for i in range(bricks)]
+        self.bricks: list[Brick] = [Indexed(f"brick{i}", context) for i in range(bricks)]
         self.clients: list[Client] = []
 
     def wall_ns(self) -> int:

@@ -227,7 +227,7 @@ class Base(Translator):
         self.learn(inode, found, generation)
 
     def learn(self, inode: InodeState, found: Mapping[int, Looked], generation: int) -> None:
-        inode.learn(found, self.keys, self.arbiters, generation)
+        inode.learn(found, self.keys, self.arbiters, generation, self.quorum)
         # A transaction of our own knows best who has missed something since.
         tenure = inode.tenure
         if tenure is not None and tenure.is_open:

@@ -14,6 +14,8 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
+from repl.files.translators.replicate.quorum import Quorum
+
 _WORDS = struct.Struct(">3I")
 _SIGNED = struct.Struct(">3i")
 COUNTS_BYTES = _WORDS.size
@@ -69,19 +71,21 @@ def accusations(xattrs: Mapping[bytes, bytes], keys: Sequence[bytes]) -> tuple[C
     return tuple(unpack(xattrs.get(key)) for key in keys)
 
 
-def accused(said: Mapping[int, Sequence[Counts]], kind: Kind) -> int:
+def accused(said: Mapping[int, Sequence[Counts]], kind: Kind, quorum: Quorum) -> int:
     """Mask of the children whose copy is old, by what the children in ``said`` witness.
 
-    A child that accuses itself is old and its accusations of others do not count (spec 5.5).
+    A child that accuses itself is old; without a majority its accusations of others do not count (spec 5.5).
     """
+    everyone = (1 << quorum.children) - 1
+    absent = everyone & ~sum(1 << i for i in said)
+    accusers = [0] * quorum.children
     confessed = 0
     for i, row in said.items():
         if row[i][kind]:
             confessed |= 1 << i
-    found = confessed
     for i, row in said.items():
-        if not confessed >> i & 1:
+        if quorum.is_majority or not confessed >> i & 1:
             for j, counts in enumerate(row):
                 if j != i and counts[kind]:
-                    found |= 1 << j
-    return found
+                    accusers[j] |= 1 << i
+    return confessed | sum(1 << j for j, mask in enumerate(accusers) if mask and quorum.is_credible(mask, absent))

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from repl.files.translators.replicate.changelog import Counts, Kind
+from repl.files.translators.replicate.changelog import Counts, Kind, accused
+from repl.files.translators.replicate.quorum import Quorum
 from repl.files.values import Iatt
 
 
@@ -42,18 +43,11 @@ def _bits(mask: int) -> list[int]:
     return [i for i in range(mask.bit_length()) if mask >> i & 1]
 
 
-def judge(copies: Mapping[int, Witness], kind: Kind) -> Verdict:
+def judge(copies: Mapping[int, Witness], kind: Kind, quorum: Quorum) -> Verdict:
     """Sources and sinks of one kind among the children that answered."""
     everyone = sum(1 << i for i in copies)
     arbiters = sum(1 << i for i, c in copies.items() if c.is_arbiter)
-    confessed = sum(1 << i for i, c in copies.items() if c.said[i][kind])
-    blamed = 0
-    for i, copy in copies.items():
-        if not confessed >> i & 1:
-            for j in copies:
-                if j != i and copy.said[j][kind]:
-                    blamed |= 1 << j
-    old = blamed | confessed
+    old = accused({i: c.said for i, c in copies.items()}, kind, quorum) & everyone
     sources = everyone & ~old
     if not sources and kind is not Kind.ENTRY and (chosen := _most_trusted(copies, kind)) >= 0:
         return Verdict(1 << chosen, everyone & ~(1 << chosen), reason="the only copy that most witnesses trust")
@@ -66,6 +60,14 @@ def judge(copies: Mapping[int, Witness], kind: Kind) -> Verdict:
     if kind is Kind.ENTRY:
         return Verdict(everyone, 0)
     return _among_equals(copies, kind, usable, 0)
+
+
+def is_doubtful(copies: Mapping[int, Witness], kind: Kind, sources: int) -> bool:
+    """Copies that count as good can differ: a change was under way, or one of them is accused all the same."""
+    return any(
+        copies[i].dirty[kind] or any(counts[kind] for j, counts in enumerate(copies[i].said) if sources >> j & 1)
+        for i in _bits(sources)
+    )
 
 
 def _most_trusted(copies: Mapping[int, Witness], kind: Kind) -> int:
@@ -86,7 +88,7 @@ def _among_equals(copies: Mapping[int, Witness], kind: Kind, sources: int, sinks
         return Verdict(sources, sinks)
     candidates = _bits(sources)
     if kind is Kind.DATA:
-        is_dirty = any(copies[i].dirty[kind] for i in candidates)
+        is_dirty = is_doubtful(copies, kind, sources)
         sizes = {copies[i].iatt.size for i in candidates}
         if len(candidates) == 1 or (not is_dirty and len(sizes) == 1):
             return Verdict(sources, sinks)
@@ -94,7 +96,7 @@ def _among_equals(copies: Mapping[int, Witness], kind: Kind, sources: int, sinks
         return Verdict(1 << winner, sinks | (sources & ~(1 << winner)), is_guess=True, equals=sources,
                        reason="nobody is accused: the longest, best witnessed, newest copy wins")  # fmt: skip
     shapes = {_owner(copies[i].iatt) for i in candidates}
-    is_dirty = any(copies[i].dirty[kind] for i in candidates)
+    is_dirty = is_doubtful(copies, kind, sources)
     if len(candidates) == 1 or (len(shapes) == 1 and not is_dirty):
         return Verdict(sources, sinks)
     winner = max(candidates, key=lambda i: (copies[i].iatt.ctime_ns, -i))

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
 
 from repl.files.translators.replicate.changelog import Kind
 from repl.files.translators.replicate.heal_aside import PREFIX, Aside
@@ -34,10 +35,22 @@ class Healer:
         self.aside = Aside(afr, PREFIX + (afr.options["volume-id"] or afr.name).encode())
 
     async def heal(self, gfid: bytes, how: How) -> Outcome:
+        """A task of its own: who gives up waiting must not leave a lock behind."""
         run = Run(self.afr, gfid, how)
+        return await self._alone(run, self._heal(run))
+
+    async def _alone(self, run: Run, work: Coroutine[Any, Any, Outcome]) -> Outcome:
+        task: asyncio.Task[Outcome] = self.afr.context.spawn(work, f"{self.afr.name}: heal of {run.loc}")
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            run.is_given_up = True
+            raise
+
+    async def _heal(self, run: Run) -> Outcome:
         try:
             if await run.begin():
-                await self._heal_kinds(run, how)
+                await self._heal_kinds(run, run.how)
         except OSError as error:
             run.note(Status.FAILED, str(error))
         finally:
@@ -59,6 +72,9 @@ class Healer:
     async def heal_name(self, parent: bytes, name: bytes, how: How) -> Outcome:
         """A name that a lookup found missing or different on a good copy."""
         run = Run(self.afr, parent, how)
+        return await self._alone(run, self._heal_name(run, name))
+
+    async def _heal_name(self, run: Run, name: bytes) -> Outcome:
         try:
             await EntryHeal(run, self.aside).heal_name(name)
         except OSError as error:

@@ -50,7 +50,7 @@ class DataHeal:
         if not stat.S_ISREG(run.some_iatt.mode):  # nothing that could differ
             run.plan_undo(Kind.DATA, run.mask, run.mask)
             return
-        verdict = await run.decide(Kind.DATA)
+        verdict = await run.decide(Kind.DATA, lambda: self._are_equal(self.files))
         if verdict is None:
             return
         verdict = await self._agree(verdict)
@@ -108,6 +108,7 @@ class DataHeal:
         is_equal = True
         for first in range(0, size, self.window):
             length = min(self.window, size - first)
+            self.run.go_on()
             sums = await self._digests(mask, fd, first, length, is_locked=is_locked)
             if len({tuple(s) for s in sums.values()}) > 1:
                 is_equal = False
@@ -190,6 +191,7 @@ class DataHeal:
             for first in range(0, size, self.window):
                 await limit.acquire()
                 await run.how.pace.wait()
+                run.go_on()
                 if not sinks & ~self.failed:
                     break
                 task = asyncio.get_running_loop().create_task(

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 
 from repl.files.translators.replicate.base import bits
 from repl.files.translators.replicate.changelog import Kind
-from repl.files.translators.replicate.decide import judge
+from repl.files.translators.replicate.decide import is_doubtful, judge
 from repl.files.translators.replicate.heal_aside import Aside
 from repl.files.translators.replicate.heal_locks import names_lock, send, take, unlock_step
 from repl.files.translators.replicate.heal_names import Judged, NameHeal
@@ -81,13 +81,12 @@ class EntryHeal:
         if not can_heal(self.afr, run.mask):
             run.note(Status.PARENT if run.missing else Status.AWAY, "too few copies of the directory")
             return None
-        verdict = judge(run.copies, Kind.ENTRY)
-        is_blamed = any(c[Kind.ENTRY] for w in run.copies.values() for c in w.said)
-        is_dirty = any(w.dirty[Kind.ENTRY] for w in run.copies.values())
+        verdict = judge(run.copies, Kind.ENTRY, self.afr.quorum)
         if verdict.is_split and not run.is_complete:
             run.note(Status.AWAY, "no good copy of its names answers")
             return None
-        return Judged(run.mask if verdict.is_split else verdict.sources, is_blamed and verdict.is_split, is_dirty)
+        trusted = run.mask if verdict.is_split else verdict.sources
+        return Judged(trusted, verdict.is_split, is_doubtful(run.copies, Kind.ENTRY, trusted))
 
     # ---- comparing ----
 
@@ -144,6 +143,7 @@ class EntryHeal:
         left: list[bytes] = []
         at, wanted = 0, self.run.mask
         while at < len(names):
+            self.run.go_on()
             async with self._locked() as got:
                 if got is None or wanted & ~sum(1 << i for i in got):
                     self.run.note(Status.AWAY, "a copy cannot be locked any more")

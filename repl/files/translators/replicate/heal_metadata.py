@@ -45,7 +45,11 @@ async def heal_metadata(run: Run) -> None:
     if set(xattrs) != set(run.copies):
         run.note(Status.AWAY, "extended attributes cannot be read")
         return
-    verdict = await run.decide(Kind.METADATA)
+
+    async def are_equal() -> bool:
+        return len({_shape(w.iatt, xattrs[i]) for i, w in run.copies.items()}) == 1
+
+    verdict = await run.decide(Kind.METADATA, are_equal)
     if verdict is None:
         return
     good = bits(verdict.equals or verdict.sources)

@@ -79,7 +79,7 @@ class Places:
         for i, answer in answers.items():
             if isinstance(answer, Looked):
                 copies[i] = Witness(accusations(answer.xattrs, self.afr.keys), (0, 0, 0), answer.iatt)
-        verdict = judge(copies, Kind.ENTRY)
+        verdict = judge(copies, Kind.ENTRY, self.afr.quorum)
         return len(copies) < self.run.mask.bit_count() or bool(verdict.sinks >> index & 1 and not verdict.is_split)
 
     async def _move(self, mask: int, source: Loc, target: Loc, *, is_here: bool) -> bool:

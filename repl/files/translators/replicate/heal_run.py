@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,7 @@ class Run:
         self.held = 0  # those that hold the data lock
         self.missing = 0  # children that are up and do not have the inode
         self.outcome = Outcome(gfid, Status.CLEAN)
+        self.is_given_up = False  # nobody waits for it any more: it ends where it can
         self._heal_lock = range_lock(afr.heal_domain, self.loc)
         self._data_lock = range_lock(afr.domain, self.loc)
         # By child and key what is added in the first and the second step of the end.
@@ -88,6 +89,10 @@ class Run:
         if (found := Split(word, name)) not in self.outcome.splits:
             self.outcome.splits.append(found)
         self.note(Status.SPLIT, reason)
+
+    def go_on(self) -> None:
+        if self.is_given_up:
+            raise FopError(errno.EINTR, "given up")
 
     # ---- beginning ----
 
@@ -183,18 +188,21 @@ class Run:
     def has_counters(self, kind: Kind) -> bool:
         return any(w.dirty[kind] or any(c[kind] for c in w.said) for w in self.copies.values())
 
-    async def decide(self, kind: Kind) -> Verdict | None:
-        """Who is good and who is old; None (and the outcome says it) when that cannot be told."""
-        verdict = judge(self.copies, kind)
+    async def decide(self, kind: Kind, are_equal: Callable[[], Awaitable[bool]]) -> Verdict | None:
+        """Who is good and who is old; None (and the outcome says it) when that cannot be told.
+
+        A split-brain of copies that are equal is none (decision 0067).
+        """
+        verdict = judge(self.copies, kind, self.afr.quorum)
+        if verdict.is_split and self.is_complete and await are_equal():
+            return Verdict(self.mask, 0)
         if self.how.winner >= 0:
             if verdict.is_split:
-                await self.enthrone(kind, self.how.winner)
-                verdict = judge(self.copies, kind)
+                return await self.enthrone(kind, self.how.winner)
         elif verdict.is_split and self.is_complete:
             chosen = favorite(self.how.policy, self.copies, is_data=kind is Kind.DATA)
             if chosen >= 0:
-                await self.enthrone(kind, chosen)
-                verdict = judge(self.copies, kind)
+                return await self.enthrone(kind, chosen)
         if not verdict.is_split:
             return verdict
         if self.is_complete:
@@ -209,18 +217,18 @@ class Run:
         if values:
             await self._add(dict.fromkeys(self.copies, values))
 
-    async def enthrone(self, kind: Kind, winner: int) -> None:
-        """End a split-brain: the winner accuses all others, then nobody accuses the winner any more."""
+    async def enthrone(self, kind: Kind, winner: int) -> Verdict:
+        """End a split-brain: all accuse the others, then nobody accuses the winner any more."""
         if winner not in self.copies:
             raise FopError(errno.ENOTCONN, f"{self.afr.names[winner]} has no copy of {self.loc}")
         keys = self.afr.keys
-        others = self.afr.everyone & ~(1 << winner)
-        await self._add({winner: {keys[j]: plus_one(kind) for j in bits(others)}})
+        await self.accuse(kind, self.afr.everyone & ~(1 << winner))
         less: dict[int, dict[bytes, bytes]] = {}
         for i, copy in self.copies.items():
             if count := copy.said[winner][kind]:
                 less[i] = {keys[winner]: _word(kind, -count)}
         await self._add(less)
+        return Verdict(1 << winner, self.mask & ~(1 << winner))
 
     async def _add(self, values: dict[int, dict[bytes, bytes]]) -> None:
         """To counters; all must take it.  The snapshot follows."""
@@ -254,10 +262,13 @@ class Run:
             if count := copy.dirty[kind]:
                 self._plan(place, i, DIRTY, kind, -count)
         for j in bits(afr.everyone & ~healed):
-            if any(self.copies[i].said[j][kind] for i in bits(sources & healed)):
-                for i in bits(healed):
-                    if not self.copies[i].said[j][kind]:
-                        self._plan(self._first, i, afr.keys[j], kind, 1)
+            is_accused = any(self.copies[i].said[j][kind] for i in bits(sources & healed))
+            for i in bits(healed):
+                count = self.copies[i].said[j][kind]
+                if is_accused and not count:
+                    self._plan(self._first, i, afr.keys[j], kind, 1)
+                elif count and not is_accused:  # a copy of a source knows what the source knows
+                    self._plan(self._first, i, afr.keys[j], kind, -count)
         if self._first or self._second:
             self.note(Status.HEALED, "")
 

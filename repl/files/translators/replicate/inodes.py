@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from repl.files.translators.replicate.changelog import DIRTY, KINDS, Counts, Kind, accusations, accused, unpack
+from repl.files.translators.replicate.quorum import Quorum
 from repl.files.values import Caller, Fd, Lock, LockType, Looked
 
 if TYPE_CHECKING:
@@ -41,14 +42,15 @@ class InodeState:
     def is_idle(self) -> bool:
         return self.tenure is None and self.entry_tenure is None and not self.fds and self.refreshing is None
 
-    def learn(self, answers: Mapping[int, Looked], keys: tuple[bytes, ...], arbiters: int, generation: int) -> None:
+    def learn(self, answers: Mapping[int, Looked], keys: tuple[bytes, ...], arbiters: int, generation: int,
+              quorum: Quorum) -> None:  # fmt: skip
         """Take over what the children's counters say; ``answers`` are those that have the inode."""
         said: dict[int, tuple[Counts, ...]] = {i: accusations(a.xattrs, keys) for i, a in answers.items()}
         self.found = sum(1 << i for i in answers)
         self.is_pending = any(any(counts) for row in said.values() for counts in row)
         self.is_dirty = any(any(unpack(a.xattrs.get(DIRTY))) for a in answers.values())
         for kind in KINDS:
-            old = accused(said, kind) if self.is_pending else 0
+            old = accused(said, kind, quorum) if self.is_pending else 0
             good = self.found & ~old
             self.is_split[kind] = bool(self.found) and not good
             self.readable[kind] = good & ~arbiters if kind is Kind.DATA else good

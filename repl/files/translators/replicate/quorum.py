@@ -28,6 +28,17 @@ class Quorum:
         """Any two sets that meet it have a child in common: no split-brain can come about."""
         return self.type == "auto" or (self.type == "fixed" and 2 * self.count > self.children)
 
+    def is_credible(self, accusers: int, absent: int) -> bool:
+        """Whether an accusation by these children tells that a copy is old; ``absent``: those that cannot be asked.
+
+        With a majority, whatever was acknowledged is on a quorum of children, and all of them accuse those that missed
+        it.  An accusation that fewer make, absent ones counted in, is of a change that nobody acknowledged, or a
+        left-over: the accused was healed while the accuser was away (decision 0067).
+        """
+        if not self.is_majority:
+            return bool(accusers)
+        return bool(accusers) and self.is_met(accusers | absent)
+
     def __str__(self) -> str:
         return f"fixed ({self.count} of {self.children})" if self.type == "fixed" else f"{self.type} ({self.children})"
 

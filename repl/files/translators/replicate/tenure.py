@@ -164,9 +164,9 @@ class Tenure:
                 counts = accusations(answer[1], (DIRTY,))[0]
                 dirty = dirty or any(_less(counts, kind) if self.dirty[kind] >> i & 1 else counts)
         for each in Kind:
-            self.accused[each] = accused(said, each)
+            self.accused[each] = accused(said, each, afr.quorum)
         self.is_clean = not dirty and not any(any(c) for row in said.values() for c in row)
-        if kind is Kind.ENTRY and not self.active & ~self.accused[kind]:
+        if kind is Kind.ENTRY and not self.active & ~self.accused[kind] and not afr.quorum.is_majority:
             self.accused[kind] = 0  # names of both sides stay: a heal merges them
         if not self.good(kind):
             self.suspect.add(kind)
