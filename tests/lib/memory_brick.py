@@ -552,7 +552,8 @@ class MemoryBrick(Translator):
         return await table.lock((caller.client, caller.lock_owner), command, lock)
 
     async def inodelk(self, caller: Caller, domain: str, target: Target, command: LockCommand, lock: Lock) -> None:
-        table = self._internal.table((domain, self.inode(target).iatt.gfid))
+        gfid = target.gfid if lock.type is LockType.UNLOCK else self.inode(target).iatt.gfid
+        table = self._internal.table((domain, gfid))
         await table.lock((caller.client, caller.lock_owner), command, lock, counts=True)
 
     async def entrylk(
@@ -561,7 +562,8 @@ class MemoryBrick(Translator):
         # A name is a range of one byte, all names are the whole range.
         first = 0 if name is None else int.from_bytes(hashlib.sha256(name).digest()[:7], "big")
         lock = Lock(type) if name is None else Lock(type, first, first)
-        table = self._internal.table((domain, "entry", self.inode(loc).iatt.gfid))
+        gfid = loc.gfid if type is LockType.UNLOCK else self.inode(loc).iatt.gfid
+        table = self._internal.table((domain, "entry", gfid))
         await table.lock((caller.client, caller.lock_owner), command, lock, counts=True)
 
     async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:

@@ -65,6 +65,10 @@ class Brick(MemoryBrick):
             inode.opened = 0
             self._drop_if_gone(inode)
 
+    def close(self, inode: Inode) -> None:
+        inode.opened -= 1
+        self._drop_if_gone(inode)
+
     def _tell_holders(self, table: LockTable, owner: tuple[str, bytes], lock: Lock, event: Contended) -> None:
         clients = {held.owner[0] for held in table.held if _conflict(owner, lock, held)}
         for parent in self.parents:
@@ -72,8 +76,8 @@ class Brick(MemoryBrick):
                 asyncio.get_running_loop().call_soon(parent.notify, event, self)
 
     async def inodelk(self, caller: Caller, domain: str, target: Target, command: LockCommand, lock: Lock) -> None:
-        gfid = self.inode(target).iatt.gfid
         if lock.type is not LockType.UNLOCK:
+            gfid = self.inode(target).iatt.gfid
             table = self._internal.table((domain, gfid))
             self._tell_holders(table, (caller.client, caller.lock_owner), lock, Contended(domain, gfid))
         await super().inodelk(caller, domain, target, command, lock)
@@ -142,6 +146,7 @@ class Link(Translator):
         self.world = world
         self.is_cut = False
         self.is_dead = False  # the client is
+        self.opened: set[Fd] = set()
         for fop in FOPS:
             setattr(self, fop, self._passing(fop))
 
@@ -172,6 +177,7 @@ class Link(Translator):
             raise
         if fd is not None and is_opening:
             fd.contexts[self] = epoch
+            self.opened.add(fd)
         await self.world.hook(self.client, self.name, fop, True)
         self._check(epoch)
         return answer
@@ -181,8 +187,16 @@ class Link(Translator):
             raise FopError(errno.ENOTCONN, self.name)
 
     async def release(self, fd: Fd) -> None:
+        self.opened.discard(fd)
         if fd.contexts.pop(self, None) == self.brick.epoch and self.is_usable:
             await self.brick.release(fd)
+
+    def close_all(self) -> None:
+        """The brick has noticed that the connection is gone."""
+        for fd in self.opened:
+            if fd.contexts.pop(self, None) == self.brick.epoch and (inode := fd.contexts.pop(self.brick, None)):
+                self.brick.close(inode)
+        self.opened.clear()
 
     def forget(self, gfid: bytes) -> None:
         pass
@@ -225,6 +239,7 @@ class Client:
             link.is_dead = True
             if not link.brick.is_down:
                 link.brick.drop_client(self.name)
+                link.close_all()
         for task in list(self.context.tasks):
             task.cancel()
 
@@ -283,6 +298,7 @@ class World:
             return
         link.is_cut = True
         self.bricks[index].drop_client(client.name)
+        link.close_all()
         client.afr.notify(ChildDown("cut"), link)
 
     def join(self, client: Client, index: int) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Heals of a whole volume: everything that the indices list, or everything there is.
 
-Inputs: a replicate volume.  ``index`` heals what is pending and goes on for as long as something can be healed, ``full``
-walks the tree and compares (a brick that was replaced; bricks without an index).  Several inodes at a time
+Inputs: a replicate volume.  ``index`` heals what is pending and goes on for as long as something can be healed,
+``full`` walks the tree and compares (a brick that was replaced; bricks without an index).  Several inodes at a time
 (``shd-max-threads``), no more than ``Pace`` allows.  Outputs: ``Progress``, which can be looked at any time.
 A sweep that is cancelled leaves nothing behind but what is still pending.
 """

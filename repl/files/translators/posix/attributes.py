@@ -12,16 +12,16 @@ import stat
 
 from repl.files.translators.posix import acl, calls
 from repl.files.translators.posix.brick import Brick, Node, iatt_of
-from repl.files.translators.posix.names import handle_path, is_hidden
+from repl.files.translators.posix.names import ANONYMOUS, handle_path, is_hidden
 from repl.files.translators.posix.xattrs import wanted
 from repl.files.values import Caller, Changed, FopError, Loc, Looked, SetAttr, Want, Xattrs
 
 
-def lookup(brick: Brick, loc: Loc, want: Want) -> Looked:
+def lookup(brick: Brick, loc: Loc, want: Want, *, is_internal: bool = False) -> Looked:
     if not loc.name:
         node = brick.node(loc.gfid)
         return Looked(iatt_of(node.st, node.gfid), None, wanted(brick, node, want) if want else {})
-    if is_hidden(loc.parent, loc.name):
+    if is_hidden(loc.parent, loc.name) and not (is_internal and loc.name.startswith(ANONYMOUS)):
         raise FopError(errno.ENOENT)
     st, gfid = brick.find(loc)
     if not stat.S_ISDIR(st.st_mode) and st.st_nlink == 1:  # its handle was missing and is there now

@@ -143,7 +143,7 @@ class DataHeal:
         """Under the inode's lock: one frame to read, one frame to each old copy."""
         run = self.run
         iatt = run.iatt(source)
-        data: bytes | memoryview = b""
+        data = b""
         if iatt.size:
             fd = Fd(run.gfid, os.O_RDONLY)
             read = Step("readv", (fd,), {"size": iatt.size, "offset": 0})

@@ -2,8 +2,8 @@
 """A directory has one place.  When a copy has it elsewhere than the names under heal say, this decides which counts.
 
 Usually the other place is old itself: its directory has pending counters, its heal puts the directory aside, and the
-name under heal takes it from there.  If both places are good (each side renamed it while the other was away, or a client
-died in the middle of a rename), the one whose copy changed last counts, and the others are moved there.
+name under heal takes it from there.  If both places are good (each side renamed it while the other was away, or a
+client died in the middle of a rename), the one whose copy changed last counts, and the others are moved there.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ class Places:
             return False
         is_other_newer = here.ctime_ns > good.ctime_ns
         if is_same:
-            await self._rename(same if is_other_newer else 1 << index, *((loc, other) if is_other_newer else (other, loc)))
+            if is_other_newer:
+                await self._rename(same, loc, other)
+            else:
+                await self._rename(1 << index, other, loc)
             return True
         if is_other_newer:
             return await self._move(same, loc, other, is_here=False)
