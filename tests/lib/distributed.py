@@ -27,6 +27,12 @@ class Died(BaseException):
     """The client is no more."""
 
 
+def _quiet(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """The background work of the dead ends like everything else of theirs."""
+    if not isinstance(context.get("exception"), Died):
+        loop.default_exception_handler(context)
+
+
 class Port(Translator):
     """From one client to one brick."""
 
@@ -81,6 +87,7 @@ class Client:
     def die(self) -> None:
         if not self.is_dead:
             self.is_dead = True
+            asyncio.get_running_loop().set_exception_handler(_quiet)
             for brick in self.world.bricks:
                 brick.drop_client(self.name)
 

@@ -266,7 +266,7 @@ class MemoryBrick(Translator):
         inode, parent = self.inode(source), self._directory(loc.parent)
         if inode.iatt.is_directory:
             raise FopError(errno.EPERM, self.name)
-        if inode.iatt.nlink == 0:
+        if inode.iatt.nlink == 0 and not inode.opened:
             raise FopError(errno.ENOENT, self.name)
         if loc.name in parent.entries:
             raise FopError(errno.EEXIST, self.name)
@@ -466,6 +466,8 @@ class MemoryBrick(Translator):
     ) -> Changed:
         inode = self.inode(fd)
         before = _copy(inode.iatt)
+        if not data:
+            return Changed(before, before)
         if flags & os.O_APPEND:
             offset = len(inode.data)
         if offset > len(inode.data):

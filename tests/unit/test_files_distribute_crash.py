@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -30,7 +31,7 @@ async def crash_everywhere(prepare: Callable[[World, Client], Awaitable[Change]]
         try:
             await change(client)
             await client.idle()
-        except Died:
+        except (Died, asyncio.CancelledError):
             pass
         is_through = not client.is_dead
         client.die()

@@ -22,7 +22,7 @@ from repl.files.translators.distribute.caches import Cache, Directory
 from repl.files.translators.distribute.marks import INCOMING, LINKTO, MDS, is_link, linkto_name, looks_like_link
 from repl.files.translators.distribute.name_hash import NameHash
 from repl.files.translators.distribute.options import OPTIONS
-from repl.files.values import Caller, FopError, Loc, Lock, LockCommand, LockType, Looked
+from repl.files.values import Caller, Fd, FopError, Loc, Lock, LockCommand, LockType, Looked
 from repl.limits import DISTRIBUTE_DIRECTORIES_MAX, DISTRIBUTE_FILES_MAX, DISTRIBUTE_NAMES_MAX
 
 log = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ class Base(Translator):
         self.directories: Cache[bytes, Directory] = Cache(DISTRIBUTE_DIRECTORIES_MAX)
         self.files: Cache[bytes, int] = Cache(DISTRIBUTE_FILES_MAX)
         self.known_names: Cache[tuple[bytes, bytes], tuple[bytes, int]] = Cache(DISTRIBUTE_NAMES_MAX)
+        self.open_files: dict[bytes, set[Fd]] = {}
         self.volume_commit: int | None = None
         self._settled = asyncio.Event()
         self._owner_head = context.random.randbytes(8)
@@ -129,9 +130,14 @@ class Base(Translator):
                 self.notify_parents(event)
             log.info("volume '%s': '%s' is %s", self.name, self.names[index], "up" if self.up[index] else "down")
         elif isinstance(event, Invalidated):
+            if event.iatt is not None and looks_like_link(event.iatt):
+                self.has_moved(event.gfid, index)
             self.notify_parents(self._invalidated(event))
         else:
             self.notify_parents(event)
+
+    def has_moved(self, gfid: bytes, index: int) -> None:
+        """A subvolume says that it has a link file where a file was, perhaps."""
 
     def _invalidated(self, event: Invalidated) -> Invalidated:
         """What one subvolume says of a directory is not all, and a link file is not the file."""

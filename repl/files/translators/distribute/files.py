@@ -13,8 +13,8 @@ from typing import Any
 from repl.files.translator import Step, Translator
 from repl.files.translators.distribute.base import good_of
 from repl.files.translators.distribute.caches import FdState, state_of
-from repl.files.translators.distribute.marks import is_suspicious
-from repl.files.translators.distribute.migrating import NONE, Migrating
+from repl.files.translators.distribute.marks import is_suspicious, looks_like_link
+from repl.files.translators.distribute.migrating import NONE, Migrating, Phase
 from repl.files.values import (
     Caller,
     Changed,
@@ -94,11 +94,22 @@ class Files(Migrating):
         answer, index, phase = await self.at_place(
             target, lambda c: c.setattr(caller, target, attributes), _of_change
         )
+        if phase is NONE and attributes.mode is not None and is_suspicious(answer.before):
+            phase = await self._unmarked(target, index, answer.before)
         if phase is not NONE:
             await self.repeat(
                 target, index, phase, lambda: self.setattr(caller, target, attributes), is_data=False
             )
         return changed_of(answer)
+
+    async def _unmarked(self, target: Target, index: int, before: Iatt) -> Phase:
+        """We have taken away a mark.  A migrator notices that, unless it is about to end: then the mark comes back."""
+        phase = await self.phase_of(index, target)
+        if phase.target is None or not looks_like_link(before):
+            return NONE
+        mark = SetAttr(mode=before.mode & 0o7777)
+        await self.subvolumes[index].setattr(self.owner(), target, mark)
+        return phase
 
     async def getxattr(self, caller: Caller, target: Target, name: bytes | None = None) -> Xattrs:
         target = await self.by_gfid(target)
@@ -150,6 +161,15 @@ class Files(Migrating):
 
     def opened(self, fd: Fd, index: int, flags: int) -> None:
         fd.contexts[self] = FdState(index, flags, {index})
+        self.open_files.setdefault(fd.gfid, set()).add(fd)
+
+    def _closed(self, fd: Fd) -> None:
+        fd.contexts.pop(self, None)
+        others = self.open_files.get(fd.gfid)
+        if others is not None:
+            others.discard(fd)
+            if not others:
+                del self.open_files[fd.gfid]
 
     async def open(self, caller: Caller, loc: Loc, fd: Fd, *, flags: int) -> None:
         target = await self.by_gfid(loc)
@@ -244,7 +264,7 @@ class Files(Migrating):
             return
         if state.mirror is not None:
             await self.close_mirror(state)
-        del fd.contexts[self]
+        self._closed(fd)
         for index in state.opened:
             await self.subvolumes[index].release(fd)
 
@@ -294,7 +314,7 @@ class Files(Migrating):
         if opens is not None and not isinstance(first, OSError):
             self.opened(opens, index, steps[0].kwargs.get("flags", 0))
         if opens is not None and any(step.fop == "release" for step in steps):
-            opens.contexts.pop(self, None)
+            self._closed(opens)
         marked = any(_is_marked(answer) for answer in answers)
         is_gone = isinstance(first, OSError) and first.errno in (errno.ENOENT, errno.ESTALE)
         if not marked and not is_gone:

@@ -7,14 +7,17 @@ number of subvolumes plus its own number.
 
 from __future__ import annotations
 
+import asyncio
+import stat
+
 from repl.files.translators.distribute.base import GONE
 from repl.files.translators.distribute.caches import Directory, FdState
-from repl.files.translators.distribute.lookups import name_of
-from repl.files.translators.distribute.marks import FILE_WANT, is_link, is_migrating
+from repl.files.translators.distribute.marks import FILE_WANT, INCOMING, is_link, is_migrating
 from repl.files.translators.distribute.renames import Renames
 from repl.files.values import Caller, Entry, Fd, FopError, Loc, SyncKind, Want
 
 DOTS = (b".", b"..")
+_AT_ONCE = 64  # names that are looked up at the same time
 
 
 class Listings(Renames):
@@ -50,9 +53,7 @@ class Listings(Renames):
         while index < self.count:
             if self.up[index]:
                 part = await self._part(caller, fd, state, index, size, at, is_plus, want)
-                kept = [entry for entry in part if self._belongs(known, index, entry)]
-                if kept and self.is_final(known):
-                    kept = await self._without_left_overs(caller, known, index, kept)
+                kept = await self._for_users(caller, known, index, part)
                 if kept:
                     return self._shown(index, kept, is_plus, want)
                 if part:  # nothing of it is for users
@@ -74,37 +75,55 @@ class Listings(Renames):
                 raise
             return []
 
-    def _belongs(self, known: Directory, index: int, entry: Entry) -> bool:
-        """Whether users see the entry of this subvolume."""
-        if entry.name in DOTS or is_link(entry.xattrs):
-            return False
-        if entry.kind != 0o040000:
-            return True
-        owner = known.layout.owner(self.hash_of(entry.name))
-        if owner is None or not self.up[owner] or owner not in known.present:
-            owner = min(i for i in known.present if self.up[i])
-        return owner == index
+    async def _for_users(self, caller: Caller, known: Directory, index: int, part: list[Entry]) -> list[Entry]:
+        """Without link files, what is left over from something, and directories that another subvolume lists."""
+        is_settled = self.is_final(known) and self.looks_everywhere
+        verdicts: list[bool | None] = []
+        for entry in part:
+            owner = known.layout.owner(self.hash_of(entry.name))
+            if entry.name in DOTS or (is_link(entry.xattrs) and INCOMING not in entry.xattrs):
+                verdicts.append(False)
+            elif entry.kind == stat.S_IFDIR:
+                verdicts.append(self._lists_directory(known, index, owner, is_settled))
+            else:
+                verdicts.append(True if owner == index and not is_link(entry.xattrs) else None)
+        unsure = [i for i, verdict in enumerate(verdicts) if verdict is None]
+        for at in range(0, len(unsure), _AT_ONCE):
+            some = unsure[at : at + _AT_ONCE]
+            found = await asyncio.gather(*(self._is_listed_here(caller, known, index, part[i]) for i in some))
+            for i, verdict in zip(some, found, strict=True):
+                verdicts[i] = verdict
+        return [entry for entry, verdict in zip(part, verdicts, strict=True) if verdict]
 
-    async def _without_left_overs(self, caller: Caller, known: Directory, index: int, kept: list[Entry]) -> list[Entry]:
-        """Data that are not where their name belongs count only if the name leads to them."""
-        aside = [
-            entry for entry in kept
-            if entry.kind != 0o040000 and known.layout.owner(self.hash_of(entry.name)) not in (index, None)
-        ]  # fmt: skip
-        if not aside:
-            return kept
-        left_over = set()
-        for entry in aside:
-            loc = name_of(Loc(parent=known.gfid, name=entry.name))
+    def _lists_directory(self, known: Directory, index: int, owner: int | None, is_settled: bool) -> bool | None:
+        """None: its copies have to be looked for."""
+        if owner is not None and self.up[owner]:
+            return True if owner == index else (False if is_settled else None)
+        return index == min(i for i in self.everyone if self.up[i]) if is_settled else None
+
+    async def _is_listed_here(self, caller: Caller, known: Directory, index: int, entry: Entry) -> bool:
+        """A file that is not where its name belongs counts if the name leads to it; a directory is listed where its
+        name belongs, if there is a copy, else by the first that has one."""
+        loc = Loc(parent=known.gfid, name=entry.name)
+        if entry.kind != stat.S_IFDIR:
             try:
-                place, _ = await self.find(caller, loc)
+                return (await self.find(caller, loc))[0] == index
             except FopError as error:
-                if error.errno in GONE:
-                    left_over.add(entry.name)
-                continue
-            if place != index:
-                left_over.add(entry.name)
-        return [entry for entry in kept if entry.name not in left_over]
+                return error.errno not in GONE
+        owner = known.layout.owner(self.hash_of(entry.name))
+        if owner is not None and self.up[owner] and await self._has(owner, loc):
+            return False
+        for other in self.everyone[:index]:
+            if self.up[other] and await self._has(other, loc):
+                return False
+        return True
+
+    async def _has(self, index: int, loc: Loc) -> bool:
+        try:
+            await self.subvolumes[index].lookup(self.owner(), loc)
+        except FopError:
+            return False
+        return True
 
     def _shown(self, index: int, kept: list[Entry], is_plus: bool, want: Want) -> list[Entry]:
         for entry in kept:
@@ -114,7 +133,7 @@ class Listings(Renames):
                     entry.iatt = None  # what one copy says is not all
                 elif is_migrating(entry.xattrs):
                     entry.iatt = None
-            if entry.kind == 0o100000:
+            if entry.kind == stat.S_IFREG:
                 self.files.put(entry.gfid, index)
             if entry.xattrs:
                 entry.xattrs = {k: v for k, v in entry.xattrs.items() if k in want}

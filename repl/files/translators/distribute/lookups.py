@@ -8,9 +8,11 @@ lead nowhere are removed, missing ones are made; both under the lock of the name
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from repl.files.translators.distribute.base import GONE, errors_of, good_of, telling_error
@@ -67,12 +69,42 @@ class Lookups(Directories):
     async def hashed_up(self, loc: Loc) -> tuple[Directory, int]:
         """The same for who is about to change the name.  ENOTCONN."""
         known, index = await self.hashed(loc)
-        if index is None:
+        if index is None or (self.up[index] and not await self.still_true(known, index)):
             self.directories.drop(loc.parent)
             known, index = await self.hashed(loc)
         if index is None or not self.up[index]:
             raise self.away([index] if index is not None else [i for i in self.everyone if not self.up[i]], str(loc))
         return known, index
+
+    async def is_fresh(self, loc: Loc, index: int) -> bool:
+        """Whether the name still belongs to the subvolume, as far as that one knows."""
+        known = self.directories.get(loc.parent)
+        if known is None:
+            return False
+        known.checked_at = float("-inf")
+        return await self.still_true(known, index)
+
+    @asynccontextmanager
+    async def names_kept(self, *locs: Loc) -> AsyncIterator[list[int]]:
+        """For changes of names that take part on several subvolumes: nobody else changes the names meanwhile.  Gives
+        the subvolumes that they belong to, for sure."""
+        for _ in range(_TRIES):
+            places = [(await self.hashed_up(loc))[1] for loc in locs]
+            pairs = list(zip(places, locs, strict=True))
+            async with self.locked_names(*pairs):
+                if not all(await asyncio.gather(*(self.is_fresh(loc, place) for place, loc in pairs))):
+                    continue
+                yield places
+            self._later(self.verify_names(pairs), "layouts after a change of names")
+            return
+        raise FopError(errno.ESTALE, f"{self.name}: the layout of {locs[0]} changes all the time")
+
+    async def verify_names(self, pairs: Sequence[tuple[int, Loc]]) -> None:
+        """A new layout may have come in the middle of a change: then the link file is missing where it counts now."""
+        for place, loc in pairs:
+            if not await self.is_fresh(loc, place):
+                _, index = await self.hashed_up(loc)
+                await self.repair_link(loc, index, LockCommand.WAIT)
 
     async def _find_once(self, caller: Caller, loc: Loc, want: Want, *, is_last: bool) -> tuple[int, Looked] | None:
         known, index = await self.hashed(loc)
@@ -286,9 +318,9 @@ class Lookups(Directories):
         if looked.xattrs[LINKTO] != value:
             await child.setxattr(caller, Loc(gfid=gfid), {LINKTO: value})
 
-    async def repair_link(self, loc: Loc, index: int) -> None:
+    async def repair_link(self, loc: Loc, index: int, command: LockCommand = LockCommand.TRY) -> None:
         """Make the name's link file lead to where the data are; a finished migration's marks go."""
-        async with self.locked_names((index, loc), command=LockCommand.TRY):
+        async with self.locked_names((index, loc), command=command):
             await self.repair_link_locked(loc, index)
 
     async def repair_link_locked(self, loc: Loc, index: int) -> None:

@@ -63,10 +63,10 @@ def is_migrating(xattrs: Xattrs) -> bool:
 
 
 def real_mode(looked: Looked) -> int:
-    """The mode of a file, without the marks of a migration."""
-    value = looked.xattrs.get(MIGRATION)
-    if value is None or len(value) != 4:
-        return looked.iatt.mode
+    """The mode of a file, without the marks of a migration; a chmod has taken them away."""
+    value, mode = looked.xattrs.get(MIGRATION), looked.iatt.mode
+    if value is None or len(value) != 4 or not (mode & MIGRATING_BITS == MIGRATING_BITS or mode == LINK_MODE):
+        return mode
     return stat.S_IFREG | stat.S_IMODE(int.from_bytes(value, "big"))
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
+import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -33,7 +35,9 @@ from repl.files.translators.distribute.marks import (
     linkto_name,
     real_mode,
 )
-from repl.files.values import END, Changed, Fd, FopError, Iatt, Loc, Looked, Target
+from repl.files.values import END, Changed, Fd, FopError, Iatt, Loc, Looked, SetAttr, Target
+
+log = logging.getLogger(__name__)
 
 _TRIES = 4
 NEVER_AGAIN = os.O_TRUNC | os.O_CREAT | os.O_EXCL  # when a file is opened once more
@@ -144,6 +148,14 @@ class Migrating(Lookups):
         place = self.fd_state(target).index if isinstance(target, Fd) else self.files.get(target.gfid)
         return INCOMING in looked.xattrs and place == index
 
+    async def settled_phase(self, index: int, target: Target) -> Phase:
+        """The same when a migration that is about to end has ended."""
+        phase = await self.phase_of(index, target)
+        if phase.target is None or phase.is_link:
+            return phase
+        async with self.locked_inode(index, Loc(gfid=target.gfid), self.migration_domain):
+            return await self.phase_of(index, target)
+
     async def follow_move(self, target: Target, index: int) -> None:
         """The file is not on ``index`` any more.  ESTALE."""
         if self.files.get(target.gfid) == index:
@@ -153,6 +165,25 @@ class Migrating(Lookups):
             new = (await self.locate(target.gfid))[0]
         if isinstance(target, Fd):
             await self.open_at(target, new)
+
+    def has_moved(self, gfid: bytes, index: int) -> None:
+        """Open files follow at once: later their last name may be gone, and nobody could find them."""
+        if self.files.get(gfid) == index:
+            self.files.drop(gfid)
+        for fd in self.open_files.get(gfid, ()):
+            if self.fd_state(fd).index == index:
+                self._later(self._follow_if_moved(fd, index), f"{fd} is followed")
+
+    async def _follow_if_moved(self, fd: Fd, index: int) -> None:
+        state = state_of(fd, self)
+        if state is not None and state.index == index and (await self.phase_of(index, fd)).is_link:
+            await self.follow_move(fd, index)
+
+    async def keep_open(self, gfid: bytes, index: int) -> None:
+        """A file that is about to lose a name on ``index`` is open there, not where it was once."""
+        for fd in list(self.open_files.get(gfid, ())):
+            if self.fd_state(fd).index != index:
+                await self.open_at(fd, index)
 
     async def open_at(self, fd: Fd, index: int) -> None:
         """An open file's operations go to another subvolume from now on."""
@@ -183,15 +214,26 @@ class Migrating(Lookups):
                 return
             if not now.is_link:
                 if is_data:
-                    async with self._mirrored(target, index, now.target) as fd:
-                        await copy_range(self.subvolumes[index], self.subvolumes[now.target], fd, self.owner(),
-                                         first, last)  # fmt: skip
+                    await self._mirror(target, index, now, first, last)
                 return
         # The last bytes were taken over when the migration ended.
         if is_append and changed is not None and now.final_size is not None and changed.after.size <= now.final_size:
             return
         await self.follow_move(target, index)
         await again()
+
+    async def _mirror(self, target: Target, index: int, phase: Phase, first: int, last: int) -> None:
+        """The change is at the source; if it cannot get to the target, the migration is over."""
+        assert phase.target is not None
+        try:
+            async with self._mirrored(target, index, phase.target) as fd:
+                source, other = self.subvolumes[index], self.need(phase.target, str(target))
+                await copy_range(source, other, fd, self.owner(), first, last)
+        except OSError as error:
+            log.info("volume '%s': the migration of %s to '%s' ends: %s", self.name, target, self.names[phase.target],
+                     error)  # fmt: skip
+            mode = SetAttr(mode=stat.S_IMODE(phase.mode))
+            await self.subvolumes[index].setattr(self.owner(), target, mode)
 
     @asynccontextmanager
     async def _mirrored(self, target: Target, source: int, other: int) -> AsyncIterator[Fd]:

@@ -14,6 +14,7 @@ import os
 import stat
 from typing import Any
 
+from repl.files.translator import Step
 from repl.files.translators.distribute.base import GONE, errors_of, good_of
 from repl.files.translators.distribute.caches import Directory
 from repl.files.translators.distribute.files import Files
@@ -28,7 +29,7 @@ _TRIES = 3
 class Names(Files):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._rooms: dict[int, Room] = {}
+        self.rooms: dict[int, Room] = {}
         self._rooms_asked_at = float("-inf")
 
     # ---- room ----
@@ -44,14 +45,14 @@ class Names(Files):
     async def look_for_room(self) -> None:
         caller, loc = self.owner(), Loc(gfid=bytes(15) + b"\x01")
         answers = await self.ask(self.up_ones, lambda i, c: c.statfs(caller, loc))
-        self._rooms |= {i: room_of(found) for i, found in good_of(answers).items()}
+        self.rooms |= {i: room_of(found) for i, found in good_of(answers).items()}
 
     def _is_full(self, index: int) -> bool:
         now = self.context.now()
         if now - self._rooms_asked_at > self.options["min-free-interval"]:
             self._rooms_asked_at = now
             self.context.spawn(self.look_for_room(), f"{self.name}: free space")
-        room = self._rooms.get(index)
+        room = self.rooms.get(index)
         return room is not None and room.is_full(self.options["min-free-disk"], self.options["min-free-inodes"])
 
     def _with_room(self, known: Directory, index: int) -> int:
@@ -61,7 +62,7 @@ class Names(Files):
         others = [i for i in self.up_ones if i not in self.decommissioned and not self._is_full(i)]
         in_layout = [i for i in others if i in known.layout.ranges and not known.layout.ranges[i].is_empty]
         chosen = in_layout or others
-        return max(chosen, key=lambda i: self._rooms[i].bytes_free if i in self._rooms else 0) if chosen else index
+        return max(chosen, key=lambda i: self.rooms[i].bytes_free if i in self.rooms else 0) if chosen else index
 
     # ---- making ----
 
@@ -86,7 +87,7 @@ class Names(Files):
                     call = getattr(self.subvolumes[index], fop)
                     looked: Looked = await call(caller, loc, *args, gfid=gfid, extra=more, **kwargs)
                 else:
-                    looked = await self._make_aside(fop, caller, loc, index, place, args, gfid, extra, kwargs)
+                    looked = await self._make_aside(fop, caller, loc, place, args, gfid, extra, kwargs)
             except FopError as error:
                 if error.errno == errno.ESTALE and attempt + 1 < _TRIES:
                     self.directories.drop(loc.parent)  # its layout has changed, or it is gone
@@ -126,11 +127,10 @@ class Names(Files):
         return True
 
     async def _make_aside(
-        self, fop: str, caller: Caller, loc: Loc, index: int, place: int, args: Any, gfid: bytes, extra: Xattrs | None,
-        kwargs: Any,
-    ) -> Looked:  # fmt: skip
+        self, fop: str, caller: Caller, loc: Loc, place: int, args: Any, gfid: bytes, extra: Xattrs | None, kwargs: Any
+    ) -> Looked:
         """Somewhere else than where the name belongs: link file first."""
-        async with self.locked_names((index, loc)):
+        async with self.names_kept(loc) as (index,):
             await self.make_link(index, loc, gfid, place)
             try:
                 call = getattr(self.subvolumes[place], fop)
@@ -199,12 +199,14 @@ class Names(Files):
 
     async def _link_at(self, caller: Caller, source: Loc, loc: Loc, index: int, place: int) -> tuple[Looked, int]:
         if place == index:
-            looked: Looked = await self.subvolumes[place].link(caller, source, loc)
-            if is_suspicious(looked.iatt) and (await self.phase_of(place, source)).is_link:
+            looked: Looked = await self.with_layout(caller, Step("link", (source, loc)), loc, place)
+            if is_suspicious(looked.iatt) and (await self.settled_phase(place, source)).is_link:
                 await self.undo(self.subvolumes[place].unlink(caller, loc))
                 raise FopError(errno.ESTALE, f"{self.name}: {source} has moved")
             return looked, place
-        async with self.locked_names((index, loc)):
+        async with self.names_kept(loc) as (index,):
+            if place == index:
+                raise FopError(errno.ESTALE, f"{self.name}: the layout of {loc} has changed")
             child = self.need(place, str(source))
             await self.make_link(index, loc, source.gfid, place)
             try:
@@ -214,11 +216,27 @@ class Names(Files):
                     await self.undo(self.subvolumes[index].unlink(self.owner(), name_of(loc)))
                     raise
                 looked = await child.link(caller, source, loc)
-            if is_suspicious(looked.iatt) and (await self.phase_of(place, source)).is_link:
+            if is_suspicious(looked.iatt) and (await self.settled_phase(place, source)).is_link:
                 await self.undo(child.unlink(caller, loc))
                 await self.undo(self.subvolumes[index].unlink(self.owner(), name_of(loc)))
                 raise FopError(errno.ESTALE, f"{self.name}: {source} has moved")
             return looked, place
+
+    async def with_layout(self, caller: Caller, step: Step, loc: Loc, index: int) -> Looked:
+        """A change of a name on one subvolume, and a look at whether the name still belongs there."""
+        directory = Loc(gfid=loc.parent)
+        answers = await self.subvolumes[index].compound(
+            caller, [step, Step("stat", (directory,), {"want": (self.layout_key,)})]
+        )
+        if isinstance(answers[0], OSError):
+            raise answers[0]
+        known = self.directories.get(loc.parent)
+        there = answers[1].xattrs.get(self.layout_key) if not isinstance(answers[1], OSError) else None
+        if known is None or there != known.raw.get(index):
+            self.directories.drop(loc.parent)
+            await self.verify_names([(index, loc)])
+        looked: Looked = answers[0]
+        return looked
 
     async def remove_left_over(self, place: int, loc: Loc) -> bool:
         """Data at a name that has no link file (we hold the name's lock): a crash left them, nobody can reach them.
@@ -240,6 +258,7 @@ class Names(Files):
         _, index = await self.hashed_up(loc)
         known = self.known_names.get((loc.parent, loc.name))
         if known is not None and known[1] == index:
+            await self.keep_open(known[0], index)
             looked: Looked = await self.subvolumes[index].unlink(caller, named)
             self.known_names.drop((loc.parent, loc.name))
             if is_suspicious(looked.iatt) and not looks_like_link(looked.iatt):
@@ -263,13 +282,27 @@ class Names(Files):
         if found.iatt.is_directory:
             raise FopError(errno.EISDIR, str(loc))
         self.known_names.drop((loc.parent, loc.name))
+        await self.keep_open(found.iatt.gfid, place)
         if place == index and not stat.S_ISVTX & found.iatt.mode:
             looked: Looked = await self.subvolumes[place].unlink(caller, loc)
-            return looked
-        async with self.locked_names((index, loc)):
-            looked = await self.need(place, str(loc)).unlink(caller, loc)
-            await self._unlink_links(loc, place)
-            return looked
+            if not looks_like_link(looked.iatt):
+                return looked
+        async with self.names_kept(loc):
+            removed: Looked | None = None
+            while True:
+                try:
+                    place, found = await self.find(caller, loc)
+                except FopError as error:
+                    if error.errno != errno.ENOENT or removed is None:
+                        raise
+                    return removed
+                await self.keep_open(found.iatt.gfid, place)
+                removed = await self.need(place, str(loc)).unlink(caller, loc)
+                self.known_names.drop((loc.parent, loc.name))
+                if not looks_like_link(removed.iatt):
+                    await self._unlink_links(loc, place)
+                    return removed
+                # It was moved away in this moment, and only a link file was removed.
 
     async def _unlink_links(self, loc: Loc, place: int) -> None:
         """Link files of a name without data."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
+from repl.files.translator import Step
 from repl.files.translators.distribute.base import GONE
 from repl.files.translators.distribute.lookups import name_of
 from repl.files.translators.distribute.marks import is_suspicious
@@ -81,7 +82,7 @@ class Renames(Trees):
             return found  # two names of one file: nothing happens, POSIX says
         if plan.is_alone and not is_suspicious(found.iatt):
             return await self._move(caller, plan, flags)
-        async with self.locked_names((plan.source_hashed, source), (plan.hashed, target)):
+        async with self.names_kept(source, target):
             at, found = await self.find(caller, source)
             plan = await self._plan(caller, source, target, at, found, flags)
             if plan.there is not None and plan.there.iatt.gfid == plan.gfid:
@@ -109,13 +110,22 @@ class Renames(Trees):
 
     # ---- on one subvolume ----
 
+    async def _keep_replaced(self, plan: Plan) -> None:
+        if plan.there is not None and plan.there_at is not None:
+            await self.keep_open(plan.there.iatt.gfid, plan.there_at)
+
     async def _move(self, caller: Caller, plan: Plan, flags: int) -> Looked:
         child = self.need(plan.at, str(plan.source))
+        await self._keep_replaced(plan)
         if plan.at != plan.hashed and plan.there_at == plan.at:
             await self._prepare_link(plan)
         # A link file at the new name does not make it taken.
-        looked: Looked = await child.rename(caller, plan.source, plan.target, flags=flags if plan.is_alone else 0)
-        if is_suspicious(looked.iatt) and (await self.phase_of(plan.at, Loc(gfid=plan.gfid))).is_link:
+        step = Step("rename", (plan.source, plan.target), {"flags": flags if plan.is_alone else 0})
+        if plan.is_alone:
+            looked = await self.with_layout(caller, step, plan.target, plan.at)
+        else:
+            looked = await child.rename(caller, *step.args, **step.kwargs)
+        if is_suspicious(looked.iatt) and (await self.settled_phase(plan.at, Loc(gfid=plan.gfid))).is_link:
             self.files.drop(plan.gfid)
             self.known_names.drop((plan.target.parent, plan.target.name))
             # The file has been moved away a moment ago; its name follows it.
@@ -164,6 +174,7 @@ class Renames(Trees):
     async def _move_across(self, caller: Caller, plan: Plan, flags: int) -> Looked:
         data, holder, own = self.need(plan.at, str(plan.source)), self.subvolumes[plan.hashed], self.owner()
         hidden = Loc(parent=plan.target.parent, name=self.hidden_name(plan.gfid))
+        await self._keep_replaced(plan)
         await self.make_link(plan.hashed, hidden, plan.gfid, plan.at)
         try:
             looked = await self._second_name(caller, plan)
@@ -190,7 +201,7 @@ class Renames(Trees):
             if error.errno != errno.EEXIST or not await self.remove_left_over(plan.at, plan.target):
                 raise
             looked = await data.link(caller, file, plan.target)
-        if is_suspicious(looked.iatt) and (await self.phase_of(plan.at, file)).is_link:
+        if is_suspicious(looked.iatt) and (await self.settled_phase(plan.at, file)).is_link:
             await self.undo(data.unlink(self.owner(), plan.target))
             self.files.drop(plan.gfid)
             raise FopError(errno.ESTALE, f"{self.name}: {plan.source} has moved")
@@ -210,9 +221,7 @@ class Renames(Trees):
             return await self._exchange_directories(caller, source, target, found, there)
         if there_at != at:
             raise FopError(errno.EINVAL, "files on different subvolumes cannot change places")
-        _, source_hashed = await self.hashed_up(source)
-        _, hashed = await self.hashed_up(target)
-        async with self.locked_names((source_hashed, source), (hashed, target)):
+        async with self.names_kept(source, target) as (source_hashed, hashed):
             looked: Looked = await self.need(at, str(source)).rename(caller, source, target, flags=EXCHANGE)
             for index, loc in ((source_hashed, source), (hashed, target)):
                 if index != at:

@@ -228,6 +228,8 @@ class Maker:
         check_name(loc.parent, loc.name)
         if len(gfid) != len(NO_GFID) or gfid == NO_GFID:
             raise FopError(errno.EINVAL, "a new object needs a gfid")
+        if gfid in self._brick.unlinked:
+            raise FopError(errno.EEXIST, f"{gfid_text(gfid)} is here, without a name")
         directory = self._brick.directory(loc.parent)
         for key, value in extra.items() if extra else ():
             if key.startswith(PRECONDITION) and not _has(directory, key[len(PRECONDITION) :], value):

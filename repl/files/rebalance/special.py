@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Moves what has no data: symbolic links, devices, pipes, sockets.
+
+It is made again where it belongs, with a new gfid (decision 0065), under a hidden name, and takes the place of the link
+file in one step; until its mark goes it counts as a link file itself, so that the old one is the one that is found.
+"""
+
+from __future__ import annotations
+
+import stat
+
+from repl.files.rebalance.migration import Moved, Outcome, of_users
+from repl.files.translators.distribute import Distribute
+from repl.files.translators.distribute.base import GONE
+from repl.files.translators.distribute.lookups import name_of
+from repl.files.translators.distribute.marks import FILE_WANT, LINKTO, is_link, linkto_value
+from repl.files.values import Caller, FopError, Loc, Looked, SetAttr
+
+
+async def move_special(dht: Distribute, loc: Loc, source: int, target: int) -> Moved:
+    loc, caller = name_of(loc), dht.owner()
+    async with dht.locked_names((target, loc)):
+        try:
+            found = await dht.subvolumes[source].lookup(caller, loc, want=FILE_WANT)
+        except FopError as error:
+            if error.errno not in GONE:
+                raise
+            return Moved(Outcome.GONE)
+        if is_link(found.xattrs) or found.iatt.is_regular or found.iatt.is_directory:
+            return Moved(Outcome.GONE)
+        if found.iatt.nlink > 1:
+            return Moved(Outcome.SKIPPED, reason="it has several names")
+        hidden = Loc(parent=loc.parent, name=dht.hidden_name(found.iatt.gfid))
+        gfid = await _make(dht, hidden, found, source, target)
+        try:
+            await dht.subvolumes[target].rename(caller, hidden, loc)
+        except OSError:
+            await dht.undo(dht.subvolumes[target].unlink(caller, hidden))
+            raise
+        await dht.subvolumes[target].removexattr(caller, Loc(gfid=gfid), LINKTO)
+        await dht.undo(dht.subvolumes[source].unlink(caller, loc))
+        dht.files.drop(found.iatt.gfid)
+        dht.known_names.drop((loc.parent, loc.name))
+        return Moved(Outcome.MOVED)
+
+
+async def _make(dht: Distribute, hidden: Loc, found: Looked, source: int, target: int) -> bytes:
+    iatt, gfid, ours = found.iatt, dht.context.new_gfid(), dht.owner()
+    caller = Caller(uid=iatt.uid, gid=iatt.gid, client=ours.client, is_internal=True)
+    child, file = dht.subvolumes[target], Loc(gfid=iatt.gfid)
+    extra = {**of_users(await dht.subvolumes[source].getxattr(ours, file)), LINKTO: linkto_value(dht.names[source])}
+    attributes = SetAttr(uid=iatt.uid, gid=iatt.gid, atime_ns=iatt.atime_ns, mtime_ns=iatt.mtime_ns)
+    if stat.S_ISLNK(iatt.mode):
+        text = await dht.subvolumes[source].readlink(ours, file)
+        await child.symlink(caller, hidden, target=text, gfid=gfid, extra=extra)
+    else:
+        await child.mknod(caller, hidden, mode=iatt.mode, rdev=iatt.rdev, gfid=gfid, extra=extra)
+        attributes.mode = stat.S_IMODE(iatt.mode)
+    await child.setattr(ours, Loc(gfid=gfid), attributes)
+    return gfid

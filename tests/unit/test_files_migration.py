@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Moving files that are in use: no acknowledged write is lost, and a migrator that dies leaves one file."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import random
+from typing import Any
+
+import pytest
+
+from repl.files.rebalance.crawl import Crawl
+from repl.files.rebalance.migration import Migration, Moved, Outcome
+from repl.files.rebalance.progress import Progress
+from repl.files.values import ROOT_GFID, Fd, FopError, Loc, Lock, LockCommand, LockType, SetAttr
+from tests.lib.distributed import Client, Died, World
+from tests.lib.virtual_loop import run
+
+LINKTO = b"trusted.glusterfs.dht.linkto"
+MARKS = (b"migration", b"incoming", b"linkto")
+
+
+async def misplaced(world: World, client: Client, data: bytes = b"data", head: str = "name") -> str:
+    """A file whose data are on brick 0 and whose name belongs to brick 1."""
+    await client.look("")
+    first, name = world.name_on(client, 0, f"first-{head}"), world.name_on(client, 1, head)
+    await client.write(first, data)
+    await client.rename(first, name)
+    assert (world.data_at(name), world.links_at(name)) == ([0], [1])
+    return name
+
+
+def migration(client: Client, name: str) -> Migration:
+    return Migration(client.dht, Loc(parent=ROOT_GFID, name=name.encode()), 0, 1)
+
+
+def assert_clean(world: World, name: str) -> None:
+    """The file is on brick 1 alone, with no mark."""
+    assert list(world.stored(name)) == [1]
+    inode = world.stored(name)[1]
+    assert not any(b"trusted.glusterfs.dht." + mark in inode.xattrs for mark in MARKS)
+    assert inode.iatt.gfid not in world.bricks[0].inodes or world.bricks[0].inodes[inode.iatt.gfid].opened
+
+
+def test_migration_carries_everything() -> None:
+    async def scenario() -> None:
+        world = World(2)
+        client, mover = world.client(), world.client()
+        name = await misplaced(world, client, b"some data\0\0\0")
+        gfid = (await client.look(name)).iatt.gfid
+        loc = Loc(gfid=gfid)
+        await client.dht.setxattr(client.caller, loc, {b"user.color": b"red", b"system.posix_acl_access": b"acl"})
+        await client.dht.setattr(client.caller, loc, SetAttr(mode=0o2751, uid=7, gid=8, mtime_ns=12345))
+        await mover.look("")
+        moved = await migration(mover, name).run()
+        assert (moved.outcome, moved.size) == (Outcome.MOVED, 12)
+        assert_clean(world, name)
+        for reader in (client, world.client()):
+            looked = await reader.look(name)
+            iatt = looked.iatt
+            assert (iatt.gfid, iatt.mode, iatt.uid, iatt.gid, iatt.mtime_ns) == (gfid, 0o102751, 7, 8, 12345)
+            assert await reader.read(name) == b"some data\0\0\0"
+            assert (await reader.dht.getxattr(reader.caller, loc))[b"user.color"] == b"red"
+
+    run(scenario())
+
+
+def test_migration_holes_stay_holes() -> None:
+    async def scenario() -> None:
+        world = World(2)
+        client, mover = world.client(), world.client()
+        name = await misplaced(world, client, b"")
+        fd = await client.open(name)
+        await client.dht.truncate(client.caller, fd, 5 << 20)
+        await client.dht.writev(client.caller, fd, b"end", offset=(5 << 20) - 3)
+        await client.dht.release(fd)
+        await mover.look("")
+        assert (await migration(mover, name).run()).outcome is Outcome.MOVED
+        assert (await client.look(name)).iatt.size == 5 << 20
+        assert world.bricks[1].counts["fallocate"] >= 4 and world.bricks[1].counts["writev"] == 1
+
+    run(scenario())
+
+
+def test_migration_skips_what_is_locked_or_has_two_names() -> None:
+    async def scenario() -> None:
+        world = World(2)
+        client, mover = world.client(), world.client()
+        name = await misplaced(world, client)
+        await mover.look("")
+        fd = await client.open(name)
+        for lock in (Lock(LockType.READ, 0, 5), Lock(LockType.WRITE, is_flock=True)):
+            await client.dht.lk(client.caller, fd, LockCommand.TRY, lock)
+            moved = await migration(mover, name).run()
+            assert moved.outcome is Outcome.SKIPPED and "lock" in moved.reason
+            assert (await client.look(name)).iatt.mode == 0o100644
+            free = Lock(LockType.UNLOCK, lock.first, lock.last, lock.is_flock)
+            await client.dht.lk(client.caller, fd, LockCommand.TRY, free)
+        await client.link(name, "other")
+        assert (await migration(mover, name).run()).outcome is Outcome.SKIPPED
+        await client.unlink("other")
+        assert (await migration(mover, name).run()).outcome is Outcome.MOVED
+        # The lock is asked for where the file was; it is got where it is.
+        await client.dht.lk(client.caller, fd, LockCommand.TRY, Lock(LockType.WRITE, 0, 5))
+        other = world.client()
+        second = await other.open(name)
+        with pytest.raises(FopError):
+            await other.dht.lk(other.caller, second, LockCommand.TRY, Lock(LockType.WRITE, 0, 5))
+
+    run(scenario())
+
+
+def test_migration_open_files_go_along() -> None:
+    async def scenario() -> None:
+        world = World(2)
+        client, mover = world.client(), world.client()
+        name = await misplaced(world, client, b"0123456789")
+        reader, writer = await client.open(name, os.O_RDONLY), await client.open(name)
+        await mover.look("")
+        assert (await migration(mover, name).run()).outcome is Outcome.MOVED
+        assert (await client.dht.readv(client.caller, reader, size=4, offset=3)).data == b"3456"
+        await client.dht.writev(client.caller, writer, b"X", offset=0)
+        await client.dht.writev(client.caller, writer, b"Y", offset=0, flags=os.O_APPEND)
+        assert (await client.dht.stat(client.caller, reader)).iatt.size == 11
+        await client.dht.release(reader)
+        await client.dht.release(writer)
+        assert await world.client().read(name) == b"X123456789Y"
+        assert all(inode.opened == 0 for brick in world.bricks for inode in brick.inodes.values())
+        assert_clean(world, name)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_migration_under_writers(seed: int) -> None:
+    """Clients write, append, truncate and change attributes at random moments; each one's last word counts."""
+
+    async def scenario() -> None:
+        world = World(2, seed=seed)
+        dice = random.Random(seed)
+        mover = world.client()
+        clients = [world.client() for _ in range(3)]
+        name = await misplaced(world, clients[0], b"." * 120)
+        for client in (*clients, mover):
+            await client.look(name)
+
+            async def pause(_brick: str, _fop: str) -> None:
+                await asyncio.sleep(dice.choice((0, 0, dice.random())))
+
+            client.pause = pause
+        expected: dict[int, bytes] = {}
+        appended: list[bytes] = []
+
+        async def write(number: int, client: Client) -> None:
+            """Each has 40 bytes of its own; what was acknowledged must be read back at once."""
+            await asyncio.sleep(dice.random() * 30)
+            fd = await client.open(name)
+            for turn in range(dice.randrange(2, 12)):
+                await asyncio.sleep(dice.random() * 8)
+                at = number * 40 + dice.randrange(36)
+                data = bytes([65 + turn]) * 4
+                await client.dht.writev(client.caller, fd, data, offset=at)
+                for offset, byte in enumerate(data):
+                    expected[at + offset] = bytes([byte])
+                read = await client.dht.readv(client.caller, fd, size=4, offset=at)
+                assert bytes(read.data) == data, (seed, turn)
+                if dice.random() < 0.3:
+                    mark = b"<%d.%02d>" % (number, turn)
+                    await client.dht.writev(client.caller, fd, mark, offset=0, flags=os.O_APPEND)
+                    appended.append(mark)
+                if dice.random() < 0.1:
+                    await client.dht.setattr(client.caller, fd, SetAttr(mode=0o600 | turn))
+            await client.dht.release(fd)
+
+        async def move() -> Moved:
+            await asyncio.sleep(dice.random() * 30)
+            return await migration(mover, name).run()
+
+        moved, *_ = await asyncio.gather(move(), *(write(n, c) for n, c in enumerate(clients)))
+        final = await world.client().read(name)
+        for offset, byte in expected.items():
+            assert final[offset : offset + 1] == byte, (seed, offset, moved)
+        assert sorted(final[120:]) == sorted(b"".join(appended)), (seed, final[120:], appended)
+        for mark in appended:
+            assert mark in final
+        if moved.outcome is Outcome.MOVED:
+            assert world.data_at(name) == [1]
+        else:
+            assert world.data_at(name) == [0], moved
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_migration_under_truncation(seed: int) -> None:
+    async def scenario() -> None:
+        world = World(2, seed=seed)
+        dice = random.Random(seed)
+        client, mover = world.client(), world.client()
+        name = await misplaced(world, client, b"x" * 100)
+        await mover.look(name)
+        for each in (client, mover):
+
+            async def pause(_brick: str, _fop: str) -> None:
+                await asyncio.sleep(dice.choice((0, dice.random())))
+
+            each.pause = pause
+        model = bytearray(b"x" * 100)
+
+        async def change() -> None:
+            fd = await client.open(name)
+            for _ in range(25):
+                if dice.random() < 0.5:
+                    size = dice.randrange(150)
+                    await client.dht.truncate(client.caller, fd, size)
+                    del model[size:]
+                    model.extend(bytes(size - len(model)))
+                else:
+                    at, data = dice.randrange(150), bytes([dice.randrange(1, 255)]) * 5
+                    await client.dht.writev(client.caller, fd, data, offset=at)
+                    model.extend(bytes(max(0, at - len(model))))
+                    model[at : at + 5] = data
+                read = await client.dht.readv(client.caller, fd, size=200, offset=0)
+                assert bytes(read.data) == bytes(model)
+            await client.dht.release(fd)
+
+        await asyncio.gather(change(), migration(mover, name).run())
+        assert await world.client().read(name) == bytes(model)
+
+    run(scenario())
+
+
+def test_migration_crash_at_every_step() -> None:
+    async def once(deaths: int) -> bool:
+        world = World(2)
+        client, mover = world.client(), world.client()
+        name = await misplaced(world, client, b"precious")
+        await client.dht.setattr(client.caller, Loc(gfid=(await client.look(name)).iatt.gfid), SetAttr(mode=0o640))
+        fd = await client.open(name)
+        await mover.look(name)
+        mover.die_at = mover.sent + deaths + 1
+        try:
+            await migration(mover, name).run()
+        except (Died, asyncio.CancelledError):
+            pass
+        is_through = not mover.is_dead
+        mover.die()
+        # A client that had it open, and one that has seen nothing.
+        fresh = world.client()
+        assert (await client.dht.readv(client.caller, fd, size=20, offset=0)).data == b"precious"
+        assert (await fresh.look(name)).iatt.mode == 0o100640
+        assert await fresh.names() == [name], deaths
+        await client.dht.writev(client.caller, fd, b"P", offset=0)
+        assert await fresh.read(name) == b"Precious", deaths
+        other = await fresh.open(name)
+        await fresh.dht.writev(fresh.caller, other, b"R", offset=1)
+        assert (await client.dht.readv(client.caller, fd, size=20, offset=0)).data == b"PRecious", deaths
+        await client.idle()
+        await fresh.idle()
+        # The next migrator finishes it.
+        second = world.client()
+        await second.look("")
+        if world.data_at(name) != [1]:
+            moved = await migration(second, name).run()
+            assert moved.outcome in (Outcome.MOVED, Outcome.SKIPPED)
+        last = world.client()
+        await last.look(name)
+        await last.idle()
+        assert await last.read(name) == b"PRecious"
+        await fresh.dht.release(other)
+        await client.dht.release(fd)
+        await last.rename(name, "elsewhere")
+        assert await last.names() == ["elsewhere"]
+        assert await last.read("elsewhere") == b"PRecious"
+        await last.unlink("elsewhere")
+        assert await last.names() == []
+        await Crawl(world.client().dht, "start", Progress()).run()  # takes away a link file that is left over
+        assert not world.stored("elsewhere") and not world.stored(name)
+        return is_through
+
+    deaths = 0
+    while not run(once(deaths)):
+        deaths += 1
+    assert deaths > 30
+
+
+@pytest.mark.parametrize("change", ["unlink", "rename", "rename-over", "link", "chmod", "target-full"])
+@pytest.mark.parametrize("step", range(2, 40, 3))
+def test_migration_meets_a_change_of_the_name(change: str, step: int) -> None:
+    async def scenario() -> None:
+        world = World(2)
+        client, mover = world.client(), world.client()
+        name = await misplaced(world, client)
+        second = await misplaced(world, client, b"second", "other")
+        fd = await client.open(name)
+        await mover.look(name)
+        reached, go_on = asyncio.Event(), asyncio.Event()
+        start = mover.sent
+
+        async def pause(_brick: str, _fop: str) -> None:
+            if mover.sent - start == step:
+                reached.set()
+                await go_on.wait()
+
+        mover.pause = pause
+        work = asyncio.ensure_future(migration(mover, name).run())
+        done = asyncio.ensure_future(reached.wait())
+        await asyncio.wait([work, done], return_when=asyncio.FIRST_COMPLETED)
+        changing = asyncio.ensure_future(act(world, client, change, name, second, fd))
+        while not changing.done() and not _is_stuck(client):
+            await asyncio.sleep(1)
+        go_on.set()
+        await changing
+        await work
+        await client.idle()
+        await check(world, world.client(), change, name, second)
+        await client.dht.release(fd)
+
+    def _is_stuck(client: Client) -> bool:
+        """It waits for a lock of the migrator's."""
+        return bool(client.log) and client.log[-1].endswith(("entrylk", "inodelk"))
+
+    async def act(world: World, client: Client, change: str, name: str, second: str, fd: Fd) -> None:
+        if change == "unlink":
+            await client.unlink(name)
+            await client.dht.writev(client.caller, fd, b"DATA", offset=0)
+            assert (await client.dht.readv(client.caller, fd, size=9, offset=0)).data == b"DATA"
+        elif change == "rename":
+            await client.rename(name, "new")
+        elif change == "rename-over":
+            await client.rename(second, name)
+        elif change == "link":
+            await client.link(name, "new")
+        elif change == "chmod":
+            await client.dht.setattr(client.caller, fd, SetAttr(mode=0o600))
+            await client.dht.writev(client.caller, fd, b"DATA", offset=0)
+        else:
+
+            async def full(*_: Any, **__: Any) -> Any:
+                raise FopError(errno.ENOSPC, "test")
+
+            world.bricks[1].writev = full  # type: ignore[method-assign]
+            if world.data_at(name) != [1]:
+                try:
+                    await client.dht.writev(client.caller, fd, b"DATA", offset=0)
+                except FopError as error:
+                    assert error.errno == errno.ENOSPC  # the file had moved already
+
+    async def check(world: World, client: Client, change: str, name: str, second: str) -> None:
+        names = sorted(await client.names())
+        if change == "unlink":
+            assert names == [second]
+        elif change == "rename":
+            assert names == sorted(["new", second]) and await client.read("new") == b"data"
+        elif change == "rename-over":
+            assert names == [name] and await client.read(name) == b"second"
+        elif change == "link":
+            assert names == sorted([name, "new", second])
+            assert await client.read(name) == await client.read("new") == b"data"
+            assert (await client.look("new")).iatt.nlink == 2
+        elif change == "chmod":
+            assert await client.read(name) == b"DATA" and (await client.look(name)).iatt.mode == 0o100600
+        else:
+            assert await client.read(name) in (b"data", b"DATA")
+        for path in names:
+            looked = (await client.look(path)).iatt
+            assert looked.mode in (0o100644, 0o100600)
+
+    try:
+        run(scenario())
+    except FopError as error:
+        assert change == "target-full" and error.errno == errno.ENOSPC
