@@ -43,6 +43,8 @@ POSIX_THREADS_MAX = 16
 POSIX_INLINE_BYTES_MAX = 128 * 1024  # reads and writes up to here are done by the event loop itself
 POSIX_ALLOCATE_INLINE_BYTES = 1024 * 1024
 POSIX_UNLINK_INLINE_BYTES = 64 * 1024 * 1024  # blocks of larger files become free in a thread
+POSIX_LINGERING_MAX = 4096  # files that a rename has replaced and that can be opened by their gfid yet
+POSIX_LINGER_S = 2.0
 QUICK_READ_BYTES_MAX = 64 * 1024
 
 # Files: frames between protocol/client and protocol/server
@@ -73,6 +75,7 @@ FILES_CONTENDED_S = 2.0  # so long after a contention operations lock for themse
 DISTRIBUTE_DIRECTORIES_MAX = 16384  # layouts that distribute remembers
 DISTRIBUTE_FILES_MAX = 131072  # files of which it remembers where they are
 DISTRIBUTE_NAMES_MAX = 65536  # names of which it remembers where they led
+DISTRIBUTE_LINGER_S = 2.0  # the same on another subvolume than the new file
 DISTRIBUTE_COPY_BYTES = 1024 * 1024  # that a migration copies at a time
 HEAL_BLOCK_BYTES = 128 * 1024
 HEAL_WINDOW_BYTES_MAX = 4 * 1024 * 1024  # of a file that a heal locks at a time

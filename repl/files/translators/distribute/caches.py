@@ -80,6 +80,7 @@ class FdState:
     opened: set[int]
     lock: asyncio.Lock | None = None  # while it is opened elsewhere
     mirror: Mirror | None = None  # while the file is being migrated
+    listing: Directory | None = None
 
 
 def state_of(fd: Fd, key: object) -> FdState | None:

@@ -48,7 +48,9 @@ class Listings(Renames):
         self, caller: Caller, fd: Fd, *, size: int, offset: int, is_plus: bool = False, want: Want = ()
     ) -> list[Entry]:
         state = self.fd_state(fd)
-        known = await self.directory(fd.gfid)
+        if offset == 0 or state.listing is None:
+            state.listing = await self.directory(fd.gfid)
+        known = state.listing  # the same to the end, so that each directory is listed once
         index, at = offset % self.count, offset // self.count
         while index < self.count:
             if self.up[index]:

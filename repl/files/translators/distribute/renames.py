@@ -12,15 +12,17 @@ Up to that moment both names lead to what they led to before.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from dataclasses import dataclass
 
 from repl.files.translator import Step
 from repl.files.translators.distribute.base import GONE
 from repl.files.translators.distribute.lookups import name_of
-from repl.files.translators.distribute.marks import is_suspicious
+from repl.files.translators.distribute.marks import FILE_WANT, is_link, is_suspicious
 from repl.files.translators.distribute.trees import Trees
 from repl.files.values import Caller, FopError, Loc, Looked
+from repl.limits import DISTRIBUTE_LINGER_S
 
 NOREPLACE, EXCHANGE = 1, 2
 _TRIES = 4
@@ -157,9 +159,22 @@ class Renames(Trees):
         if plan.source_hashed != plan.at:
             await self.undo(self.subvolumes[plan.source_hashed].unlink(caller, plan.source))
         if plan.there_at is not None and plan.there_at not in (plan.at, plan.hashed) and self.up[plan.there_at]:
-            await self.undo(self.subvolumes[plan.there_at].unlink(caller, plan.target))
+            if plan.there is not None and plan.there.iatt.nlink == 1:
+                # Somebody may have looked the name up just before, and is about to open what it led to.
+                self._later(self._drop_replaced(plan), f"what was at {plan.target}")
+            else:
+                await self.undo(self.subvolumes[plan.there_at].unlink(caller, plan.target))
         if plan.at != plan.hashed and plan.there_at == plan.at:
             await self.undo(self.repair_link_locked(plan.target, plan.hashed))
+
+    async def _drop_replaced(self, plan: Plan) -> None:
+        assert plan.there_at is not None and plan.there is not None
+        await asyncio.sleep(DISTRIBUTE_LINGER_S)
+        child, caller = self.subvolumes[plan.there_at], self.owner()
+        async with self.locked_names((plan.hashed, plan.target)):
+            there = await child.lookup(caller, plan.target, want=FILE_WANT)
+            if there.iatt.gfid == plan.there.iatt.gfid and not is_link(there.xattrs):
+                await child.unlink(caller, plan.target)
 
     def _moved(self, plan: Plan, looked: Looked) -> Looked:
         self.known_names.drop((plan.source.parent, plan.source.name))

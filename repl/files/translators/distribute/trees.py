@@ -117,14 +117,14 @@ class Trees(Names):
     # ---- emptiness ----
 
     async def links_in(self, gfid: bytes) -> dict[int, list[bytes]]:
-        """Link files in an otherwise empty directory, by subvolume.  ENOTEMPTY."""
-        answers = await self.ask(self.up_ones, lambda i, c: self._only_links(c, gfid))
+        """What may go from an otherwise empty directory, by subvolume: link files, and left-overs.  ENOTEMPTY."""
+        answers = await self.ask(self.up_ones, lambda i, c: self._unreachable(i, gfid))
         if errors := {i: e for i, e in errors_of(answers).items() if e.errno not in GONE}:
             raise telling_error(errors)
         return good_of(answers)
 
-    async def _only_links(self, child: Translator, gfid: bytes) -> list[bytes]:
-        caller, fd = self.owner(), Fd(gfid, is_directory=True)
+    async def _unreachable(self, index: int, gfid: bytes) -> list[bytes]:
+        child, caller, fd = self.subvolumes[index], self.owner(), Fd(gfid, is_directory=True)
         await child.opendir(caller, Loc(gfid=gfid), fd)
         names: list[bytes] = []
         try:
@@ -138,12 +138,24 @@ class Trees(Names):
                 for entry in part:
                     if entry.name in (b".", b".."):
                         continue
-                    if not is_link(entry.xattrs):
+                    if not is_link(entry.xattrs) and not await self._is_left_over(index, gfid, entry):
                         raise FopError(errno.ENOTEMPTY, f"{self.name}: {child.name}")
                     names.append(entry.name)
                 offset = part[-1].offset
         finally:
             await child.release(fd)
+
+    async def _is_left_over(self, index: int, gfid: bytes, entry: Entry) -> bool:
+        """Data that no name leads to, in a directory where that is certain."""
+        known = await self.directory(gfid)
+        owner = known.layout.owner(self.hash_of(entry.name))
+        if entry.kind == stat.S_IFDIR or owner in (None, index) or not self.is_final(known):
+            return False
+        try:
+            await self.find(self.owner(), Loc(parent=gfid, name=entry.name))
+        except FopError as error:
+            return error.errno == errno.ENOENT
+        return False
 
     async def clear_links(self, gfid: bytes) -> None:
         """What is left in an empty directory.  ENOTEMPTY."""

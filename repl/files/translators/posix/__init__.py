@@ -46,7 +46,7 @@ from repl.files.values import (
     XattrOp,
     Xattrs,
 )
-from repl.limits import POSIX_ALLOCATE_INLINE_BYTES, POSIX_INLINE_BYTES_MAX
+from repl.limits import POSIX_ALLOCATE_INLINE_BYTES, POSIX_INLINE_BYTES_MAX, POSIX_LINGER_S, POSIX_LINGERING_MAX
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,8 @@ class Posix(Translator):
         self._maker: Maker
         self._remover: Remover
         self._space: Space
+        self._lingering: set[bytes] = set()
+        self._loop: asyncio.AbstractEventLoop
         self._lock_fd = -1
         self._inherited_lock_fds: list[int] = []  # of graphs that this one has replaced
         self._failed = ""
@@ -88,10 +90,12 @@ class Posix(Translator):
         except BaseException:
             self._brick.close()
             raise
+        self._loop = asyncio.get_running_loop()
         self._lane = Lane(self.context.wall_ns, self.name)
         self._files = OpenFiles(self._brick, self._last_closed)
         self._maker = Maker(self._brick, Masks())
-        self._remover = Remover(self._brick, self._files.is_open, lambda fd: self._lane.close_later(os.close, fd))
+        self._remover = Remover(self._brick, self._files.is_open, lambda fd: self._lane.close_later(os.close, fd),
+                                self._linger)  # fmt: skip
         self._space = Space(self._brick.root, self.context.now)
         self._apply(self.options)
         self._has_started = True
@@ -162,6 +166,19 @@ class Posix(Translator):
                 steps = janitor.clean(self._brick, self._files.is_open)
                 while await self._lane.run(janitor.some, steps):
                     await asyncio.sleep(0)
+
+    def _linger(self, gfid: bytes) -> bool:
+        """May be called in a thread."""
+        if len(self._lingering) >= POSIX_LINGERING_MAX:
+            return False
+        self._lingering.add(gfid)
+        self._loop.call_soon_threadsafe(self._loop.call_later, POSIX_LINGER_S, self._end_lingering, gfid)
+        return True
+
+    def _end_lingering(self, gfid: bytes) -> None:
+        self._lingering.discard(gfid)
+        if self._has_started and gfid in self._brick.unlinked and not self._files.is_open(gfid):
+            self.context.spawn(self._lane.run(self._remover.released, gfid), f"{self.name}: a file that was replaced")
 
     def state(self) -> dict[str, object]:
         return {

@@ -56,13 +56,21 @@ class Remover:
     """What takes names away on one brick.
 
     ``is_open`` tells whether somebody has a file open, ``close_later`` closes a descriptor in the background: that is
-    when the blocks of a large file become free.
+    when the blocks of a large file become free.  ``linger`` is told of files that a rename has replaced: whoever looked
+    the name up just before can open them for a while yet (``released`` ends that); False: there are too many already.
     """
 
-    def __init__(self, brick: Brick, is_open: Callable[[bytes], bool], close_later: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        brick: Brick,
+        is_open: Callable[[bytes], bool],
+        close_later: Callable[[int], None],
+        linger: Callable[[bytes], bool] = lambda gfid: False,
+    ) -> None:
         self._brick = brick
         self._is_open = is_open
         self._close_later = close_later
+        self._linger = linger
         self.defer_all = False  # option background-unlink
 
     def _name(self, loc: Loc) -> _Name:
@@ -103,9 +111,9 @@ class Remover:
             return -1
         return os.open(name.loc.name, _O_PATH, dir_fd=name.directory)
 
-    def _drop_last_handle(self, name: _Name) -> None:
+    def _drop_last_handle(self, name: _Name, *, lingers: bool = False) -> None:
         brick = self._brick
-        if not self._is_open(name.gfid):
+        if not self._is_open(name.gfid) and not (lingers and self._linger(name.gfid)):
             brick.remove_handle(name.gfid)
             return
         aside = f"{UNLINKED}/{gfid_text(name.gfid)}"
@@ -195,7 +203,7 @@ class Remover:
         try:
             if new is not None and loses_last:
                 kept = self._keep(new)
-                self._drop_last_handle(new)
+                self._drop_last_handle(new, lingers=True)
             try:
                 calls.rename(old.loc.name, target.name, src_dir_fd=old.directory, dst_dir_fd=directory)
             except OSError:
