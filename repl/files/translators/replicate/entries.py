@@ -190,8 +190,9 @@ class Entries(Lookups):
                                              "gfid": gfid, "extra": extra})  # fmt: skip
         try:
             answer, done = await self._make(caller, loc, gfid, step, _NEW_FILE, is_file=True)
-        except OSError as error:
-            if error.errno != errno.EEXIST or flags & os.O_EXCL:
+        except BaseException as error:
+            self.context.spawn(self._release_made(lower), f"{self.name}: a file that was not made is closed")
+            if not isinstance(error, OSError) or error.errno != errno.EEXIST or flags & os.O_EXCL:
                 raise
             return await self._open_instead(caller, loc, fd, flags)
         inode = self.inodes.get(gfid)
@@ -199,6 +200,11 @@ class Entries(Lookups):
         fd.contexts[self] = state
         inode.fds.add(state)
         return answer
+
+    async def _release_made(self, lower: Fd) -> None:
+        """Some children may have made and opened it."""
+        for child in self.subvolumes:
+            await child.release(lower)
 
     async def _open_instead(self, caller: Caller, loc: Loc, fd: Fd, flags: int) -> Looked:
         there = await self.lookup(caller, Loc(parent=loc.parent, name=loc.name, path=loc.path))

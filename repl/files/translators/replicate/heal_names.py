@@ -62,6 +62,9 @@ class NameHeal:
             return False
         iatt = present[good].iatt
         same = sum(1 << i for i, a in there.items() if a.iatt.gfid == iatt.gfid)
+        if iatt.is_regular and not same & ~self.afr.arbiters and await self._has_no_data(iatt.gfid):
+            await asyncio.gather(*(self._expunge(i, loc, there[i].iatt) for i in bits(same)))
+            return same == sum(1 << i for i in there)
         for i in bits(run.mask & ~same):
             if i in there:
                 await self._expunge(i, loc, there[i].iatt)
@@ -81,6 +84,14 @@ class NameHeal:
             elif answer.errno not in GONE:
                 raise answer
         return found
+
+    async def _has_no_data(self, gfid: bytes) -> bool:
+        """Only an arbiter knows the file: half of a creation or of a removal, which nobody has acknowledged."""
+        if not self.run.is_complete:
+            return False
+        files = self.run.mask & ~self.afr.arbiters
+        answers = await self.afr.ask(files, lambda c: c.lookup(self.run.caller, Loc(gfid=gfid)))
+        return all(isinstance(a, OSError) and a.errno in GONE for a in answers.values())
 
     # ---- which inode the name means ----
 

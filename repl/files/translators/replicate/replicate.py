@@ -9,11 +9,11 @@ from repl.files.options import Options
 from repl.files.translator import Context, Translator
 from repl.files.translators.replicate.base import bits
 from repl.files.translators.replicate.heal import BackgroundHeals, Healer
-from repl.files.translators.replicate.locking import Locking
+from repl.files.translators.replicate.split_xattrs import SplitXattrs
 from repl.files.values import Loc
 
 
-class Replicate(Locking):
+class Replicate(SplitXattrs):
     TYPE = "cluster/replicate"
     ALIASES = ("cluster/afr",)
 
