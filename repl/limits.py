@@ -83,6 +83,7 @@ HEAL_AGAIN_S = 10.0  # what a client could not heal is not tried again for so lo
 HEAL_SEEN_MAX = 65536  # inodes that a sweep remembers having looked at
 HEAL_SWEEPS_MAX = 64  # of what is pending, one after another, for as long as each one heals something
 EXPLAIN_RANGES_MAX = 32  # ranges and names that an explanation of a split-brain lists
+HEAL_REQUEST_BYTES_MAX = 64 * 1024  # one request to the heal daemon
 HEAL_WINDOWS_AT_A_TIME = 2  # of one file
 HEAL_NAMES_MAX = 100_000  # names of a directory that a heal compares at a time
 HEAL_BATCH_NAMES = 64  # names that a heal works on at the same time

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import fcntl
 import gc
 import logging
 import os
@@ -169,31 +167,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-class _PidFile:
-    """Says who runs, and that it runs: whoever holds the lock does."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise ConfigError(f"cannot write the pid file {path}: {error.strerror}.") from error
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            pid = os.read(self._fd, 32).decode(errors="replace").strip()
-            os.close(self._fd)
-            raise ConfigError(f"the pid file {path} belongs to process {pid or '?'}, which runs.",
-                              advice="Stop it first, or name another pid file.") from error  # fmt: skip
-        os.ftruncate(self._fd, 0)
-        os.write(self._fd, f"{os.getpid()}\n".encode())
-
-    def remove(self) -> None:
-        with contextlib.suppress(OSError):
-            os.unlink(self._path)
-        os.close(self._fd)
-
-
 def _set_up_logging(given: argparse.Namespace) -> None:
     path = given.log_file
     try:
@@ -208,7 +181,7 @@ def _set_up_logging(given: argparse.Namespace) -> None:
 
 def _serve(given: argparse.Namespace, background: process.Background) -> None:
     _set_up_logging(given)
-    pid_file = _PidFile(given.pid_file) if given.pid_file else None
+    pid_file = process.PidFile(given.pid_file) if given.pid_file else None
 
     def ready() -> None:
         gc.freeze()  # what lives from the start on is not looked at again

@@ -8,6 +8,8 @@ Outputs: a process whose starter knows whether it works; state dumps as text wit
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import logging
 import os
 import sys
@@ -15,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
+from repl.errors import ConfigError
 from repl.files.graph import Graph
 
 log = logging.getLogger(__name__)
@@ -93,6 +96,31 @@ class Background:
             os.write(self._writer, text)
             os.close(self._writer)
             self._writer = -1
+
+
+class PidFile:
+    """Says who runs, and that it runs: whoever holds the lock does."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise ConfigError(f"cannot write the pid file {path}: {error.strerror}.") from error
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            pid = os.read(self._fd, 32).decode(errors="replace").strip()
+            os.close(self._fd)
+            raise ConfigError(f"the pid file {path} belongs to process {pid or '?'}, which runs.",
+                              advice="Stop it first, or name another pid file.") from error  # fmt: skip
+        os.ftruncate(self._fd, 0)
+        os.write(self._fd, f"{os.getpid()}\n".encode())
+
+    def remove(self) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)
+        os.close(self._fd)
 
 
 def write_state(graph: Graph, name: str, more: Mapping[str, Mapping[str, object]], wall_ns: int) -> Path:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from repl.files.options import Options
 from repl.files.translator import Context, Translator
@@ -22,10 +22,13 @@ class Replicate(SplitXattrs):
         self.healer = Healer(self)
         self.heals = BackgroundHeals(self.healer)
         self.aside_name = self.healer.aside.name
+        self.child_up_listeners: list[Callable[[int], None]] = []
 
     def child_came_up(self, index: int) -> None:
         self.heals.forget_failures()
         self.context.spawn(self.restore_locks(index), f"{self.name}: locks on {self.names[index]}")
+        for listener in self.child_up_listeners:
+            listener(index)
 
     def heal_soon(self, gfid: bytes) -> None:
         self.heals.soon(gfid)
