@@ -75,7 +75,6 @@ FILES_CONTENDED_S = 2.0  # so long after a contention operations lock for themse
 DISTRIBUTE_DIRECTORIES_MAX = 16384  # layouts that distribute remembers
 DISTRIBUTE_FILES_MAX = 131072  # files of which it remembers where they are
 DISTRIBUTE_NAMES_MAX = 65536  # names of which it remembers where they led
-DISTRIBUTE_LINGER_S = 2.0  # the same on another subvolume than the new file
 DISTRIBUTE_COPY_BYTES = 1024 * 1024  # that a migration copies at a time
 HEAL_BLOCK_BYTES = 128 * 1024
 HEAL_WINDOW_BYTES_MAX = 4 * 1024 * 1024  # of a file that a heal locks at a time

@@ -355,7 +355,7 @@ def test_distribute_client_with_an_old_layout_learns_the_new_one() -> None:
         swapped = [brick.inodes[ROOT_GFID].xattrs[LAYOUT] for brick in world.bricks]
         for brick, value in zip(world.bricks, [swapped[1], swapped[0], *swapped[2:]], strict=True):
             await brick.setxattr(new.caller, Loc(gfid=ROOT_GFID), {LAYOUT: value})
-        old.dht.directories.get(ROOT_GFID).checked_at = float("inf")  # no upcall has reached it
+        old.dht.directories.get(ROOT_GFID).checked = dict.fromkeys(range(4), float("inf"))  # no upcall has reached it
         await old.write(name)
         assert world.data_at(name) == [1]
 

@@ -26,6 +26,7 @@ from repl.files.values import (
     gfid_text,
 )
 from tests.lib.files import HEALER, ME, at, make, new_gfid, posix
+from tests.lib.wait import wait_for_async
 
 USER = Caller(uid=1000, gid=1001, client="b")
 
@@ -509,3 +510,24 @@ def test_depth_beyond_the_kernels_links_is_reached_after_a_restart(tmp_path: Pat
 
     on_brick(fill, tmp_path)
     on_brick(find, tmp_path)
+
+
+def test_file_that_was_replaced_can_be_opened_for_a_while(tmp_path: Path) -> None:
+    async def scenario(brick: Posix) -> None:
+        old, new = new_gfid(), new_gfid()
+        for name, gfid in (("target", old), ("source", new)):
+            fd = Fd(gfid, os.O_RDWR)
+            await brick.create(ME, at(name), fd, flags=os.O_RDWR, mode=0o644, gfid=gfid)
+            await brick.writev(ME, fd, name.encode(), offset=0)
+            await brick.release(fd)
+        await brick.rename(ME, at("source"), at("target"))
+        for _ in range(2):  # whoever looked it up before; the first to close does not take it away from the second
+            fd = Fd(old)
+            await brick.open(ME, Loc(gfid=old), fd, flags=os.O_RDONLY)
+            assert bytes((await brick.readv(ME, fd, size=9, offset=0)).data) == b"target"
+            await brick.release(fd)
+        assert (await brick.lookup(ME, at("target"))).iatt.gfid == new
+        unlinked = tmp_path / ".glusterfs/unlink"
+        await wait_for_async(lambda: not list(unlinked.iterdir()), 10, "its end")
+
+    on_brick(scenario, tmp_path)

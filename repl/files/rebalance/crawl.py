@@ -168,8 +168,7 @@ class Crawl:
         progress = self.progress
         try:
             await self.dht.lookup(self.dht.owner(), folder.loc)  # makes missing copies
-            if self._moves:
-                await clean(self.dht, folder.gfid)
+            await clean(self.dht, folder.gfid)
             await fix_layout(self.dht, folder.gfid, folder.text, self._weights)
             for child in await self._children(folder):
                 await self.dht.lookup(self.dht.owner(), child.loc)  # on the subvolume that its name belongs to now

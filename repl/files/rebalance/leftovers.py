@@ -75,7 +75,7 @@ async def _judge(dht: Distribute, loc: Loc, index: int, hashed: int) -> bool:
                 await dht.make_link(hashed, loc, there.iatt.gfid, index)
                 return False
         else:
-            if place == index or place != hashed or found.iatt.gfid == there.iatt.gfid:
+            if place == index or found.iatt.gfid == there.iatt.gfid:
                 return False
         log.info("%s on '%s' is left over from an interrupted rename and is removed", loc, dht.names[index])
         await dht.undo(child.unlink(caller, loc))

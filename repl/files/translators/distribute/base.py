@@ -142,7 +142,7 @@ class Base(Translator):
     def _invalidated(self, event: Invalidated) -> Invalidated:
         """What one subvolume says of a directory is not all, and a link file is not the file."""
         if (known := self.directories.get(event.gfid)) is not None:
-            known.checked_at = float("-inf")
+            known.checked.clear()
         for name in event.names:
             self.known_names.drop((event.gfid, name))
         iatt = event.iatt

@@ -56,7 +56,7 @@ class Directory:
     present: frozenset[int]
     raw: dict[int, bytes]
     generation: int
-    checked_at: float
+    checked: dict[int, float]  # when a subvolume has said that its range is that
     commit: int | None
     is_whole: bool  # nothing is missing anywhere
     xattrs: Xattrs = field(default_factory=dict)

@@ -127,7 +127,7 @@ class Directories(Base):
         pending = any(any(value) for value in counters.values())
         known = Directory(
             gfid, layout, min(counters, default=min(found)), frozenset(found), raw, self.generation,
-            self.context.now(), layout.commit(),
+            dict.fromkeys(found, self.context.now()), layout.commit(),
             is_whole=len(found) == self.count and not layout.missing and layout.anomalies().is_sound and not pending
             and not _differ(found) and not any(MOVING in a.xattrs for a in found.values()),
         )  # fmt: skip
@@ -143,7 +143,7 @@ class Directories(Base):
     async def still_true(self, known: Directory, index: int) -> bool:
         """Whether the layout is what it was, as far as the subvolume knows that a name was missed on."""
         now = self.context.now()
-        if now - known.checked_at < TRUST_S:
+        if now - known.checked.get(index, float("-inf")) < TRUST_S:
             return True
         try:
             looked = await self.subvolumes[index].stat(self.owner(), Loc(gfid=known.gfid), want=(self.layout_key,))
@@ -152,7 +152,7 @@ class Directories(Base):
         if looked.xattrs.get(self.layout_key) != known.raw.get(index):
             self.directories.drop(known.gfid)
             return False
-        known.checked_at = now
+        known.checked[index] = now
         return True
 
     def eligible(self) -> list[int]:

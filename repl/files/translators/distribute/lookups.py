@@ -81,7 +81,7 @@ class Lookups(Directories):
         known = self.directories.get(loc.parent)
         if known is None:
             return False
-        known.checked_at = float("-inf")
+        known.checked.pop(index, None)
         return await self.still_true(known, index)
 
     @asynccontextmanager

@@ -12,17 +12,15 @@ Up to that moment both names lead to what they led to before.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 from dataclasses import dataclass
 
 from repl.files.translator import Step
 from repl.files.translators.distribute.base import GONE
 from repl.files.translators.distribute.lookups import name_of
-from repl.files.translators.distribute.marks import FILE_WANT, is_link, is_suspicious
+from repl.files.translators.distribute.marks import LINK_MODE, LINKTO, is_suspicious, linkto_value
 from repl.files.translators.distribute.trees import Trees
 from repl.files.values import Caller, FopError, Loc, Looked
-from repl.limits import DISTRIBUTE_LINGER_S
 
 NOREPLACE, EXCHANGE = 1, 2
 _TRIES = 4
@@ -159,22 +157,24 @@ class Renames(Trees):
         if plan.source_hashed != plan.at:
             await self.undo(self.subvolumes[plan.source_hashed].unlink(caller, plan.source))
         if plan.there_at is not None and plan.there_at not in (plan.at, plan.hashed) and self.up[plan.there_at]:
-            if plan.there is not None and plan.there.iatt.nlink == 1:
-                # Somebody may have looked the name up just before, and is about to open what it led to.
-                self._later(self._drop_replaced(plan), f"what was at {plan.target}")
-            else:
-                await self.undo(self.subvolumes[plan.there_at].unlink(caller, plan.target))
+            await self._drop_replaced(plan, plan.there_at)
         if plan.at != plan.hashed and plan.there_at == plan.at:
             await self.undo(self.repair_link_locked(plan.target, plan.hashed))
 
-    async def _drop_replaced(self, plan: Plan) -> None:
-        assert plan.there_at is not None and plan.there is not None
-        await asyncio.sleep(DISTRIBUTE_LINGER_S)
-        child, caller = self.subvolumes[plan.there_at], self.owner()
-        async with self.locked_names((plan.hashed, plan.target)):
-            there = await child.lookup(caller, plan.target, want=FILE_WANT)
-            if there.iatt.gfid == plan.there.iatt.gfid and not is_link(there.xattrs):
-                await child.unlink(caller, plan.target)
+    async def _drop_replaced(self, plan: Plan, index: int) -> None:
+        """What was at the new name: another file takes its place for a moment, because what a rename replaces on a
+        brick can be opened for a while yet by those who looked the name up just before."""
+        caller, value = self.owner(), linkto_value(self.names[plan.at])
+        hidden = Loc(parent=plan.target.parent, name=self.hidden_name(plan.gfid))
+        made = {"mode": LINK_MODE, "rdev": 0, "gfid": self.context.new_gfid(), "extra": {LINKTO: value}}
+        steps = [Step("mknod", (hidden,), made), Step("rename", (hidden, plan.target)), Step("unlink", (plan.target,))]
+        try:
+            answers = await self.subvolumes[index].compound(caller, steps)
+        except OSError as error:
+            answers = [error]
+        if isinstance(answers[-1], OSError):
+            await self.undo(self.subvolumes[index].unlink(caller, plan.target))
+            await self.undo(self.subvolumes[index].unlink(caller, hidden))
 
     def _moved(self, plan: Plan, looked: Looked) -> Looked:
         self.known_names.drop((plan.source.parent, plan.source.name))
@@ -213,8 +213,12 @@ class Renames(Trees):
         try:
             looked: Looked = await data.link(caller, file, plan.target)
         except FopError as error:
-            if error.errno != errno.EEXIST or not await self.remove_left_over(plan.at, plan.target):
+            if error.errno != errno.EEXIST:
                 raise
+            if plan.there_at is not None:  # what is here is not what the name leads to, and never will be
+                await self.undo(data.unlink(self.owner(), plan.target))
+            elif not await self.remove_left_over(plan.at, plan.target):
+                raise FopError(errno.ESTALE, f"{self.name}: {plan.target} has come into being") from error
             looked = await data.link(caller, file, plan.target)
         if is_suspicious(looked.iatt) and (await self.settled_phase(plan.at, file)).is_link:
             await self.undo(data.unlink(self.owner(), plan.target))

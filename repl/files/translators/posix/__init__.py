@@ -427,7 +427,7 @@ class Posix(Translator):
             await self._lane.run(self._files.release, opened)
 
     def _last_closed(self, gfid: bytes) -> None:
-        if gfid in self._brick.unlinked:
+        if gfid in self._brick.unlinked and gfid not in self._lingering:
             self._remover.released(gfid)
 
     def forget(self, gfid: bytes) -> None:

@@ -113,7 +113,8 @@ class Remover:
 
     def _drop_last_handle(self, name: _Name, *, lingers: bool = False) -> None:
         brick = self._brick
-        if not self._is_open(name.gfid) and not (lingers and self._linger(name.gfid)):
+        keeps = lingers and self._linger(name.gfid)
+        if not keeps and not self._is_open(name.gfid):
             brick.remove_handle(name.gfid)
             return
         aside = f"{UNLINKED}/{gfid_text(name.gfid)}"
