@@ -163,10 +163,10 @@ class Base(Translator):
         names = ", ".join(self.names[i] for i in indexes) or "no subvolume is up"
         return FopError(errno.ENOTCONN, f"{self.name}: {what}: away: {names}")
 
-    def need(self, index: int, what: str) -> Translator:
+    def need(self, index: int, what: object) -> Translator:
         """The subvolume, if it is up."""
         if not self.up[index]:
-            raise self.away([index], what)
+            raise self.away([index], str(what))
         return self.subvolumes[index]
 
     def need_all(self, what: str) -> None:

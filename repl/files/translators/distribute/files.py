@@ -186,7 +186,7 @@ class Files(Migrating):
 
     async def readv(self, caller: Caller, fd: Fd, *, size: int, offset: int) -> Read:
         state = self.fd_state(fd)
-        answer: Read = await self.need(state.index, str(fd)).readv(caller, fd, size=size, offset=offset)
+        answer: Read = await self.need(state.index, fd).readv(caller, fd, size=size, offset=offset)
         if not is_suspicious(answer.iatt):
             return answer
         first: Read | None = answer
@@ -240,15 +240,15 @@ class Files(Migrating):
     async def seek(self, caller: Caller, fd: Fd, *, offset: int, what: int) -> int:
         state = self.fd_state(fd)
         try:
-            return await self.need(state.index, str(fd)).seek(caller, fd, offset=offset, what=what)
+            return await self.need(state.index, fd).seek(caller, fd, offset=offset, what=what)
         except FopError as error:
             if error.errno != errno.ENXIO or not (await self.phase_of(state.index, fd)).is_link:
                 raise
         await self.follow_move(fd, state.index)
-        return await self.need(state.index, str(fd)).seek(caller, fd, offset=offset, what=what)
+        return await self.need(state.index, fd).seek(caller, fd, offset=offset, what=what)
 
     async def flush(self, caller: Caller, fd: Fd) -> None:
-        await self.need(self.fd_state(fd).index, str(fd)).flush(caller, fd)
+        await self.need(self.fd_state(fd).index, fd).flush(caller, fd)
 
     async def fsync(self, caller: Caller, fd: Fd, kind: SyncKind = SyncKind.ALL) -> Changed:
         answer, _, _ = await self.at_place(fd, lambda c: c.fsync(caller, fd, kind), _of_change)
@@ -256,7 +256,7 @@ class Files(Migrating):
 
     async def rchecksum(self, caller: Caller, fd: Fd, *, offset: int, length: int) -> bytes:
         index = self.fd_state(fd).index
-        return await self.need(index, str(fd)).rchecksum(caller, fd, offset=offset, length=length)
+        return await self.need(index, fd).rchecksum(caller, fd, offset=offset, length=length)
 
     async def release(self, fd: Fd) -> None:
         state = state_of(fd, self)
@@ -274,7 +274,7 @@ class Files(Migrating):
         """A lock that was got where the file no longer is counts for nothing."""
         while True:
             index = self.fd_state(fd).index
-            child = self.need(index, str(fd))
+            child = self.need(index, fd)
             answer = await child.lk(caller, fd, command, lock)
             if lock.type is LockType.UNLOCK or not is_suspicious((await child.stat(caller, fd)).iatt):
                 return answer
@@ -291,7 +291,7 @@ class Files(Migrating):
             index, target = self._first_present(known.present, target), Loc(gfid=target.gfid)
         else:
             index = await self.place(target)
-        await self.need(index, str(target)).inodelk(caller, domain, target, command, lock)
+        await self.need(index, target).inodelk(caller, domain, target, command, lock)
 
     async def entrylk(
         self, caller: Caller, domain: str, loc: Loc, name: bytes | None, command: LockCommand, type: LockType
@@ -309,7 +309,7 @@ class Files(Migrating):
         index, opens = self._common_place(steps)
         if index is None:
             return await super().compound(caller, steps)
-        answers = await self.need(index, str(steps[0].args[0])).compound(caller, steps)
+        answers = await self.need(index, steps[0].args[0]).compound(caller, steps)
         first = answers[0]
         if opens is not None and not isinstance(first, OSError):
             self.opened(opens, index, steps[0].kwargs.get("flags", 0))

@@ -30,7 +30,7 @@ class Listings(Renames):
 
     async def _open_on(self, caller: Caller, fd: Fd, state: FdState, index: int) -> None:
         if index not in state.opened:
-            await self.need(index, str(fd)).opendir(caller, Loc(gfid=fd.gfid), fd)
+            await self.need(index, fd).opendir(caller, Loc(gfid=fd.gfid), fd)
             state.opened.add(index)
 
     async def fsyncdir(self, caller: Caller, fd: Fd, kind: SyncKind = SyncKind.ALL) -> None:

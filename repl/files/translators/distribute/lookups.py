@@ -147,7 +147,7 @@ class Lookups(Directories):
                 data = self.data_among(seen)
                 return None if data is None else (data, seen[data])
             try:
-                looked = await self.need(target, str(loc)).lookup(caller, loc, want=(*want, *FILE_WANT))
+                looked = await self.need(target, loc).lookup(caller, loc, want=(*want, *FILE_WANT))
             except FopError as error:
                 if error.errno not in GONE:
                     raise

@@ -107,7 +107,7 @@ class Migrating(Lookups):
         for _ in range(_TRIES):
             index = await self.place(target)
             try:
-                answer = await call(self.need(index, str(target)))
+                answer = await call(self.need(index, target))
             except FopError as error:
                 if error.errno not in GONE or isinstance(target, Fd):
                     raise
@@ -193,7 +193,7 @@ class Migrating(Lookups):
         async with state.lock:
             if index not in state.opened:
                 flags = state.flags & ~NEVER_AGAIN
-                await self.need(index, str(fd)).open(self.owner(), Loc(gfid=fd.gfid), fd, flags=flags)
+                await self.need(index, fd).open(self.owner(), Loc(gfid=fd.gfid), fd, flags=flags)
                 state.opened.add(index)
             state.index = index
 
@@ -227,7 +227,7 @@ class Migrating(Lookups):
         assert phase.target is not None
         try:
             async with self._mirrored(target, index, phase.target) as fd:
-                source, other = self.subvolumes[index], self.need(phase.target, str(target))
+                source, other = self.subvolumes[index], self.need(phase.target, target)
                 await copy_range(source, other, fd, self.owner(), first, last)
         except OSError as error:
             log.info("volume '%s': the migration of %s to '%s' ends: %s", self.name, target, self.names[phase.target],

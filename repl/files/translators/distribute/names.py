@@ -207,7 +207,7 @@ class Names(Files):
         async with self.names_kept(loc) as (index,):
             if place == index:
                 raise FopError(errno.ESTALE, f"{self.name}: the layout of {loc} has changed")
-            child = self.need(place, str(source))
+            child = self.need(place, source)
             await self.make_link(index, loc, source.gfid, place)
             try:
                 looked = await child.link(caller, source, loc)
@@ -297,7 +297,7 @@ class Names(Files):
                         raise
                     return removed
                 await self.keep_open(found.iatt.gfid, place)
-                removed = await self.need(place, str(loc)).unlink(caller, loc)
+                removed = await self.need(place, loc).unlink(caller, loc)
                 self.known_names.drop((loc.parent, loc.name))
                 if not looks_like_link(removed.iatt):
                     await self._unlink_links(loc, place)

@@ -115,7 +115,7 @@ class Renames(Trees):
             await self.keep_open(plan.there.iatt.gfid, plan.there_at)
 
     async def _move(self, caller: Caller, plan: Plan, flags: int) -> Looked:
-        child = self.need(plan.at, str(plan.source))
+        child = self.need(plan.at, plan.source)
         await self._keep_replaced(plan)
         if plan.at != plan.hashed and plan.there_at == plan.at:
             await self._prepare_link(plan)
@@ -187,7 +187,7 @@ class Renames(Trees):
     # ---- across subvolumes ----
 
     async def _move_across(self, caller: Caller, plan: Plan, flags: int) -> Looked:
-        data, holder, own = self.need(plan.at, str(plan.source)), self.subvolumes[plan.hashed], self.owner()
+        data, holder, own = self.need(plan.at, plan.source), self.subvolumes[plan.hashed], self.owner()
         hidden = Loc(parent=plan.target.parent, name=self.hidden_name(plan.gfid))
         await self._keep_replaced(plan)
         await self.make_link(plan.hashed, hidden, plan.gfid, plan.at)
@@ -241,7 +241,7 @@ class Renames(Trees):
         if there_at != at:
             raise FopError(errno.EINVAL, "files on different subvolumes cannot change places")
         async with self.names_kept(source, target) as (source_hashed, hashed):
-            looked: Looked = await self.need(at, str(source)).rename(caller, source, target, flags=EXCHANGE)
+            looked: Looked = await self.need(at, source).rename(caller, source, target, flags=EXCHANGE)
             for index, loc in ((source_hashed, source), (hashed, target)):
                 if index != at:
                     await self.undo(self.repair_link_locked(loc, index))
