@@ -39,9 +39,14 @@ class Model:
     colors: dict[bytes, set[bytes | None]] = field(default_factory=dict)
     alive: set[bytes] = field(default_factory=set)
     directories: set[bytes] = field(default_factory=set)
+    ever: dict[Key, set[bytes]] = field(default_factory=dict)
 
     def at(self, key: Key) -> set[bytes | None]:
         return self.names.setdefault(key, {None})
+
+    def note(self, key: Key, gfid: bytes) -> None:
+        """It may have been there at some time."""
+        self.ever.setdefault(key, set()).add(gfid)
 
     def check(self, tree: dict[bytes, Any]) -> None:
         """``tree`` is that of ``World.tree``."""
@@ -61,6 +66,38 @@ class Model:
             if key not in seen and key[0] in found:
                 assert None in possible, f"{key[1]!r} was acknowledged and is gone"
         assert self.alive <= found, "something that was made has no name any more"
+
+    def check_split(self, trees: list[dict[bytes, Any]], split: set[bytes], names: set[Key]) -> None:
+        """Where one copy is enough: each side may have gone on alone.  What is different on two bricks must have been
+        told (``split`` inodes, ``names``); removals may be undone, nothing else may be lost."""
+        found = {about[0] for tree in trees for about in tree.values()}
+        here: dict[Key, set[bytes]] = {}
+        for tree in trees:
+            gfids = {path: about[0] for path, about in tree.items()}
+            for path, about in tree.items():
+                above, _, name = path.rpartition(b"/")
+                key = (gfids[above or b"/"], name)
+                if path == b"/":
+                    continue
+                here.setdefault(key, set()).add(about[0])
+                assert about[0] in self.ever.get(key, set()), f"{path!r} is not what was made there"
+                if stat.S_ISREG(about[1]) and about[0] not in split and about[0] in self.alive:
+                    self._check_file(path, about)
+        for key, possible in self.names.items():
+            if None not in possible and key[0] in found:
+                assert here.get(key, set()) & possible or key in names, f"{key[1]!r} was acknowledged and is gone"
+        assert self.alive <= found, "something that was made has no name any more"
+        self._check_equal(trees, split, names)
+
+    @staticmethod
+    def _check_equal(trees: list[dict[bytes, Any]], split: set[bytes], names: set[Key]) -> None:
+        gfids = {path: about[0] for tree in trees for path, about in tree.items()}
+        places = {p: p.rpartition(b"/") for p in gfids if p != b"/"}
+        untold = [p for p, (above, _, name) in places.items() if (gfids[above or b"/"], name) in names]
+        for path, gfid in gfids.items():
+            if gfid in split or any(path == p or path.startswith(p + b"/") for p in untold):
+                continue
+            assert len({str(tree.get(path)) for tree in trees}) == 1, f"{path!r} differs and nobody says so"
 
     def _check_file(self, path: bytes, about: Any) -> None:
         gfid, mode, _, _, _, xattrs, data = about[:7]
@@ -133,6 +170,7 @@ class Load:
         fd = Fd(gfid, os.O_RDWR)
         loc = Loc(parent=key[0], name=key[1])
         self.model.modes[gfid] = {0o644}
+        self.model.note(key, gfid)
         value = self._value()
         async with self._changing([(self.model.at(key), {gfid})]):
             await self.afr.create(self.caller, loc, fd, flags=os.O_RDWR | os.O_EXCL, mode=0o644, gfid=gfid)
@@ -149,6 +187,7 @@ class Load:
         if key[0] not in self.places:
             return
         self.model.directories.add(gfid)
+        self.model.note(key, gfid)
         async with self._changing([(self.model.at(key), {gfid})]):
             await self.afr.mkdir(self.caller, Loc(parent=key[0], name=key[1]), mode=0o755, gfid=gfid)
         self.model.alive.add(gfid)
@@ -211,6 +250,7 @@ class Load:
         if any(g in self.model.directories for g in there if g) or gfid in self.model.directories and there != {None}:
             return
         self.model.alive -= {g for g in there if g}
+        self.model.note(target, gfid)
         source, place = Loc(gfid, key[0], key[1]), Loc(parent=target[0], name=target[1])
         async with self._changing([(self.model.at(key), {None}), (there, {gfid})]):
             await self.afr.rename(self.caller, source, place)

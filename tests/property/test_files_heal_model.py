@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from repl.files.heal.info import BrickInfo, State, heal_info
 from repl.files.heal.sweep import Progress, Sweeper
 from repl.files.translators.replicate.healing import Status
 from repl.files.values import ROOT_GFID
@@ -33,12 +34,13 @@ SETS: dict[str, tuple[int, dict[str, str]]] = {
 }
 
 
-async def play(world: World, seed: int, plan: Plan, *, heals: bool) -> tuple[Model, Progress]:
+async def play(world: World, seed: int, plan: Plan, *, heals: bool, is_lax: bool = False) -> tuple[Model, Progress]:
     model = Model()
     clients = [await world.client(f"client{i}") for i in range(3)]
     places = await make_places(clients[0])
     for name, place in zip((b"one", b"two"), places[1:], strict=True):
         model.names[places[0], name] = {place}
+        model.note((places[0], name), place)
     model.directories |= set(places[1:])
     faults = Faults(world, plan)
     world.hook = faults.hook
@@ -46,6 +48,7 @@ async def play(world: World, seed: int, plan: Plan, *, heals: bool) -> tuple[Mod
     sweeper = Sweeper(clients[2].afr)
     for number, client in enumerate(clients[:2]):
         load = Load(client, model, places, seed + number)
+        load.is_lax = is_lax
         faults.workers[client.name] = loop.create_task(load.run(25))
 
     async def sweep() -> None:
@@ -111,3 +114,38 @@ def test_with_a_majority_nothing_acknowledged_is_lost_and_nothing_splits(
     assert world.pending() == {}, progress
     model.check(tree)
 
+
+
+@settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow])
+@given(bricks=st.integers(2, 3), seed=st.integers(0, 10_000), plan=plans, heals=st.booleans())
+def test_where_one_copy_is_enough_every_split_is_told_and_nothing_else_is_lost(
+    bricks: int, seed: int, plan: Plan, heals: bool
+) -> None:
+    world = World(bricks, seed=seed, options={"data-self-heal-window-size": "1", "quorum-type": "none"})
+
+    async def scene() -> tuple[Model, Progress, list[BrickInfo]]:
+        model, progress = await asyncio.wait_for(play(world, seed, plan, heals=heals, is_lax=True), 100_000)
+        return model, progress, await heal_info(world.clients[-1].afr)
+
+    model, progress, info = run(scene())
+    items = [item for brick in info for item in brick.items or ()]
+    split = {item.gfid for item in items if item.state is State.SPLIT}
+    names = {(item.gfid, s.name) for item in items for s in item.splits if s.name}
+    trees = [world.tree(i) for i in range(bricks)]
+    told = split | below(trees, names)
+    assert {item.gfid for item in items} <= told, items
+    assert {key.split()[1] for key in world.pending()} <= {gfid.hex()[-6:] for gfid in told}
+    model.check_split(trees, split, names)
+
+
+def below(trees: list[dict[bytes, Any]], names: set[tuple[bytes, bytes]]) -> set[bytes]:
+    """What lies at those names, and in it."""
+    found: set[bytes] = set()
+    for tree in trees:
+        gfids = {path: about[0] for path, about in tree.items()}
+        for path in sorted(gfids):
+            above, _, name = path.rpartition(b"/")
+            parent = gfids[above or b"/"]
+            if (parent, name) in names or (parent in found and path != b"/"):
+                found.add(gfids[path])
+    return found

@@ -17,7 +17,7 @@ from repl.files.heal import index
 from repl.files.translators.replicate import Replicate
 from repl.files.translators.replicate.base import bits
 from repl.files.translators.replicate.changelog import DIRTY, Kind, accusations, unpack
-from repl.files.translators.replicate.decide import Witness, judge
+from repl.files.translators.replicate.decide import Witness, is_doubtful, judge
 from repl.files.translators.replicate.heal_aside import list_all
 from repl.files.translators.replicate.heal_locks import LockStep, names_lock, range_lock, send, take, unlock_step
 from repl.files.translators.replicate.healing import Split
@@ -116,10 +116,12 @@ async def examine(afr: Replicate, gfid: bytes, caller: Caller) -> Examined:
 
 async def _split_names(afr: Replicate, gfid: bytes, found: Examined, caller: Caller) -> list[Split]:
     """Names that mean different inodes where no copy of the directory is old."""
-    if not judge(found.copies, Kind.ENTRY, afr.quorum).is_split:
-        return []
+    verdict = judge(found.copies, Kind.ENTRY, afr.quorum)
+    trusted = afr.everyone if verdict.is_split else verdict.sources
+    if not verdict.is_split and is_doubtful(found.copies, Kind.ENTRY, trusted):
+        return []  # of changes that nobody acknowledged: a heal chooses
     names: dict[bytes, dict[int, tuple[bytes, int]]] = {}
-    for i in found.copies:
+    for i in bits(trusted):
         for entry in (await list_all(afr.subvolumes[i], caller, gfid))[:HEAL_NAMES_MAX]:
             names.setdefault(entry.name, {})[i] = (entry.gfid, entry.kind)
     splits = []

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Iterable
@@ -18,10 +19,10 @@ from dataclasses import dataclass, field
 
 from repl.files.heal import index
 from repl.files.translators.replicate import Replicate
-from repl.files.translators.replicate.base import bits
+from repl.files.translators.replicate.base import GONE, bits
 from repl.files.translators.replicate.healing import How, Outcome, Pace, Status
-from repl.files.values import ROOT_GFID, Fd, Loc
-from repl.limits import HEAL_SEEN_MAX, HEAL_SWEEPS_MAX
+from repl.files.values import ROOT_GFID, Fd, FopError, Loc, Looked
+from repl.limits import HEAL_BATCH_NAMES, HEAL_SEEN_MAX, HEAL_SWEEPS_MAX
 
 log = logging.getLogger(__name__)
 _UNDONE = (Status.LATER, Status.PARENT, Status.BUSY, Status.FAILED)
@@ -102,14 +103,28 @@ class Sweeper:
             for key in (index.XATTROP_KEY, index.DIRTY_KEY):
                 try:
                     async for gfids in index.pages(child, self._caller, key):
-                        for gfid in gfids:
-                            if seen.add(gfid):
-                                yield gfid
+                        for gfid in await self._sort([g for g in gfids if seen.add(g)]):
+                            yield gfid
                 except index.NoIndex:
                     if child.name not in self.progress.without_index:
                         self.progress.without_index.append(child.name)
                 except OSError as error:
                     log.info("volume '%s': index of '%s': %s", self.afr.name, child.name, error)
+
+    async def _sort(self, gfids: list[bytes]) -> list[bytes]:
+        """Directories first: what copies lack comes into being with them, and need not be tried before."""
+        afr = self.afr
+        looks = await asyncio.gather(*(look_all(afr, i, gfids) for i in bits(afr.up)))
+        first, then = [], []
+        for gfid in gfids:
+            found = [look[gfid] for look in looks if gfid in look]
+            if len(found) < len(looks) and found and not found[0].iatt.is_directory:
+                await self._note(Outcome(gfid, Status.PARENT))
+            elif not found or not any(any(a.xattrs.get(key, b"")) for a in found for key in afr.want_keys):
+                await self._note(Outcome(gfid, Status.CLEAN if found else Status.GONE))
+            else:
+                (first if found[0].iatt.is_directory else then).append(gfid)
+        return [*first, *then]
 
     async def count_left(self) -> int:
         """Entries that the fullest index has; it becomes fewer while a sweep runs."""
@@ -222,3 +237,21 @@ class Sweeper:
     def _end(self) -> None:
         self.progress.is_running = False
         self.progress.ended_s = self.afr.context.now()
+
+
+async def look_all(afr: Replicate, child: int, gfids: list[bytes]) -> dict[bytes, Looked]:
+    """What one child has of these, with its counters; many questions under way at a time."""
+    found: dict[bytes, Looked] = {}
+    caller = afr.owner()
+    for at in range(0, len(gfids), HEAL_BATCH_NAMES):
+        part = gfids[at : at + HEAL_BATCH_NAMES]
+        locs = [Loc(gfid=gfid) for gfid in part]
+        calls = (afr.subvolumes[child].lookup(caller, loc, want=afr.want_keys) for loc in locs)
+        for gfid, answer in zip(part, await asyncio.gather(*calls, return_exceptions=True), strict=True):
+            if isinstance(answer, Looked):
+                found[gfid] = answer
+            elif not isinstance(answer, OSError):
+                raise answer
+            elif answer.errno not in GONE:
+                raise FopError(answer.errno or errno.EIO, f"{afr.names[child]}: {answer}")
+    return found

@@ -67,9 +67,13 @@ class Entries(Lookups):
             for tenure in tenures.values():
                 tenure.unpin()
 
-    async def _ask_good_first(self, tenure: Tenure, mask: int, call: Callable[[Translator], Awaitable[Any]]) -> Answers:
-        """An old copy of the directory does not decide whether a name can be made or removed."""
+    async def _ask_good_first(
+        self, tenure: Tenure, mask: int, call: Callable[[Translator], Awaitable[Any]], other: Tenure | None = None
+    ) -> Answers:
+        """An old copy of the directory (or of the other one) does not decide whether a name can be made or removed."""
         old = tenure.accused.get(Kind.ENTRY, 0) & mask
+        if other is not None:
+            old |= other.accused.get(Kind.ENTRY, 0) & mask
         if not old:
             return await self.ask(mask, call)
         answers = await self.ask(mask & ~old, call)
@@ -322,8 +326,15 @@ class Entries(Lookups):
                 await self._need_empty(held[victim], caller)
             old, new = held[source.parent], held[target.parent]
             active = old.active & new.active
+            if not old.good(Kind.ENTRY) & new.good(Kind.ENTRY):
+                # Done on copies that are old in one of the two, it would be lost with their next heal (0069).
+                self.heal_soon(source.parent)
+                self.heal_soon(target.parent)
+                raise FopError(errno.ENOTCONN, f"{self.name}: no child has a good copy of both directories")
             await self._keep_open_files(target)
-            answers = await self._ask_good_first(old, active, lambda c: c.rename(caller, source, target, flags=flags))
+            answers = await self._ask_good_first(
+                old, active, lambda c: c.rename(caller, source, target, flags=flags), new
+            )
             answer: Looked = await self.settle(new, Kind.ENTRY, answers, pid=caller.pid)
             if old is not new:
                 done = mask_of(good_of(answers))

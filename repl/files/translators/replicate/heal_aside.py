@@ -96,19 +96,30 @@ class Aside:
     # ---- removing ----
 
     async def is_dead(self, gfid: bytes, but: int) -> bool:
-        """No other copy has it under a name; all of them are asked."""
+        """No other copy has it under a name, and at least one has removed it; all of them are asked."""
+        found = await self._elsewhere(gfid, but)
+        return found is not None and not found[0] and found[1]
+
+    async def is_last_name(self, gfid: bytes, index: int) -> bool:
+        """All other copies have it, each of them here: nobody has ever removed it."""
+        found = await self._elsewhere(gfid, index)
+        return found is not None and not found[0] and not found[1]
+
+    async def _elsewhere(self, gfid: bytes, but: int) -> tuple[bool, bool] | None:
+        """Of the other copies: one has it under a name, one does not have it at all.  None: some cannot be asked."""
         afr = self.afr
+        is_named = is_gone = False
         if afr.up != afr.everyone:
-            return False
+            return None
         for i in bits(afr.everyone & ~(1 << but)):
             try:
                 await afr.subvolumes[i].lookup(self._caller(), Loc(gfid=gfid))
-                if not await self.holds(i, gfid):
-                    return False
+                is_named = is_named or not await self.holds(i, gfid)
             except OSError as error:
                 if error.errno not in GONE:
-                    return False
-        return True
+                    return None
+                is_gone = True
+        return is_named, is_gone
 
     async def clean(self) -> int:
         """Remove what is dead; how much was removed.  Needs all children."""

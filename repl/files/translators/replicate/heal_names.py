@@ -11,6 +11,7 @@ Answers whether the name is settled; what cannot be settled is noted in the run'
 from __future__ import annotations
 
 import asyncio
+import enum
 import stat
 from dataclasses import dataclass
 
@@ -18,8 +19,10 @@ from repl.files.translators.replicate.base import GONE, bits
 from repl.files.translators.replicate.changelog import Counts, Kind, accusations, delta
 from repl.files.translators.replicate.decide import Witness, favorite
 from repl.files.translators.replicate.heal_aside import Aside
+from repl.files.translators.replicate.heal_locks import range_lock, send, take, unlock_step
 from repl.files.translators.replicate.heal_places import Places
 from repl.files.translators.replicate.heal_run import Run
+from repl.files.translators.replicate.healing import Status
 from repl.files.values import Caller, Iatt, Loc, Looked, XattrOp, Xattrs
 
 # What the good copies say of a child for an inode that it gets now, and what it says itself.
@@ -40,6 +43,14 @@ class Judged:
     is_dirty: bool
 
 
+class Gone(enum.Enum):
+    """What came of taking a name away."""
+
+    YES = "it is gone"
+    KEPT = "it is the last one that the inode has on any copy"
+    LATER = "the inode is being healed"
+
+
 class NameHeal:
     def __init__(self, run: Run, judged: Judged, aside: Aside) -> None:
         self.run = run
@@ -55,19 +66,22 @@ class NameHeal:
         there = await self._look(loc)
         present = {i: a for i, a in there.items() if self.judged.trusted >> i & 1}
         if not present:
-            await asyncio.gather(*(self._expunge(i, loc, a.iatt) for i, a in there.items()))
-            return True
+            if (kept := await self._expunge_all(loc, there)) is None:
+                return False
+            if not kept:
+                return True
+            present = kept
         good = self._choose(name, present)
         if good < 0:
             return False
         iatt = present[good].iatt
         same = sum(1 << i for i, a in there.items() if a.iatt.gfid == iatt.gfid)
         if iatt.is_regular and not same & ~self.afr.arbiters and await self._has_no_data(iatt.gfid):
-            await asyncio.gather(*(self._expunge(i, loc, there[i].iatt) for i in bits(same)))
-            return same == sum(1 << i for i in there)
+            answers = [await self._expunge(i, loc, there[i].iatt) for i in bits(same)]
+            return same == sum(1 << i for i in there) and all(a is Gone.YES for a in answers)
         for i in bits(run.mask & ~same):
-            if i in there:
-                await self._expunge(i, loc, there[i].iatt)
+            if i in there and await self._expunge(i, loc, there[i].iatt, is_replaced=True) is not Gone.YES:
+                return False
         is_done = True
         for i in bits(run.mask & ~same):
             is_done &= await self._impunge(i, loc, present[good], same)
@@ -136,17 +150,43 @@ class NameHeal:
 
     # ---- taking a name away ----
 
-    async def _expunge(self, index: int, loc: Loc, iatt: Iatt) -> None:
+    async def _expunge_all(self, loc: Loc, there: dict[int, Looked]) -> dict[int, Looked] | None:
+        """The good copies have no such name.  Answers who has to keep it all the same, None: it is left for later."""
+        answers = dict(zip(there, [await self._expunge(i, loc, a.iatt) for i, a in there.items()], strict=True))
+        if Gone.LATER in answers.values():
+            return None
+        return {i: a for i, a in there.items() if answers[i] is Gone.KEPT}
+
+    async def _expunge(self, index: int, loc: Loc, iatt: Iatt, *, is_replaced: bool = False) -> Gone:
         child, caller = self.afr.subvolumes[index], self.run.caller
         victim = Loc(iatt.gfid, loc.parent, loc.name)
-        if not iatt.is_directory and iatt.nlink > 1:
+        if not iatt.is_directory and (iatt.nlink > 1 or await self.aside.is_dead(iatt.gfid, index)):
             await child.unlink(caller, victim)
-        elif not iatt.is_directory and await self.aside.is_dead(iatt.gfid, index):
-            await child.unlink(caller, victim)
-        elif not self.afr.options["use-anonymous-inode"]:
+            return Gone.YES
+        if not self.afr.options["use-anonymous-inode"]:
             await (child.rmdir(caller, victim, recursive=True) if iatt.is_directory else child.unlink(caller, victim))
-        else:
-            await self.aside.put(index, loc, iatt.gfid)
+            return Gone.YES
+        return await self._put_aside(index, victim, is_replaced=is_replaced)
+
+    async def _put_aside(self, index: int, victim: Loc, *, is_replaced: bool) -> Gone:
+        """One name of an inode at a time: the last one that it has on any copy stays, unless somebody removed it.
+
+        Half of a rename that was never acknowledged can leave it under one name here and under another one there, and
+        each directory's good copy may be the one without.
+        """
+        afr, caller = self.afr, self.afr.owner()
+        lock = range_lock(afr.heal_domain, Loc(gfid=victim.gfid))
+        got = await take(afr, self.run.mask, caller, lock, [], waits=False)
+        if got is None:
+            self.run.note(Status.LATER, f"{victim.name!r} is being healed")
+            return Gone.LATER
+        try:
+            if not is_replaced and await self.aside.is_last_name(victim.gfid, index):
+                return Gone.KEPT
+            await self.aside.put(index, victim, victim.gfid)
+            return Gone.YES
+        finally:
+            await send(afr, sum(1 << i for i in got), caller, [unlock_step(lock)])
 
     # ---- giving a name ----
 
