@@ -135,7 +135,7 @@ def test_where_one_copy_is_enough_every_split_is_told_and_nothing_else_is_lost(
     told = split | below(trees, names)
     assert {item.gfid for item in items} <= told, items
     assert {key.split()[1] for key in world.pending()} <= {gfid.hex()[-6:] for gfid in told}
-    model.check_split(trees, split, names)
+    model.check_split(trees, told, names)
 
 
 def below(trees: list[dict[bytes, Any]], names: set[tuple[bytes, bytes]]) -> set[bytes]:

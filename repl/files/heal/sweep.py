@@ -115,7 +115,8 @@ class Sweeper:
         """Directories first: what copies lack comes into being with them, and need not be tried before."""
         afr = self.afr
         looks = await asyncio.gather(*(look_all(afr, i, gfids) for i in bits(afr.up)))
-        first, then = [], []
+        first: list[bytes] = []
+        then: list[bytes] = []
         for gfid in gfids:
             found = [look[gfid] for look in looks if gfid in look]
             if len(found) < len(looks) and found and not found[0].iatt.is_directory:

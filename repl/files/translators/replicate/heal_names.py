@@ -10,7 +10,6 @@ Answers whether the name is settled; what cannot be settled is noted in the run'
 
 from __future__ import annotations
 
-import asyncio
 import enum
 import stat
 from dataclasses import dataclass
