@@ -42,6 +42,7 @@ from repl.files.values import (
     FopError,
     Iatt,
     Loc,
+    LockCommand,
     Looked,
     SetAttr,
     Want,
@@ -193,6 +194,33 @@ class Directories(Base):
         missing = [i for i in self.everyone if i not in found]
         if not missing or not loc.name:
             return
+        above = await self.directory(loc.parent)
+        index = above.layout.owner(self.hash_of(loc.name))
+        if index is None or not self.up[index]:
+            return
+        try:
+            async with self.locked_names((index, loc), command=LockCommand.TRY):
+                if await self._is_there(index, loc, gfid):
+                    await self._make_missing(gfid, loc, known, found, missing)
+        except FopError as error:
+            if error.errno != errno.EAGAIN:  # somebody is at work on the name: it may be about to go
+                raise
+
+    async def _is_there(self, index: int, loc: Loc, gfid: bytes) -> bool:
+        """The copy that decides; where the layout is newer than the directory, any will do."""
+        caller = self.owner()
+        answers = await self.ask(self.everyone, lambda i, c: c.lookup(caller, loc))
+        same = [i for i, a in good_of(answers).items() if a.iatt.gfid == gfid]
+        return index in same or (bool(same) and index not in good_of(answers) and self._was_moved(loc))
+
+    def _was_moved(self, loc: Loc) -> bool:
+        """The names of the directory have been shared out anew since it was made."""
+        above = self.directories.get(loc.parent)
+        return above is None or not self.is_final(above)
+
+    async def _make_missing(
+        self, gfid: bytes, loc: Loc, known: Directory, found: dict[int, Looked], missing: list[int]
+    ) -> None:
         iatt = found[known.mds].iatt if known.mds in found else next(iter(found.values())).iatt
         caller = self.owner()
         values = await self._user_xattrs(known.mds, gfid)

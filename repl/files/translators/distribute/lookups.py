@@ -236,6 +236,8 @@ class Lookups(Directories):
         the copy that decides counts.  EIO for others."""
         found: dict[int, Looked] = good_of(answers)
         moved = [a.iatt.gfid for a in found.values() if MOVING in a.xattrs]
+        if not moved and await self._drop_empty(loc, gfid):
+            return await self.ask_directory(loc, self.wanted_of(gfid))
         if not moved:
             different = ", ".join(f"'{self.names[i]}'" for i, a in found.items() if a.iatt.gfid != gfid)
             log.error("volume '%s': directory %s has another gfid on %s", self.name, loc, different)
@@ -248,6 +250,20 @@ class Lookups(Directories):
         gone = FopError(errno.ENOENT, f"{self.name}: {loc} is about to be replaced")
         same = {i: gone if i in good_of(answers) and a.iatt.gfid != gfid else a for i, a in answers.items()}
         return same if good_of(same) else answers
+
+    async def _drop_empty(self, loc: Loc, gfid: bytes) -> bool:
+        """Copies with another gfid than the one that decides are left over from something; empty ones go."""
+        _, index = await self.hashed(loc)
+        if index is None or not self.up[index]:
+            return False
+        async with self.locked_names((index, loc)):
+            caller = self.owner()
+            found = good_of(await self.ask(self.up_ones, lambda i, c: c.lookup(caller, loc)))
+            if index not in found or found[index].iatt.gfid != gfid:
+                return True  # it has been replaced meanwhile
+            others = [i for i, a in found.items() if a.iatt.gfid != gfid and a.iatt.is_directory]
+            answers = await self.ask(others, lambda i, c: c.rmdir(caller, loc))
+            return all(e.errno in GONE for e in errors_of(answers).values())
 
     # ---- by gfid ----
 

@@ -257,17 +257,36 @@ class Names(Files):
         named = name_of(loc)
         _, index = await self.hashed_up(loc)
         known = self.known_names.get((loc.parent, loc.name))
-        if known is not None and known[1] == index:
-            await self.keep_open(known[0], index)
-            looked: Looked = await self.subvolumes[index].unlink(caller, named)
-            self.known_names.drop((loc.parent, loc.name))
-            if is_suspicious(looked.iatt) and not looks_like_link(looked.iatt):
-                await self._unlink_links(named, index)  # it was being migrated
-            elif looks_like_link(looked.iatt):
-                # Another client has moved the name since; what it led to goes as well.
-                looked = await self._unlink_everywhere(caller, named) or looked
-            return self._unlinked(looked)
-        return self._unlinked(await self._unlink_found(caller, named, index))
+        if known is None or known[1] != index:
+            return self._unlinked(await self._unlink_found(caller, named, index))
+        await self.keep_open(known[0], index)
+        looked: Looked = await self.subvolumes[index].unlink(caller, named)
+        self.known_names.drop((loc.parent, loc.name))
+        return self._unlinked(await self._after_unlink(named, index, looked))
+
+    async def _after_unlink(self, loc: Loc, index: int, looked: Looked) -> Looked:
+        """Where a name belongs it was removed, without a lock: was it the file?"""
+        if not is_suspicious(looked.iatt):
+            return looked
+        if not looks_like_link(looked.iatt):
+            await self._unlink_links(loc, index)  # it was being migrated
+            return looked
+        # Another client has moved the name since; what it led to goes as well.
+        async with self.names_kept(loc) as (index,):
+            return await self.clear_unreachable(loc, index) or looked
+
+    async def clear_unreachable(self, loc: Loc, index: int) -> Looked | None:
+        """The name's link file is gone: what it led to goes too.  The name is locked."""
+        caller = self.owner()
+        answers = await self.ask(self.up_ones, lambda i, c: c.lookup(caller, loc, want=FILE_WANT))
+        found: dict[int, Looked] = good_of(answers)
+        if any(a.iatt.is_directory for a in found.values()):
+            return None
+        if index in found and is_link(found[index].xattrs):
+            return None  # a new one
+        others = [i for i in found if i != index]
+        removed: dict[int, Looked] = good_of(await self.ask(others, lambda i, c: c.unlink(caller, loc)))
+        return next((a for i, a in removed.items() if not is_link(found[i].xattrs)), None)
 
     def _unlinked(self, looked: Looked) -> Looked:
         if looked.iatt.nlink == 0:
@@ -285,9 +304,8 @@ class Names(Files):
         await self.keep_open(found.iatt.gfid, place)
         if place == index and not stat.S_ISVTX & found.iatt.mode:
             looked: Looked = await self.subvolumes[place].unlink(caller, loc)
-            if not looks_like_link(looked.iatt):
-                return looked
-        async with self.names_kept(loc):
+            return await self._after_unlink(loc, index, looked)
+        async with self.names_kept(loc) as (index,):
             removed: Looked | None = None
             while True:
                 try:
@@ -295,7 +313,9 @@ class Names(Files):
                 except FopError as error:
                     if error.errno != errno.ENOENT or removed is None:
                         raise
-                    return removed
+                    return await self.clear_unreachable(loc, index) or removed
+                if found.iatt.is_directory:
+                    raise FopError(errno.EISDIR, str(loc))
                 await self.keep_open(found.iatt.gfid, place)
                 removed = await self.need(place, loc).unlink(caller, loc)
                 self.known_names.drop((loc.parent, loc.name))
@@ -311,8 +331,3 @@ class Names(Files):
         answers = await self.ask(others, lambda i, c: c.lookup(caller, loc, want=FILE_WANT))
         links = [i for i, a in good_of(answers).items() if is_link(a.xattrs)]
         await self.ask(links, lambda i, c: c.unlink(caller, loc))
-
-    async def _unlink_everywhere(self, caller: Caller, loc: Loc) -> Looked | None:
-        answers = await self.ask(self.up_ones, lambda i, c: c.unlink(caller, loc))
-        removed = [a for a in good_of(answers).values() if not looks_like_link(a.iatt)]
-        return removed[0] if removed else None

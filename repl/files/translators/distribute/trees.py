@@ -13,8 +13,8 @@ import logging
 import stat
 from dataclasses import dataclass
 
-from repl.files.translator import Translator
-from repl.files.translators.distribute.base import GONE, errors_of, good_of, telling_error
+from repl.files.translator import Step, Translator
+from repl.files.translators.distribute.base import GONE, NO_LOCKS, errors_of, good_of, telling_error
 from repl.files.translators.distribute.layout import COMMIT_NONE, Range, new_layout
 from repl.files.translators.distribute.lookups import name_of
 from repl.files.translators.distribute.marks import (
@@ -27,7 +27,7 @@ from repl.files.translators.distribute.marks import (
     parse_moving,
 )
 from repl.files.translators.distribute.names import Names
-from repl.files.values import Caller, Entry, Fd, FopError, Loc, LockCommand, Looked, SetAttr, Xattrs
+from repl.files.values import Caller, Entry, Fd, FopError, Loc, LockCommand, LockType, Looked, SetAttr, Xattrs
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +56,8 @@ class Trees(Names):
             if self.count > 1:
                 first[MDS] = MDS_ZERO
             try:
-                looked: Looked = await self.subvolumes[index].mkdir(
-                    caller, loc, mode=mode, gfid=gfid, extra=self._extra(known, index, first)
-                )
+                return await self._mkdir(caller, loc, mode, gfid, index, ranges, self._extra(known, index, first) or {},
+                                         extra or {})  # fmt: skip
             except FopError as error:
                 if error.errno == errno.ESTALE and attempt + 1 < _TRIES:
                     self.directories.drop(loc.parent)
@@ -66,19 +65,49 @@ class Trees(Names):
                 if error.errno == errno.EEXIST and await self._was_stale(caller, loc, index):
                     continue
                 raise
-            break
+        raise FopError(errno.ESTALE, f"{self.name}: {loc} does not keep still")
+
+    async def _mkdir(
+        self, caller: Caller, loc: Loc, mode: int, gfid: bytes, index: int, ranges: dict[int, Range], first: Xattrs,
+        extra: Xattrs,
+    ) -> Looked:  # fmt: skip
+        """The name's lock and the first copy in one frame; then the other copies."""
+        child, owner, parent = self.subvolumes[index], self.owner(), Loc(gfid=loc.parent)
+        make = Step("mkdir", (loc,), {"mode": mode, "gfid": gfid, "extra": first})
         if self.count == 1:
+            looked: Looked = await child.mkdir(caller, loc, mode=mode, gfid=gfid, extra=first)
             return looked
-        looked.parent = None
+        lock = Step("entrylk", (self.domain, parent, loc.name, LockCommand.WAIT, LockType.WRITE))
+        who = Caller(caller.uid, caller.gid, caller.groups, caller.pid, owner.client, owner.lock_owner)
+        answers = await child.compound(who, [lock, make])
+        is_locked = not isinstance(answers[0], OSError)
+        if not is_locked and answers[0].errno in NO_LOCKS:
+            answers = [None, *await child.compound(who, [make])]
+        try:
+            if isinstance(answers[-1], OSError):
+                raise answers[-1]
+            looked = answers[1]
+            await self._make_copies(who, loc, mode, gfid, index, looked, ranges, extra)
+            looked.parent = None
+            return looked
+        finally:
+            if is_locked:
+                self._unlock(
+                    child.entrylk(who, self.domain, parent, loc.name, LockCommand.TRY, LockType.UNLOCK)
+                )
+
+    async def _make_copies(
+        self, caller: Caller, loc: Loc, mode: int, gfid: bytes, index: int, looked: Looked, ranges: dict[int, Range],
+        extra: Xattrs,
+    ) -> None:  # fmt: skip
         others = [i for i in self.up_ones if i != index]
         answers = await self.ask(others, lambda i, c: self._make_copy(c, caller, loc, mode, gfid, {
-            **(extra or {}), self.layout_key: ranges.get(i, Range(0, 0, self._new_commit())).pack()}))  # fmt: skip
+            **extra, self.layout_key: ranges.get(i, Range(0, 0, self._new_commit())).pack()}))  # fmt: skip
         if errors := errors_of(answers):
             log.info("volume '%s': %s is not everywhere yet: %s", self.name, loc, telling_error(errors))
             self._later(self.lookup(self.owner(), name_of(loc)), f"copies of {loc}")
-        elif not others or all(self.up):
+        elif all(self.up):
             self._learn_made(gfid, index, {index: looked, **answers}, ranges)
-        return looked
 
     def _learn_made(self, gfid: bytes, index: int, made: dict[int, Looked], ranges: dict[int, Range]) -> None:
         """What we have just made is known without asking."""
@@ -169,12 +198,11 @@ class Trees(Names):
     async def rmdir(self, caller: Caller, loc: Loc, *, recursive: bool = False) -> Looked:
         self.need_all(f"removing {loc}")
         named = name_of(loc)
-        _, index = await self.hashed_up(loc)
-        found = (await self.find(caller, named))[1]
-        if not found.iatt.is_directory:
-            raise FopError(errno.ENOTDIR, str(loc))
-        gfid = found.iatt.gfid
-        async with self.locked_names((index, named)):
+        async with self.names_kept(named) as (index,):
+            found = (await self.find(caller, named))[1]
+            if not found.iatt.is_directory:
+                raise FopError(errno.ENOTDIR, str(loc))
+            gfid = found.iatt.gfid
             if not recursive:
                 await self.clear_links(gfid)
             copies = await self._copies(gfid)
@@ -223,9 +251,9 @@ class Trees(Names):
     async def rename_directory(self, caller: Caller, source: Loc, target: Loc, gfid: bytes, flags: int) -> Looked:
         """On all subvolumes; the one that the new name belongs to decides."""
         self.need_all(f"renaming {source}")
-        _, old_index = await self.hashed_up(source)
-        _, index = await self.hashed_up(target)
-        async with self.locked_names((old_index, source), (index, target)):
+        async with self.names_kept(source, target) as (old_index, index):
+            if (await self.find(caller, source))[1].iatt.gfid != gfid:
+                raise FopError(errno.ESTALE, f"{self.name}: {source} has been replaced")
             replaced = await self._replaced(caller, target)
             if replaced is not None and replaced.iatt.gfid == gfid:
                 return replaced
