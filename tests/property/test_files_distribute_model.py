@@ -19,9 +19,11 @@ from tests.lib.virtual_loop import run
 ME = Caller(client="client0", lock_owner=b"1")
 LAYOUT = b"trusted.glusterfs.dht"
 
-FOLDERS = ("", "d", "e", "d/s")
-NAMES = ("a", "b", "c", "d", "e", "s", ".a.tmp")
-paths = st.builds(lambda folder, name: f"{folder}/{name}".strip("/"), st.sampled_from(FOLDERS), st.sampled_from(NAMES))
+paths = st.sampled_from(("a", "b", "c", ".a.tmp", "d", "e", "d/a", "d/b", "d/s", "d/s/a", "e/b"))
+START: list[tuple[Any, ...]] = [
+    ("mkdir", "d"), ("mkdir", "e"), ("mkdir", "d/s"), ("create", "a"), ("create", "b"), ("create", "d/a"),
+    ("create", "d/b"),
+]  # fmt: skip
 operations = st.lists(
     st.one_of(
         st.tuples(st.just("create"), paths),
@@ -36,7 +38,7 @@ operations = st.lists(
         st.tuples(st.just("truncate"), paths, st.integers(0, 8)),
     ),
     max_size=40,
-)
+).map(lambda steps: [*START, *steps])
 
 
 class Side:

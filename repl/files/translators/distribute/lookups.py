@@ -327,7 +327,12 @@ class Lookups(Directories):
         else:
             return
         # Is it the name that is there, or the gfid?
-        looked = await child.lookup(caller, Loc(gfid=gfid), want=FILE_WANT)
+        try:
+            looked = await child.lookup(caller, Loc(gfid=gfid), want=FILE_WANT)
+        except FopError as error:
+            if error.errno not in GONE:
+                raise
+            raise FopError(errno.EEXIST, f"{self.names[index]}: {loc}") from error
         if not is_link(looked.xattrs):
             raise FopError(errno.EEXIST, f"{self.names[index]}: {loc}")
         await child.link(caller, Loc(gfid=gfid), name_of(loc))

@@ -81,7 +81,12 @@ class Renames(Trees):
         if plan.there is not None and plan.there.iatt.gfid == plan.gfid:
             return found  # two names of one file: nothing happens, POSIX says
         if plan.is_alone and not is_suspicious(found.iatt):
-            return await self._move(caller, plan, flags)
+            try:
+                # If there is something now, perhaps a link file, others take part.
+                return await self._move(caller, plan, NOREPLACE if plan.there is None else 0)
+            except FopError as error:
+                if error.errno != errno.EEXIST or flags == NOREPLACE:
+                    raise
         async with self.names_kept(source, target):
             at, found = await self.find(caller, source)
             plan = await self._plan(caller, source, target, at, found, flags)
