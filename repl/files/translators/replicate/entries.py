@@ -68,18 +68,44 @@ class Entries(Lookups):
                 tenure.unpin()
 
     async def _ask_good_first(
-        self, tenure: Tenure, mask: int, call: Callable[[Translator], Awaitable[Any]], other: Tenure | None = None
-    ) -> Answers:
-        """An old copy of the directory (or of the other one) does not decide whether a name can be made or removed."""
+        self, tenure: Tenure, mask: int, call: Callable[[Translator], Awaitable[Any]], other: Tenure | None = None,
+        name: Loc | None = None, target: Loc | None = None,
+    ) -> Answers:  # fmt: skip
+        """An old copy of the directory (or of the other one) does not decide whether a name can be made or removed.
+
+        ``name`` is changed there only if it means the same inode as on the good copies, and ``target`` is not there.
+        """
         old = tenure.accused.get(Kind.ENTRY, 0) & mask
         if other is not None:
             old |= other.accused.get(Kind.ENTRY, 0) & mask
         if not old:
             return await self.ask(mask, call)
         answers = await self.ask(mask & ~old, call)
-        if good_of(answers):
-            answers |= await self.ask(old, call)
+        if good := good_of(answers):
+            gfid = next(iter(good.values())).iatt.gfid
+
+            async def call_if_same(child: Translator) -> Any:
+                if name is not None:
+                    await self._need_same(child, tenure.caller, gfid, name, target)
+                return await call(child)
+
+            answers |= await self.ask(old, call_if_same)
         return answers
+
+    async def _need_same(
+        self, child: Translator, caller: Caller, gfid: bytes, name: Loc, target: Loc | None
+    ) -> None:
+        there = await child.lookup(caller, Loc(parent=name.parent, name=name.name))
+        if there.iatt.gfid != gfid:
+            raise FopError(errno.EIO, f"{child.name}: {name} is another inode on this old copy")
+        if target is not None:
+            try:
+                await child.lookup(caller, Loc(parent=target.parent, name=target.name))
+            except OSError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+            else:
+                raise FopError(errno.EIO, f"{child.name}: {target} is there on this old copy")
 
     # ---- making ----
 
@@ -253,7 +279,9 @@ class Entries(Lookups):
         await self.settled()
         async with self._names((loc.parent, frozenset((loc.name,)))) as (tenure,):
             await self._keep_open_files(loc)
-            answers = await self._ask_good_first(tenure, tenure.active, lambda c: c.unlink(caller, loc))
+            answers = await self._ask_good_first(
+                tenure, tenure.active, lambda c: c.unlink(caller, loc), name=loc
+            )
             return await self._removed(tenure, answers, caller)
 
     async def _keep_open_files(self, loc: Loc) -> None:
@@ -286,7 +314,7 @@ class Entries(Lookups):
                 await self._need_empty(inside, caller)
             inside.is_closing = True
             answers = await self._ask_good_first(
-                tenure, tenure.active, lambda c: c.rmdir(caller, loc, recursive=recursive)
+                tenure, tenure.active, lambda c: c.rmdir(caller, loc, recursive=recursive), name=loc
             )
             return await self._removed(tenure, answers, caller)
 
@@ -333,8 +361,9 @@ class Entries(Lookups):
                 raise FopError(errno.ENOTCONN, f"{self.name}: no child has a good copy of both directories")
             await self._keep_open_files(target)
             answers = await self._ask_good_first(
-                old, active, lambda c: c.rename(caller, source, target, flags=flags), new
-            )
+                old, active, lambda c: c.rename(caller, source, target, flags=flags), new, source,
+                None if flags & _EXCHANGE else target,
+            )  # fmt: skip
             answer: Looked = await self.settle(new, Kind.ENTRY, answers, pid=caller.pid)
             if old is not new:
                 done = mask_of(good_of(answers))
