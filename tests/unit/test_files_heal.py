@@ -422,3 +422,49 @@ def test_a_client_that_meets_something_old_heals_it() -> None:
         assert_healed(world)
 
     play(2, scene)
+
+
+def test_what_a_dead_client_left_half_done_is_healed_on_access() -> None:
+    async def scene(world: World) -> None:
+        client, other = await world.client(), await world.client()
+        gfid = await make_file(client, b"a", b"x")
+        plain = await make_file(client, b"b", b"x")
+        await settle()
+        fd = Fd(gfid, os.O_WRONLY)
+        await other.afr.open(other.caller, Loc(gfid=gfid), fd, flags=os.O_WRONLY)
+        await other.afr.writev(other.caller, fd, b"y", offset=0)
+
+        async def die(who: str, brick: str, fop: str, is_done: bool) -> None:
+            await asyncio.sleep(0)
+            if who == other.name and fop == "setattr" and is_done and not other.is_dead:
+                other.die()
+
+        world.hook = die
+        with pytest.raises((FopError, asyncio.CancelledError)):
+            await other.afr.setattr(other.caller, Loc(gfid=plain), SetAttr(mode=0o600))
+        assert world.pending() != {}
+        for name in (b"a", b"b"):
+            await client.afr.lookup(client.caller, Loc(parent=ROOT_GFID, name=name))
+        await client.afr.heals.idle()
+        await settle()
+        assert_healed(world)
+
+    play(2, scene)
+
+
+def test_a_heal_on_access_leaves_a_file_alone_that_another_client_writes() -> None:
+    async def scene(world: World) -> None:
+        client, other = await world.client(), await world.client()
+        gfid = await make_file(client, b"a", b"x")
+        await settle()
+        fd = Fd(gfid, os.O_WRONLY)
+        await other.afr.open(other.caller, Loc(gfid=gfid), fd, flags=os.O_WRONLY)
+        await other.afr.writev(other.caller, fd, b"y", offset=0)
+        await client.afr.lookup(client.caller, Loc(parent=ROOT_GFID, name=b"a"))
+        await client.afr.heals.idle()
+        assert (await client.afr.healer.heal(gfid, How(waits=False))).status in (Status.IN_USE, Status.CLEAN)
+        await other.afr.release(fd)
+        await settle()
+        assert_healed(world)
+
+    play(2, scene)

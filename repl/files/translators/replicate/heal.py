@@ -131,13 +131,16 @@ class BackgroundHeals:
 
     async def _heal(self, key: tuple[bytes, bytes]) -> None:
         gfid, name = key
-        how = How(self._kinds(), policy=self.afr.options["favorite-child-policy"], pace=self.pace)
+        inode = self.afr.inodes.peek(gfid)
+        waits = bool(name) or inode is None or inode.is_pending
+        how = How(self._kinds(), waits, policy=self.afr.options["favorite-child-policy"], pace=self.pace)
         try:
             heal = self.healer.heal_name(gfid, name, how) if name else self.healer.heal(gfid, how)
             outcome = await heal
             self._running.discard(key)
             if outcome.status not in (Status.HEALED, Status.CLEAN):
-                self._not_before[key] = self.afr.context.now() + HEAL_AGAIN_S
+                pause_s = HEAL_AGAIN_S if waits else self.afr.options["heal-timeout"]
+                self._not_before[key] = self.afr.context.now() + pause_s
                 if len(self._not_before) > self.afr.options["heal-wait-queue-length"] + 64:
                     self._not_before.popitem(last=False)
             for more in outcome.more:

@@ -13,6 +13,7 @@ import stat
 
 from repl.files.translators.replicate.base import GONE, Answers, bits, errors_of, good_of, mask_of, telling_error
 from repl.files.translators.replicate.changelog import DIRTY, KINDS, Kind, unpack
+from repl.files.translators.replicate.decide import owners_differ
 from repl.files.translators.replicate.inodes import InodeState
 from repl.files.translators.replicate.reads import with_size
 from repl.files.translators.replicate.writes import Writes
@@ -36,7 +37,7 @@ class Lookups(Writes):
         gfid = next(iter(found.values())).iatt.gfid
         inode = self.inodes.get(gfid)
         self.learn(inode, found, generation)
-        if inode.is_pending:
+        if inode.is_pending or _is_doubtful(inode, found):
             self.heal_soon(gfid)
         return self._answer(inode, found, want, caller.pid)
 
@@ -120,7 +121,7 @@ class Lookups(Writes):
             return found
         raise FopError(errno.ESTALE, f"{self.name}: some copies do not have it, and those that do cannot say why")
 
-    # ---- heals: done by a later part ----
+    # ---- heals: see Replicate ----
 
     def heal_soon(self, gfid: bytes) -> None:
         """Something is pending: heal it in the background."""
@@ -131,6 +132,13 @@ class Lookups(Writes):
     def check_name(self, loc: Loc) -> None:
         if loc.parent == ROOT_GFID and loc.name == self.aside_name and loc.name:
             raise FopError(errno.EPERM, f"{loc} belongs to heals")
+
+
+def _is_doubtful(inode: InodeState, found: dict[int, Looked]) -> bool:
+    """Nobody is accused, but a client may have died in a change: marked dirty by nobody here, or not equal at all."""
+    if inode.tenure is not None or inode.entry_tenure is not None:
+        return False
+    return inode.is_dirty or owners_differ([a.iatt for a in found.values()])
 
 
 def _agree(found: dict[int, Looked]) -> bool:
