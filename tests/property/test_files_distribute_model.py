@@ -81,7 +81,10 @@ class Side:
         await self.top.rmdir(ME, await self.at(path))
 
     async def do_rename(self, gfid: bytes, old: str, new: str, flags: int) -> None:
-        await self.top.rename(ME, await self.at(old), await self.at(new), flags=flags)
+        source, target = await self.at(old), await self.at(new)
+        if f"{new}/".startswith(f"{old}/") or f"{old}/".startswith(f"{new}/"):
+            raise FopError(errno.EINVAL)  # the kernel's own business
+        await self.top.rename(ME, source, target, flags=flags)
 
     async def do_link(self, gfid: bytes, old: str, new: str) -> int:
         source = (await self.top.lookup(ME, await self.at(old))).iatt.gfid

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from repl.errors import ConfigError
 from repl.files.events import ChildDown, ChildUp, Event, Invalidated
 from repl.files.options import Options
-from repl.files.translator import ANY_NUMBER, Context, Translator
+from repl.files.translator import Context, Translator
 from repl.files.translators.distribute.caches import Cache, Directory
 from repl.files.translators.distribute.marks import INCOMING, LINKTO, MDS, is_link, linkto_name, looks_like_link
 from repl.files.translators.distribute.name_hash import NameHash
@@ -28,6 +28,7 @@ from repl.limits import DISTRIBUTE_DIRECTORIES_MAX, DISTRIBUTE_FILES_MAX, DISTRI
 log = logging.getLogger(__name__)
 
 Answers: TypeAlias = dict[int, Any]
+SUBVOLUMES_MAX = 4096  # their numbers have to find room in the offsets of listings
 
 GONE = frozenset((errno.ENOENT, errno.ESTALE))
 AWAY = frozenset((errno.ENOTCONN, errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTDOWN, errno.ESHUTDOWN))
@@ -56,7 +57,7 @@ def telling_error(errors: Mapping[int, OSError]) -> OSError:
 
 class Base(Translator):
     OPTIONS = OPTIONS
-    SUBVOLUMES = (1, ANY_NUMBER)
+    SUBVOLUMES = (1, SUBVOLUMES_MAX)
 
     def __init__(self, name: str, options: Options, subvolumes: Sequence[Translator], context: Context) -> None:
         super().__init__(name, options, subvolumes, context)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Listings: one subvolume after another, each directory once, link files never.
 
-A directory's entry is taken from the subvolume that its name belongs to.  Offsets are those of the subvolume times the
-number of subvolumes plus its own number.
+A directory's entry is taken from the subvolume that its name belongs to.  Offsets are those of the subvolume and, in
+the lowest bits, its number: they hold when subvolumes are added.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import stat
 
-from repl.files.translators.distribute.base import GONE
+from repl.files.translators.distribute.base import GONE, SUBVOLUMES_MAX
 from repl.files.translators.distribute.caches import Directory, FdState
 from repl.files.translators.distribute.marks import FILE_WANT, INCOMING, is_link, is_migrating
 from repl.files.translators.distribute.renames import Renames
 from repl.files.values import Caller, Entry, Fd, FopError, Loc, SyncKind, Want
 
 DOTS = (b".", b"..")
+SUBVOLUME_BITS = SUBVOLUMES_MAX.bit_length() - 1
 _AT_ONCE = 64  # names that are looked up at the same time
 
 
@@ -51,7 +52,7 @@ class Listings(Renames):
         if offset == 0 or state.listing is None:
             state.listing = await self.directory(fd.gfid)
         known = state.listing  # the same to the end, so that each directory is listed once
-        index, at = offset % self.count, offset // self.count
+        index, at = offset & SUBVOLUMES_MAX - 1, offset >> SUBVOLUME_BITS
         while index < self.count:
             if self.up[index]:
                 part = await self._part(caller, fd, state, index, size, at, is_plus, want)
@@ -129,7 +130,7 @@ class Listings(Renames):
 
     def _shown(self, index: int, kept: list[Entry], is_plus: bool, want: Want) -> list[Entry]:
         for entry in kept:
-            entry.offset = entry.offset * self.count + index
+            entry.offset = entry.offset << SUBVOLUME_BITS | index
             if entry.iatt is not None:
                 if entry.iatt.is_directory and self.count > 1:
                     entry.iatt = None  # what one copy says is not all

@@ -12,6 +12,7 @@ Up to that moment both names lead to what they led to before.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from dataclasses import dataclass
 
@@ -77,7 +78,8 @@ class Renames(Trees):
             if flags == NOREPLACE and await self._current(caller, target) is not None:
                 raise FopError(errno.EEXIST, str(target))
             return await self.rename_directory(caller, source, target, found.iatt.gfid, 0)
-        plan = await self._plan(caller, source, target, at, found, flags)
+        current = await self._current(caller, target)
+        plan = await self._plan(source, target, at, found, current, flags)
         if plan.there is not None and plan.there.iatt.gfid == plan.gfid:
             return found  # two names of one file: nothing happens, POSIX says
         if plan.is_alone and not is_suspicious(found.iatt):
@@ -88,16 +90,17 @@ class Renames(Trees):
                 if error.errno != errno.EEXIST or flags == NOREPLACE:
                     raise
         async with self.names_kept(source, target):
-            at, found = await self.find(caller, source)
-            plan = await self._plan(caller, source, target, at, found, flags)
+            (at, found), current = await asyncio.gather(self.find(caller, source), self._current(caller, target))
+            plan = await self._plan(source, target, at, found, current, flags)
             if plan.there is not None and plan.there.iatt.gfid == plan.gfid:
                 return found
             return await (self._move if plan.is_single else self._move_across)(caller, plan, flags)
 
-    async def _plan(self, caller: Caller, source: Loc, target: Loc, at: int, found: Looked, flags: int) -> Plan:
+    async def _plan(
+        self, source: Loc, target: Loc, at: int, found: Looked, current: tuple[int, Looked] | None, flags: int
+    ) -> Plan:
         _, source_hashed = await self.hashed_up(source)
         _, hashed = await self.hashed_up(target)
-        current = await self._current(caller, target)
         if current is not None and current[1].iatt.is_directory:
             raise FopError(errno.EEXIST if flags == NOREPLACE else errno.EISDIR, str(target))
         if current is not None and flags == NOREPLACE:
@@ -158,11 +161,13 @@ class Renames(Trees):
 
     async def _clean_up(self, plan: Plan) -> None:
         """After the moment of the rename: link files of the old name, data of the old target."""
-        caller = self.owner()
+        caller, work = self.owner(), []
         if plan.source_hashed != plan.at:
-            await self.undo(self.subvolumes[plan.source_hashed].unlink(caller, plan.source))
+            work.append(self.undo(self.subvolumes[plan.source_hashed].unlink(caller, plan.source)))
         if plan.there_at is not None and plan.there_at not in (plan.at, plan.hashed) and self.up[plan.there_at]:
-            await self._drop_replaced(plan, plan.there_at)
+            work.append(self._drop_replaced(plan, plan.there_at))
+        if work:
+            await asyncio.gather(*work)
         if plan.at != plan.hashed and plan.there_at == plan.at:
             await self.undo(self.repair_link_locked(plan.target, plan.hashed))
 
@@ -206,10 +211,13 @@ class Renames(Trees):
         except OSError:
             await self.undo(holder.unlink(own, hidden))
             raise
-        await self.undo(holder.unlink(own, hidden))  # it is still there where both were the same link file
-        await self.undo(data.unlink(own, plan.source))
+        # The file has its new name: the rest may happen in any order.
+        await asyncio.gather(
+            self.undo(holder.unlink(own, hidden)),  # it is still there where both were the same link file
+            self.undo(data.unlink(own, plan.source)),
+            self._clean_up(plan),
+        )
         looked.iatt.nlink = max(looked.iatt.nlink - 1, 1)
-        await self._clean_up(plan)
         return self._moved(plan, looked)
 
     async def _second_name(self, caller: Caller, plan: Plan) -> Looked:

@@ -254,7 +254,7 @@ class Trees(Names):
         async with self.names_kept(source, target) as (old_index, index):
             if (await self.find(caller, source))[1].iatt.gfid != gfid:
                 raise FopError(errno.ESTALE, f"{self.name}: {source} has been replaced")
-            replaced = await self._replaced(caller, target)
+            replaced = await self._replaced(caller, target, gfid)
             if replaced is not None and replaced.iatt.gfid == gfid:
                 return replaced
             note = Moving(source.parent, source.name, target.parent, target.name).pack()
@@ -275,7 +275,7 @@ class Trees(Names):
         looked.parent = None
         return looked
 
-    async def _replaced(self, caller: Caller, target: Loc) -> Looked | None:
+    async def _replaced(self, caller: Caller, target: Loc, gfid: bytes) -> Looked | None:
         """The empty directory at the new name.  ENOTEMPTY, ENOTDIR."""
         try:
             _, there = await self.find(caller, target)
@@ -285,7 +285,8 @@ class Trees(Names):
             return None
         if not there.iatt.is_directory:
             raise FopError(errno.ENOTDIR, str(target))
-        await self.clear_links(there.iatt.gfid)
+        if there.iatt.gfid != gfid:
+            await self.clear_links(there.iatt.gfid)
         return there
 
     async def _lost(self, target: Loc, copies: dict[int, Copy]) -> dict[int, Copy]:
