@@ -19,14 +19,14 @@ from pathlib import Path
 from repl.errors import UsageError
 from repl.files.rebalance.layouts import fix_layout, weights_of, write_commit, write_volume_commit
 from repl.files.rebalance.leftovers import clean, entries_on
-from repl.files.rebalance.migration import Migration, Moved, Outcome
+from repl.files.rebalance.migration import Migration, Moved, Outcome, mover_domain
 from repl.files.rebalance.progress import Progress, State
 from repl.files.rebalance.special import move_special
 from repl.files.translators.distribute import Distribute
 from repl.files.translators.distribute.base import AWAY, GONE
 from repl.files.translators.distribute.lookups import name_of
-from repl.files.translators.distribute.marks import FILE_WANT, is_link
-from repl.files.values import ROOT_GFID, Entry, Fd, FopError, Loc, LockCommand
+from repl.files.translators.distribute.marks import FILE_WANT, INCOMING, is_link
+from repl.files.values import ROOT_GFID, Entry, Fd, FopError, Loc, LockCommand, Looked
 from repl.limits import FILES_DEPTH_MAX
 
 log = logging.getLogger(__name__)
@@ -224,11 +224,15 @@ class Crawl:
             self.progress.skip(moved.reason)
             log.info("rebalance: %s stays on '%s': %s", loc, self.dht.names[index], moved.reason)
             return await self._has_link(index, hashed, loc)
+        else:
+            log.debug("rebalance: %s is not on '%s' any more: %s", loc, self.dht.names[index], moved.reason)
         return True
 
     async def _move(self, index: int, hashed: int, loc: Loc, entry: Entry) -> Moved:
         dht = self.dht
         place, looked = await dht.find(dht.owner(), name_of(loc))
+        if place != index and looked.iatt.gfid == entry.gfid:
+            return Moved(Outcome.GONE)  # with another of its names
         if place != index:
             return Moved(Outcome.SKIPPED, reason="another file has its name")
         reason = self._has_no_room(index, hashed)
@@ -236,7 +240,8 @@ class Crawl:
             return Moved(Outcome.SKIPPED, reason=reason)
         if not looked.iatt.is_regular:
             return await move_special(dht, loc, index, hashed)
-        return await Migration(dht, loc, index, hashed).run()
+        takes_all = self.mode == "force" or index in dht.decommissioned
+        return await Migration(dht, loc, index, hashed, takes_all_names=takes_all).run()
 
     def _has_no_room(self, source: int, target: int) -> str:
         """Moving to where less is free than here would be no gain; not asked with force or when the source goes."""
@@ -273,6 +278,19 @@ class Crawl:
         async with dht.locked_names((hashed, named)):
             place, _ = await dht.find(dht.owner(), named)
             there = await dht.subvolumes[index].lookup(dht.owner(), named, want=FILE_WANT)
-            if place != index and is_link(there.xattrs):
+            if place != index and is_link(there.xattrs) and not await self._is_moving(place, there):
                 await dht.undo(dht.subvolumes[index].unlink(dht.owner(), named))
         return True
+
+    async def _is_moving(self, place: int, there: Looked) -> bool:
+        """The link file is the target of a migration that is under way."""
+        if INCOMING not in there.xattrs:
+            return False
+        try:
+            async with self.dht.locked_inode(place, Loc(gfid=there.iatt.gfid), mover_domain(self.dht),
+                                             command=LockCommand.TRY):  # fmt: skip
+                return False
+        except FopError as error:
+            if error.errno != errno.EAGAIN:
+                raise
+            return True

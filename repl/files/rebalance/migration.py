@@ -35,6 +35,7 @@ from repl.files.translators.distribute.marks import (
     linkto_value,
     real_mode,
 )
+from repl.files.translators.posix.names import GFID2PATH_PREFIX, parse_gfid2path
 from repl.files.values import (
     Caller,
     Fd,
@@ -77,47 +78,62 @@ class Moved:
 
 
 class Migration:
-    """One file with one name."""
+    """One file.  ``loc`` is one of its names; a file with others is moved only if ``takes_all_names``."""
 
-    def __init__(self, dht: Distribute, loc: Loc, source: int, target: int) -> None:
+    def __init__(self, dht: Distribute, loc: Loc, source: int, target: int, *, takes_all_names: bool = False) -> None:
         self.dht = dht
         self.loc = name_of(loc)
+        self.takes_all_names = takes_all_names
         self.source = source
         self.target = target
         self._from = dht.subvolumes[source]
         self._to = dht.subvolumes[target]
         self._caller: Caller = dht.owner()
         self._mode = 0
+        self._first_size = 0
+        self._names: list[Loc] = [self.loc]
         self._file: Loc
         self._fd: Fd
 
     # ---- the whole ----
 
     async def run(self) -> Moved:
+        """Only one migrator at a time has the file."""
+        domain = mover_domain(self.dht)
+        try:
+            self._file = Loc(gfid=(await self._from.lookup(self._caller, self.loc, want=FILE_WANT)).iatt.gfid)
+            async with self.dht.locked_inode(self.source, self._file, domain, command=LockCommand.TRY):
+                moved = await self._try()
+        except FopError as error:
+            if error.errno == errno.EAGAIN:
+                return Moved(Outcome.GONE, reason="it is being moved, perhaps under another name")
+            if error.errno not in GONE:
+                raise
+            return Moved(Outcome.GONE, reason=str(error))
+        self.dht.files.drop(self._file.gfid)
+        for name in self._names:
+            self.dht.known_names.drop((name.parent, name.name))
+        return moved
+
+    async def _try(self) -> Moved:
         reason = ""
         for _ in range(_TRIES):
             try:
-                size = await self._once()
+                return Moved(Outcome.MOVED, await self._alone())
             except Skipped as skipped:
                 return Moved(Outcome.SKIPPED, reason=str(skipped))
             except Disturbed as disturbed:
                 reason = str(disturbed)
-                continue
-            except FopError as error:
-                if error.errno not in GONE:
-                    raise
-                return Moved(Outcome.GONE, reason=str(error))
-            self.dht.files.drop(self._file.gfid)
-            self.dht.known_names.drop((self.loc.parent, self.loc.name))
-            return Moved(Outcome.MOVED, size)
         return Moved(Outcome.SKIPPED, reason=reason)
 
-    async def _once(self) -> int:
+    async def _alone(self) -> int:
         looked = await self._from.lookup(self._caller, self.loc, want=FILE_WANT)
         self._check(looked)
-        self._file = Loc(gfid=looked.iatt.gfid)
+        if looked.iatt.gfid != self._file.gfid:
+            raise Disturbed("it has been replaced")
         self._mode = stat.S_IMODE(real_mode(looked))
-        async with self.dht.locked_names((self.target, self.loc)):
+        self._names = await self._all_names(looked.iatt.nlink)
+        async with self._names_locked():
             await self._prepare_target()
         self._fd = Fd(looked.iatt.gfid, os.O_RDWR)
         await self._from.open(self._caller, self._file, self._fd, flags=os.O_RDWR)
@@ -137,32 +153,53 @@ class Migration:
         iatt = looked.iatt
         if is_link(looked.xattrs) or not iatt.is_regular:
             raise Skipped("it is no file")
-        if iatt.nlink > 1:
+        if iatt.nlink > 1 and not self.takes_all_names:
             raise Skipped("it has several names")
         if MIGRATION not in looked.xattrs and iatt.mode & MIGRATING_BITS == MIGRATING_BITS:
             raise Skipped("its mode has both the set-group-id and the sticky bit")
 
+    async def _all_names(self, count: int) -> list[Loc]:
+        """The brick notes the names of each file.  Raises ``Skipped`` if it does not know them all."""
+        if count == 1:
+            return [self.loc]
+        notes = await self._from.getxattr(self._caller, self._file)
+        names = [parse_gfid2path(value) for key, value in notes.items() if key.startswith(GFID2PATH_PREFIX.encode())]
+        found = [Loc(parent=name[0], name=name[1]) for name in names if name is not None]
+        if len(found) != count or self.loc.name not in [loc.name for loc in found if loc.parent == self.loc.parent]:
+            raise Skipped("not all of its names are known")
+        return found
+
+    @asynccontextmanager
+    async def _names_locked(self) -> AsyncIterator[None]:
+        places = [(await self.dht.hashed_up(name))[1] for name in self._names]
+        async with self.dht.locked_names(*zip(places, self._names, strict=True)):
+            yield
+
     async def _prepare_target(self) -> None:
-        """A link file that leads to the source, marked and empty."""
+        """A link file that leads to the source, with all names, marked and empty."""
+        for name in self._names:
+            await self._prepare_name(name)
+        await self._to.setxattr(self._caller, self._file, {INCOMING: linkto_value(self.dht.names[self.source])})
+        await self._to.truncate(self._caller, self._file, 0)
+
+    async def _prepare_name(self, name: Loc) -> None:
         dht, gfid = self.dht, self._file.gfid
         try:
-            there = await self._to.lookup(self._caller, self.loc, want=FILE_WANT)
+            there = await self._to.lookup(self._caller, name, want=FILE_WANT)
         except FopError as error:
             if error.errno != errno.ENOENT:
                 raise
-            await dht.make_link(self.target, self.loc, gfid, self.source)
-        else:
-            if there.iatt.is_directory or not is_link(there.xattrs):
-                raise Skipped("something else is where it belongs")
-            if there.iatt.gfid != gfid or linkto_name(there.xattrs[LINKTO]) != dht.names[self.source]:
-                await dht.replace_link(self.target, self.loc, gfid, self.source)
-        await self._to.setxattr(self._caller, self._file, {INCOMING: linkto_value(dht.names[self.source])})
-        await self._to.truncate(self._caller, self._file, 0)
+            await dht.make_link(self.target, name, gfid, self.source)
+            return
+        if there.iatt.is_directory or not is_link(there.xattrs):
+            raise Skipped("something else is where it belongs")
+        if there.iatt.gfid != gfid or linkto_name(there.xattrs[LINKTO]) != dht.names[self.source]:
+            await dht.replace_link(self.target, name, gfid, self.source)
 
     async def _move(self) -> int:
         await self._mark()
         await self._copy()
-        async with self.dht.locked_names((self.target, self.loc)):
+        async with self._names_locked():
             async with self.dht.locked_inode(self.source, self._file, self.dht.migration_domain):
                 async with self._no_locks():
                     size = await self._switch()
@@ -242,9 +279,12 @@ class Migration:
             await self._from.setattr(self._caller, self._file, SetAttr(mode=stat.S_IMODE(changed.before.mode)))
             raise Disturbed("its mode has changed")
         await self._wait_for_writes()
+        self._first_size = changed.after.size
         size = await self._catch_up()
         await self._to.fsync(self._caller, self._fd)
-        await self._from.setxattr(self._caller, self._file, {FINAL_SIZE: size.to_bytes(8, "big")})
+        await self._from.setxattr(self._caller, self._file, {
+            FINAL_SIZE: self._first_size.to_bytes(8, "big") + size.to_bytes(8, "big")
+        })  # fmt: skip
         await self._still_marked()
         await self._from.removexattr(self._caller, self._file, MIGRATION)
         await self._to.removexattr(self._caller, self._file, LINKTO)
@@ -260,11 +300,12 @@ class Migration:
 
     async def _still_ours(self) -> None:
         """Marks and names are as we have left them."""
-        there = await self._from.lookup(self._caller, self.loc, want=FILE_WANT)
-        link = await self._to.lookup(self._caller, self.loc, want=FILE_WANT)
-        if there.iatt.gfid != self._file.gfid or link.iatt.gfid != self._file.gfid:
-            raise FopError(errno.ENOENT, f"{self.loc} has been replaced")
-        if there.iatt.nlink > 1:
+        for name in self._names:
+            there = await self._from.lookup(self._caller, name, want=FILE_WANT)
+            link = await self._to.lookup(self._caller, name, want=FILE_WANT)
+            if there.iatt.gfid != self._file.gfid or link.iatt.gfid != self._file.gfid:
+                raise FopError(errno.ENOENT, f"{name} has been replaced")
+        if there.iatt.nlink != len(self._names):
             raise Disturbed("it has got another name")
         if INCOMING not in link.xattrs or MIGRATION not in there.xattrs:
             raise Disturbed("its marks are gone")
@@ -298,12 +339,16 @@ class Migration:
     async def _clear_source(self) -> None:
         """Space first; the link file itself is needed only where the name belongs there."""
         dht = self.dht
-        await dht.undo(self._from.truncate(self._caller, self._fd, 0))
-        _, hashed = await dht.hashed(self.loc)
-        if hashed is not None and hashed not in (self.source, self.target):
-            await dht.undo(dht.replace_link(hashed, self.loc, self._file.gfid, self.target))
-        if hashed != self.source:
-            await dht.undo(self._from.unlink(self._caller, self.loc))
+        if self._first_size:
+            # Not one that was empty: what is appended to it in error would look as if it had been taken over.
+            await dht.undo(self._from.truncate(self._caller, self._fd, 0))
+        places = [(name, (await dht.hashed(name))[1]) for name in self._names]
+        for name, hashed in places:
+            if hashed is not None and hashed not in (self.source, self.target):
+                await dht.undo(dht.replace_link(hashed, name, self._file.gfid, self.target))
+        for name, hashed in places:
+            if hashed != self.source:
+                await dht.undo(self._from.unlink(self._caller, name))
 
     # ---- giving up ----
 
@@ -332,6 +377,11 @@ class Migration:
         except FopError as error:
             if error.errno not in (errno.ENODATA, *GONE):
                 raise
+
+
+def mover_domain(dht: Distribute) -> str:
+    """Of the lock that a file's migrator holds."""
+    return f"{dht.domain}:mover"
 
 
 def of_users(values: Xattrs) -> Xattrs:

@@ -208,13 +208,15 @@ class Base(Translator):
     # ---- locks ----
 
     @asynccontextmanager
-    async def locked_inode(self, index: int, loc: Loc, domain: str = "", *, first: int = 0, last: int | None = None
-                           ) -> AsyncIterator[None]:  # fmt: skip
+    async def locked_inode(
+        self, index: int, loc: Loc, domain: str = "", *, first: int = 0, last: int | None = None,
+        command: LockCommand = LockCommand.WAIT,
+    ) -> AsyncIterator[None]:  # fmt: skip
         """A range of an inode on one subvolume; without features/locks there it is not locked."""
         caller, child, domain = self.owner(), self.subvolumes[index], domain or self.domain
         lock = Lock(LockType.WRITE, first) if last is None else Lock(LockType.WRITE, first, last)
         try:
-            await child.inodelk(caller, domain, loc, LockCommand.WAIT, lock)
+            await child.inodelk(caller, domain, loc, command, lock)
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise

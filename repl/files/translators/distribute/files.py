@@ -203,8 +203,9 @@ class Files(Migrating):
         self, caller: Caller, fd: Fd, data: bytes | bytearray | memoryview, *, offset: int, flags: int = 0
     ) -> Changed:
         answer, index, phase = await self.at_place(
-            fd, lambda c: c.writev(caller, fd, data, offset=offset, flags=flags), _of_change
-        )
+            fd, lambda c: c.writev(caller, fd, data, offset=offset, flags=flags), _of_change,
+            is_append=bool(flags & os.O_APPEND),
+        )  # fmt: skip
         if phase is not NONE and data:
             changed: Changed = answer
             is_append = bool(flags & os.O_APPEND)

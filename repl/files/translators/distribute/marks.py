@@ -25,7 +25,7 @@ MIGRATION = b"trusted.glusterfs.dht.migration"
 INCOMING = b"trusted.glusterfs.dht.incoming"
 MDS = b"trusted.glusterfs.dht.mds"
 COMMIT_HASH = b"trusted.glusterfs.dht.commithash"
-FINAL_SIZE = b"trusted.glusterfs.dht.final-size"  # of a source when it became a link file
+FINAL_SIZE = b"trusted.glusterfs.dht.final-size"  # of a source: its sizes when the switch began and when it was over
 MOVING = b"trusted.glusterfs.dht.moving"
 PRECONDITION = b"glusterfs.preop."  # in ``extra``, before a key: the directory must have this value
 

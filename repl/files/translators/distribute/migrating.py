@@ -50,7 +50,12 @@ class Phase:
     target: int | None = None
     is_link: bool = False
     mode: int = 0
-    final_size: int | None = None
+    first_size: int = 0  # of a source when its last phase began
+    final_size: int = 0  # what the target has taken over
+
+    def has_taken(self, changed: Changed) -> bool:
+        """An append that was carried out at the source in the last moment is at the target already."""
+        return self.is_link and self.first_size <= changed.before.size and changed.after.size <= self.final_size
 
 
 NONE = Phase()
@@ -100,7 +105,7 @@ class Migrating(Lookups):
 
     async def at_place(
         self, target: Target, call: Callable[[Translator], Awaitable[Any]],
-        iatt_of: Callable[[Any], Iatt] | None = None,
+        iatt_of: Callable[[Any], Iatt] | None = None, *, is_append: bool = False,
     ) -> tuple[Any, int, Phase]:  # fmt: skip
         """What ``call`` answers on the subvolume that has the file."""
         failure: FopError | None = None
@@ -127,6 +132,8 @@ class Migrating(Lookups):
                     iatt.mode = phase.mode
                 return answer, index, phase
             await self.follow_move(target, index)
+            if is_append and phase.has_taken(answer):
+                return answer, await self.place(target), NONE
         raise failure or FopError(errno.ESTALE, f"{self.name}: {target} does not keep still")
 
     async def phase_of(self, index: int, target: Target) -> Phase:
@@ -139,8 +146,8 @@ class Migrating(Lookups):
         if is_migrating(looked.xattrs):
             return Phase(other, mode=real_mode(looked))
         if is_link(looked.xattrs) and not self._is_settled_target(index, target, looked):
-            size = looked.xattrs.get(FINAL_SIZE)
-            return Phase(other, is_link=True, final_size=int.from_bytes(size, "big") if size else None)
+            sizes = looked.xattrs.get(FINAL_SIZE, b"").rjust(16, b"\0")
+            return Phase(other, True, 0, int.from_bytes(sizes[:8], "big"), int.from_bytes(sizes[8:], "big"))
         return NONE
 
     def _is_settled_target(self, index: int, target: Target, looked: Looked) -> bool:
@@ -217,8 +224,8 @@ class Migrating(Lookups):
                     await self._mirror(target, index, now, first, last)
                 return
         # The last bytes were taken over when the migration ended.
-        if is_append and changed is not None and now.final_size is not None and changed.after.size <= now.final_size:
-            return
+        if is_append and changed is not None and changed.after.size <= now.final_size:
+            return  # it was made before the end, and taken over
         await self.follow_move(target, index)
         await again()
 
