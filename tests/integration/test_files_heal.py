@@ -80,6 +80,7 @@ class Bricks:
             text += CLIENT.format(i=i, port=port)
         names = " ".join(f"c{i}" for i in range(count))
         heals = "".join(f"  option {k}-self-heal off\n" for k in ("data", "metadata", "entry"))
+        heals += "  option granular-entry-heal on\n"
         text += f"volume replicate\n  type cluster/replicate\n{heals}  subvolumes {names}\nend-volume\n"
         self.volfile = folder / "client.vol"
         self.volfile.write_text(text)
@@ -228,6 +229,8 @@ def test_a_brick_that_was_killed_is_made_equal_by_the_daemon(bricks: Bricks) -> 
     assert bricks.tree(0) == bricks.tree(1)
     assert bricks.pending(0) == bricks.pending(1) == []
     assert [b["total"] for b in bricks.ask(do="info")] == [0, 0]
+    changes = bricks.directories[0] / ".glusterfs/indices/entry-changes"
+    assert [p.name for p in changes.iterdir() if p.is_dir()] == []
     total = status["copied_bytes"]
     assert total < 2 << 20, "of the large file only what changed travels"
 

@@ -85,7 +85,8 @@ class Model:
                     self._check_file(path, about)
         for key, possible in self.names.items():
             if None not in possible and key[0] in found:
-                assert here.get(key, set()) & possible or key in names, f"{key[1]!r} was acknowledged and is gone"
+                moved = possible & self.directories & found  # it has one place, and each side may have had another
+                assert here.get(key, set()) & possible or key in names or moved, f"{key[1]!r} is gone"
         assert self.alive <= found, "something that was made has no name any more"
         self._check_equal(trees, split, names)
 
@@ -250,7 +251,8 @@ class Load:
         if any(g in self.model.directories for g in there if g) or gfid in self.model.directories and there != {None}:
             return
         self.model.alive -= {g for g in there if g}
-        self.model.note(target, gfid)
+        for moved in {gfid, *self.model.ever.get(key, set())}:  # an old copy alone may have another one there
+            self.model.note(target, moved)
         source, place = Loc(gfid, key[0], key[1]), Loc(parent=target[0], name=target[1])
         async with self._changing([(self.model.at(key), {None}), (there, {gfid})]):
             await self.afr.rename(self.caller, source, place)

@@ -20,7 +20,7 @@ from repl.files.options import Options, parse_options
 from repl.files.translator import FOPS, Context, Step, Translator
 from repl.files.translators.index import GFID_KEYS, HEAL_COUNT, VIRTUAL
 from repl.files.translators.replicate import Replicate
-from repl.files.translators.replicate.changelog import DIRTY
+from repl.files.translators.replicate.changelog import DIRTY, ENTRY_IN, ENTRY_OUT
 from repl.files.values import (
     Caller,
     Entry,
@@ -34,7 +34,9 @@ from repl.files.values import (
     Looked,
     Target,
     Want,
+    XattrOp,
     Xattrs,
+    gfid_from_text,
     gfid_text,
 )
 from tests.lib.memory_brick import Inode, MemoryBrick
@@ -106,21 +108,29 @@ class Indexed(Brick):
     def __init__(self, name: str, context: Context) -> None:
         super().__init__(name, context)
         self._virtual = {VIRTUAL["xattrop"]: False, VIRTUAL["dirty"]: True}
+        self.noted: dict[bytes, set[bytes]] = {}  # entry-changes: directory -> names
 
     async def getxattr(self, caller: Caller, target: Target, name: bytes | None = None) -> Xattrs:
-        if name in GFID_KEYS and GFID_KEYS[name] in ("xattrop", "dirty"):
+        if name in GFID_KEYS:
             return {name: VIRTUAL[GFID_KEYS[name]]}
         if name == HEAL_COUNT:
             return {name: b"%d" % len(self._pending(False))}
         return await super().getxattr(caller, target, name)
 
     async def opendir(self, caller: Caller, loc: Loc, fd: Fd) -> None:
-        if loc.gfid not in self._virtual:
+        if loc.parent == VIRTUAL["entry-changes"]:
+            names = self.noted.get(gfid_from_text(loc.name.decode()))
+            if not names:
+                raise FopError(errno.ENOENT, self.name)
+            fd.contexts[self] = sorted(names)
+        elif loc.gfid not in self._virtual:
             await super().opendir(caller, loc, fd)
 
     async def readdir(
         self, caller: Caller, fd: Fd, *, size: int, offset: int, is_plus: bool = False, want: Want = ()
     ) -> list[Entry]:
+        if isinstance(names := fd.contexts.get(self), list):
+            return [Entry(name, i + 1, bytes(16), 0) for i, name in enumerate(names) if i >= offset]
         if fd.gfid not in self._virtual:
             return await super().readdir(caller, fd, size=size, offset=offset, is_plus=is_plus, want=want)
         if offset:
@@ -128,10 +138,31 @@ class Indexed(Brick):
         found = self._pending(self._virtual[fd.gfid])
         return [Entry(gfid_text(g).encode(), i + 1, g, 0) for i, g in enumerate(found)]
 
+    async def release(self, fd: Fd) -> None:
+        if isinstance(fd.contexts.get(self), list):
+            del fd.contexts[self]
+        else:
+            await super().release(fd)
+
     async def unlink(self, caller: Caller, loc: Loc) -> Looked:
         if loc.parent in self._virtual:
             return Looked(Iatt())
         return await super().unlink(caller, loc)
+
+    async def rmdir(self, caller: Caller, loc: Loc, *, recursive: bool = False) -> Looked:
+        if loc.parent == VIRTUAL["entry-changes"]:
+            self.noted.pop(gfid_from_text(loc.name.decode()), None)
+            return Looked(Iatt())
+        return await super().rmdir(caller, loc, recursive=recursive)
+
+    async def xattrop(self, caller: Caller, target: Target, op: XattrOp, values: Xattrs, *, want: Want = ()) -> Xattrs:
+        rest = {key: value for key, value in values.items() if key not in (ENTRY_IN, ENTRY_OUT)}
+        answer = await super().xattrop(caller, target, op, rest, want=want)
+        names = self.noted.setdefault(target.gfid, set())
+        if ENTRY_IN in values:
+            names.add(values[ENTRY_IN])
+        names.discard(values.get(ENTRY_OUT, b""))
+        return answer
 
 
 class Link(Translator):

@@ -31,6 +31,7 @@ SETS: dict[str, tuple[int, dict[str, str]]] = {
     "two-auto": (2, {"quorum-type": "auto"}),
     "two-all": (2, {"quorum-type": "fixed", "quorum-count": "2"}),
     "five": (5, {}),
+    "granular": (3, {"granular-entry-heal": "on"}),
 }
 
 

@@ -468,3 +468,44 @@ def test_a_heal_on_access_leaves_a_file_alone_that_another_client_writes() -> No
         assert_healed(world)
 
     play(2, scene)
+
+
+def test_a_granular_heal_looks_at_the_names_that_changed_only() -> None:
+    async def scene(world: World) -> None:
+        client = await world.client()
+        directory = await make_directory(client, b"d")
+        for i in range(50):
+            await make_file(client, b"old%02d" % i, b"x", directory)
+        await settle()
+        world.crash(1)
+        await make_file(client, b"new", b"data", directory)
+        await client.afr.rename(client.caller, Loc(parent=directory, name=b"old01"), Loc(parent=ROOT_GFID, name=b"m"))
+        below = await make_directory(client, b"below", directory)
+        await make_file(client, b"deep", b"data", below)
+        await settle()
+        assert world.bricks[0].noted[directory] == {b"new", b"old01", b"below"}  # type: ignore[attr-defined]
+        world.come_back(1)
+        before = world.bricks[1].counts["readdir"]
+        outcome = await client.afr.healer.heal(directory, How())
+        assert world.bricks[1].counts["readdir"] == before, "the directory was listed"
+        assert outcome.status in (Status.HEALED, Status.LATER)
+        assert await heal_all(client) == []
+        assert_healed(world)
+        assert not any(brick.noted.get(directory) for brick in world.bricks)  # type: ignore[attr-defined]
+
+    play(2, scene, granular_entry_heal="on", **HEALS_OFF)
+
+
+def test_without_notes_a_granular_heal_compares_the_whole_directory() -> None:
+    async def scene(world: World) -> None:
+        client, other = await world.client(), await world.client(granular_entry_heal="off")
+        directory = await make_directory(client, b"d")
+        await settle()
+        world.crash(1)
+        await make_file(other, b"not-noted", b"data", directory)
+        await settle()
+        world.come_back(1)
+        assert await heal_all(client) == []
+        assert_healed(world)
+
+    play(2, scene, granular_entry_heal="on", **HEALS_OFF)

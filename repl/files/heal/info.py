@@ -94,6 +94,7 @@ class Examined:
 
 async def examine(afr: Replicate, gfid: bytes, caller: Caller) -> Examined:
     """Look at all copies; names of a directory are compared if it is accused on all sides."""
+    await afr.settled()
     loc = Loc(gfid=gfid)
     answers = await afr.ask(afr.up, lambda c: c.lookup(caller, loc, want=afr.want_keys))
     found = Examined({})
@@ -195,6 +196,7 @@ async def brick_items(afr: Replicate, child: int) -> AsyncIterator[Item]:
 
 
 async def heal_info(afr: Replicate, *, only_splits: bool = False) -> list[BrickInfo]:
+    await afr.settled()
     bricks = []
     for i, name in enumerate(afr.names):
         brick = BrickInfo(name, bool(afr.up >> i & 1))

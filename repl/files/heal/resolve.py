@@ -45,6 +45,7 @@ class HealRefused(UsageError):
 
 async def resolve(afr: Replicate, path: bytes, policy: Policy, source: str = "") -> str:
     """End the split-brain of one file or name; the sentence to print.  ``source`` is the name of a child."""
+    await afr.settled()
     winner = _source(afr, source) if policy is Policy.SOURCE_BRICK else -1
     parent, name = await _parent(afr, path)
     found = await _look(afr, parent, name)
@@ -157,6 +158,7 @@ def _pick_name(afr: Replicate, found: dict[int, Looked], policy: Policy, what: s
 
 async def resolve_all(afr: Replicate, source: str) -> list[str]:
     """source-brick without a file: all that is in split-brain; a sentence for each."""
+    await afr.settled()
     winner = _source(afr, source)
     done: list[str] = []
     seen: set[bytes] = set()

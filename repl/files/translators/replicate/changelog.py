@@ -21,6 +21,9 @@ _SIGNED = struct.Struct(">3i")
 COUNTS_BYTES = _WORDS.size
 PREFIX = b"trusted.afr."
 DIRTY = b"trusted.afr.dirty"
+# To features/index, with xattrop: a name of the directory has changed while a copy was away, or is equal again.
+ENTRY_IN = b"glusterfs.xattrop.entry-in"
+ENTRY_OUT = b"glusterfs.xattrop.entry-out"
 
 
 class Kind(enum.IntEnum):

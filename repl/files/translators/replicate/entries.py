@@ -57,6 +57,9 @@ class Entries(Lookups):
             for i in order:
                 slots.append(await tenures[i].order.enter(names=places[i][1]))
             yield [tenures[i] for i in range(len(places))]
+            if self.options["granular-entry-heal"]:
+                for i, (_, names) in enumerate(places):
+                    await tenures[i].note_names(names or ())
         except asyncio.CancelledError:
             for tenure in tenures.values():
                 tenure.suspect.add(Kind.ENTRY)

@@ -182,10 +182,11 @@ class Aside:
         return 1
 
 
-async def list_all(child: Translator, caller: Caller, gfid: bytes) -> list[Entry]:
+async def list_all(child: Translator, caller: Caller, where: bytes | Loc) -> list[Entry]:
     """All names of a directory; for those that are known to be small."""
-    fd = Fd(gfid, is_directory=True)
-    await child.opendir(caller, Loc(gfid=gfid), fd)
+    loc = where if isinstance(where, Loc) else Loc(gfid=where)
+    fd = Fd(loc.gfid, is_directory=True)
+    await child.opendir(caller, loc, fd)
     try:
         found: list[Entry] = []
         while entries := await child.readdir(caller, fd, size=_LISTING_BYTES, offset=found[-1].offset if found else 0):

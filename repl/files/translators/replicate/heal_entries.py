@@ -9,21 +9,23 @@ or leaves accusations that are not in the snapshot and cause another round.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from repl.files.translators.replicate.base import bits
-from repl.files.translators.replicate.changelog import Kind
+from repl.files.translators.replicate.changelog import ENTRY_OUT, Kind
 from repl.files.translators.replicate.decide import is_doubtful, judge
-from repl.files.translators.replicate.heal_aside import Aside
+from repl.files.translators.replicate.heal_aside import Aside, list_all
 from repl.files.translators.replicate.heal_locks import names_lock, send, take, unlock_step
 from repl.files.translators.replicate.heal_names import Judged, NameHeal
 from repl.files.translators.replicate.heal_run import Run, can_heal
 from repl.files.translators.replicate.healing import Status
-from repl.files.values import ROOT_GFID, Fd
+from repl.files.values import ROOT, ROOT_GFID, Fd, Loc, XattrOp, gfid_text
 from repl.limits import HEAL_BATCH_NAMES, HEAL_LOCKED_S, HEAL_NAMES_MAX
 
+NOTES_KEY = b"glusterfs.xattrop_entry_changes_gfid"
 Names = dict[bytes, dict[int, tuple[bytes, int]]]  # name -> child -> gfid and type
 
 
@@ -33,6 +35,7 @@ class EntryHeal:
         self.afr = run.afr
         self.aside = aside
         self._lock = names_lock(run.afr.domain, run.loc)
+        self._forgets = False  # names that are equal need not be noted any longer
 
     async def heal(self) -> None:
         run = self.run
@@ -41,9 +44,13 @@ class EntryHeal:
             return
         healer = NameHeal(run, judged, self.aside)
         is_done, is_changed = True, False
-        async for names in self._differences():
+        noted = await self._noted(judged)
+        self._forgets = noted is not None and run.is_complete
+        async for names in self._differences() if noted is None else _once(noted):
             is_changed = is_changed or bool(names)
             is_done &= await self._repair(healer, sorted(names))
+        if is_done and noted is None and run.is_complete and self.afr.options["granular-entry-heal"]:
+            await self._forget_all()
         if is_done:
             run.plan_undo(Kind.ENTRY, judged.trusted, run.mask)
             if is_changed:
@@ -87,6 +94,47 @@ class EntryHeal:
             return None
         trusted = run.mask if verdict.is_split else verdict.sources
         return Judged(trusted, verdict.is_split, is_doubtful(run.copies, Kind.ENTRY, trusted))
+
+    # ---- names that were noted (granular-entry-heal) ----
+
+    async def _noted(self, judged: Judged) -> list[bytes] | None:
+        """What the good copies noted; None: the whole directory has to be compared."""
+        run, afr = self.run, self.afr
+        if not afr.options["granular-entry-heal"] or run.how.is_full or judged.is_dirty or judged.trusted == run.mask:
+            return None
+        if any(copy.dirty[Kind.ENTRY] for copy in run.copies.values()):
+            return None
+        found: set[bytes] = set()
+        for i in bits(judged.trusted):
+            try:
+                place = await self._notes(i)
+                entries = await list_all(afr.subvolumes[i], run.caller, place)
+            except OSError:
+                return None  # nothing was noted there, or it cannot be read
+            found |= {entry.name for entry in entries}
+            if len(found) > HEAL_NAMES_MAX:
+                return None
+        return sorted(found)
+
+    async def _notes(self, index: int) -> Loc:
+        """Where a child has what was noted of this directory."""
+        place = (await self.afr.subvolumes[index].getxattr(self.run.caller, ROOT, NOTES_KEY))[NOTES_KEY]
+        return Loc(parent=place, name=gfid_text(self.run.gfid).encode())
+
+    async def _forget(self, names: list[bytes]) -> None:
+        """They are equal on all copies; nobody can change them now."""
+        await asyncio.gather(*(self._forget_one(name) for name in names))
+
+    async def _forget_one(self, name: bytes) -> None:
+        run, values = self.run, {ENTRY_OUT: name}
+        await self.afr.ask(run.mask, lambda c: c.xattrop(run.caller, run.loc, XattrOp.ADD, values))
+
+    async def _forget_all(self) -> None:
+        """Whatever is noted from now on is of changes that are accused anew."""
+        async with self._locked() as got:
+            for i in bits(self.run.mask) if got is not None else ():
+                with contextlib.suppress(OSError):
+                    await self.afr.subvolumes[i].rmdir(self.run.caller, await self._notes(i), recursive=True)
 
     # ---- comparing ----
 
@@ -152,7 +200,10 @@ class EntryHeal:
                 while at < len(names) and loop.time() < until:
                     batch = names[at : at + HEAL_BATCH_NAMES]
                     at += len(batch)
-                    left += await self._repair_batch(healer, batch)
+                    failed = await self._repair_batch(healer, batch)
+                    left += failed
+                    if self._forgets:
+                        await self._forget([name for name in batch if name not in failed])
         return left
 
     async def _repair_batch(self, healer: NameHeal, names: list[bytes]) -> list[bytes]:
@@ -166,6 +217,10 @@ class EntryHeal:
             if answer is not True:
                 left.append(name)
         return left
+
+
+async def _once(names: list[bytes]) -> AsyncIterator[list[bytes]]:
+    yield names
 
 
 def _differing(found: Names, mask: int) -> list[bytes]:

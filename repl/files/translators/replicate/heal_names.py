@@ -15,7 +15,7 @@ import stat
 from dataclasses import dataclass
 
 from repl.files.translators.replicate.base import GONE, bits
-from repl.files.translators.replicate.changelog import Counts, Kind, accusations, delta
+from repl.files.translators.replicate.changelog import DIRTY, Counts, Kind, accusations, delta, plus_one
 from repl.files.translators.replicate.decide import Witness, favorite
 from repl.files.translators.replicate.heal_aside import Aside
 from repl.files.translators.replicate.heal_locks import range_lock, send, take, unlock_step
@@ -219,6 +219,10 @@ class NameHeal:
             answers = await afr.ask(same, lambda c: c.xattrop(self.run.caller, target, XattrOp.ADD, {key: unit}))
             if error := next((a for a in answers.values() if isinstance(a, OSError)), None):
                 raise error
+        if iatt.is_directory and afr.options["granular-entry-heal"]:
+            # Nobody has noted what is in it: its heal has to compare all names.
+            dirty = {DIRTY: plus_one(Kind.ENTRY)}
+            await afr.ask(same, lambda c: c.xattrop(self.run.caller, target, XattrOp.ADD, dirty))
         await self._make_empty(index, loc, iatt, {key: own}, bits(same)[0])
         self.run.outcome.more.append(iatt.gfid)
 

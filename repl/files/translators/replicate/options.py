@@ -53,7 +53,9 @@ OPTIONS = (
            aliases=("cluster.self-heal-daemon",)),
     Option("self-heal-readdir-size", Kind.SIZE, 64 * 1024, "how much of a directory a heal reads at a time",
            minimum=1024, maximum=1024 * 1024),
-    Option("granular-entry-heal", Kind.BOOL, False, "for GlusterFS; a directory is always compared by its names"),
+    Option("granular-entry-heal", Kind.BOOL, False,
+           "names that change while a child is away are noted in the index, and a heal looks at those only; needs "
+           "features/index on all bricks, switch it on when nothing is pending"),
     Option("use-anonymous-inode", Kind.BOOL, True,
            "what loses its name in a heal is kept aside until it is known that it was not renamed"),
     Option("favorite-child-policy", Kind.CHOICE, "none", "who wins a split-brain without asking",

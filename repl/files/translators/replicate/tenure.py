@@ -24,11 +24,21 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from repl.files.translator import Step
 from repl.files.translators.replicate.base import AWAY, bits
-from repl.files.translators.replicate.changelog import DIRTY, Counts, Kind, accusations, accused, minus_one, plus_one
+from repl.files.translators.replicate.changelog import (
+    DIRTY,
+    ENTRY_IN,
+    Counts,
+    Kind,
+    accusations,
+    accused,
+    minus_one,
+    plus_one,
+)
 from repl.files.translators.replicate.order import Order
 from repl.files.values import END, FopError, Loc, Lock, LockCommand, LockType, SyncKind, XattrOp, Xattrs
 from repl.limits import FILES_CONTENDED_S
@@ -58,6 +68,7 @@ class Tenure:
         self.suspect: set[Kind] = set()  # copies may differ without anybody accused: the dirty mark stays
         self.used: set[Kind] = set()
         self.unstable: FdState | None = None  # written, not synced
+        self.noted: set[bytes] = set()  # names that a granular heal will find
         self.order = Order()
         self.pins = 0
         self.is_open = False
@@ -240,6 +251,25 @@ class Tenure:
                     raise afr.nobody(f"accusing those that missed a change of {self.loc}")
                 await self._add({key: plus_one(kind) for i, key in enumerate(afr.keys) if need >> i & 1})
                 self.blamed[kind] = self.blamed.get(kind, 0) | need
+
+    async def note_names(self, names: Iterable[bytes]) -> None:
+        """For a granular heal: these have changed while somebody was not there.  If it cannot be noted everywhere, the
+        dirty mark stays, and the heal compares the whole directory."""
+        afr = self.afr
+        if self.active == afr.everyone:
+            return
+        for name in names:
+            if name not in self.noted and not await self._note(name):
+                self.suspect.add(Kind.ENTRY)
+                return
+
+    async def _note(self, name: bytes) -> bool:
+        values = {ENTRY_IN: name}
+        answers = await self.afr.ask(
+            self.active, lambda c: c.xattrop(self.caller, self.loc, XattrOp.ADD, values)
+        )
+        self.noted.add(name)
+        return not any(isinstance(a, OSError) for a in answers.values())
 
     async def _add(self, values: Xattrs) -> int:
         """To the counters on all that take part; who cannot write them takes part no longer.  The mask of the rest."""
