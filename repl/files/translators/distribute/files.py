@@ -185,15 +185,15 @@ class Files(Migrating):
             await self.truncate(caller, fd, 0)
 
     async def readv(self, caller: Caller, fd: Fd, *, size: int, offset: int) -> Read:
-        state = self.fd_state(fd)
-        answer: Read = await self.need(state.index, fd).readv(caller, fd, size=size, offset=offset)
+        asked = self.need(self.fd_state(fd).index, fd)
+        answer: Read = await asked.readv(caller, fd, size=size, offset=offset)
         if not is_suspicious(answer.iatt):
             return answer
         first: Read | None = answer
 
         async def read(child: Translator) -> Read:
             nonlocal first
-            again, first = first, None
+            again, first = first if child is asked else None, None
             return again or await child.readv(caller, fd, size=size, offset=offset)
 
         answer = (await self.at_place(fd, read, _of_read))[0]
