@@ -12,7 +12,7 @@ import asyncio
 import errno
 import logging
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +77,8 @@ class Crawl:
 
     # ---- the whole ----
 
-    async def run(self) -> Progress:
+    async def run(self, started: Callable[[], None] = lambda: None) -> Progress:
+        """``started`` is called when all bricks are there and the progress file tells so."""
         progress, context = self.progress, self.dht.context
         if progress.state in (State.COMPLETED, State.NOT_STARTED) or progress.mode != self.mode:
             self.progress = progress = Progress(mode=self.mode, started_ns=context.wall_ns(), pid=progress.pid)
@@ -85,6 +86,7 @@ class Crawl:
         progress.state = State.IN_PROGRESS
         try:
             await self._prepare()
+            started()
             async for folder in self._folders(Folder(ROOT_GFID, (), Loc(gfid=ROOT_GFID, path=b"/"))):
                 await self._work_on(folder)
                 progress.run_s = context.now() - began

@@ -108,9 +108,7 @@ async def rebalance(given: argparse.Namespace, ready: Callable[[], None]) -> Non
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
-        await dht.settled()
-        ready()
-        done = await crawl.run()
+        done = await crawl.run(ready)
         log.info("%s: %s files of %s bytes moved, %s skipped, %s failures", done.state, done.files, done.size,
                  done.skipped, done.failures)  # fmt: skip
     except OSError as error:
@@ -121,7 +119,7 @@ async def rebalance(given: argparse.Namespace, ready: Callable[[], None]) -> Non
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    background = process.Background()
+    background, log_file = process.Background(), ""
     try:
         given = _parse(sys.argv[1:] if arguments is None else arguments)
         if not given.no_daemon:
@@ -132,11 +130,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not given.log_file:
                 process.run_directory().mkdir(parents=True, exist_ok=True)
                 given.log_file = str(process.run_directory() / f"repl-rebalance.{os.getpid()}.log")
-        process.set_up_logging(given.log_level, given.log_file)
+        log_file = given.log_file
+        process.set_up_logging(given.log_level, log_file)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(rebalance(given, background.ready))
     except ReplError as error:
-        if logging.getLogger().handlers and given.log_file:
+        if log_file:
             log.error("%s", error)
         background.failed(f"repl-rebalance: {error}", error.exit_status)
         return error.exit_status
