@@ -224,19 +224,22 @@ class Names(Files):
 
     async def with_layout(self, caller: Caller, step: Step, loc: Loc, index: int) -> Looked:
         """A change of a name on one subvolume, and a look at whether the name still belongs there."""
+        return (await self.with_layouts(caller, [step], loc, index))[0]
+
+    async def with_layouts(self, caller: Caller, steps: list[Step], loc: Loc, index: int) -> list[Looked]:
         directory = Loc(gfid=loc.parent)
         answers = await self.subvolumes[index].compound(
-            caller, [step, Step("stat", (directory,), {"want": (self.layout_key,)})]
+            caller, [*steps, Step("stat", (directory,), {"want": (self.layout_key,)})]
         )
-        if isinstance(answers[0], OSError):
-            raise answers[0]
+        for answer in answers[: len(steps)]:
+            if isinstance(answer, OSError):
+                raise answer
         known = self.directories.get(loc.parent)
-        there = answers[1].xattrs.get(self.layout_key) if not isinstance(answers[1], OSError) else None
+        there = answers[-1].xattrs.get(self.layout_key) if not isinstance(answers[-1], OSError) else None
         if known is None or there != known.raw.get(index):
             self.directories.drop(loc.parent)
             await self.verify_names([(index, loc)])
-        looked: Looked = answers[0]
-        return looked
+        return answers[: len(steps)]
 
     async def remove_left_over(self, place: int, loc: Loc) -> bool:
         """Data at a name that has no link file (we hold the name's lock): a crash left them, nobody can reach them.

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from repl.files.translator import Step
 from repl.files.translators.distribute.base import GONE
 from repl.files.translators.distribute.lookups import name_of
-from repl.files.translators.distribute.marks import LINK_MODE, LINKTO, is_suspicious, linkto_value
+from repl.files.translators.distribute.marks import FILE_WANT, LINK_MODE, LINKTO, is_link, is_suspicious, linkto_value
 from repl.files.translators.distribute.trees import Trees
 from repl.files.values import Caller, FopError, Loc, Looked
 
@@ -87,7 +87,8 @@ class Renames(Trees):
                 # If there is something now, perhaps a link file, others take part.
                 return await self._move(caller, plan, NOREPLACE if plan.there is None else 0)
             except FopError as error:
-                if error.errno != errno.EEXIST or flags == NOREPLACE:
+                gone = errno.ENOENT if plan.there is not None else errno.EEXIST
+                if error.errno not in (errno.EEXIST, gone) or flags == NOREPLACE:
                     raise
         async with self.names_kept(source, target):
             (at, found), current = await asyncio.gather(self.find(caller, source), self._current(caller, target))
@@ -130,7 +131,7 @@ class Renames(Trees):
         # A link file at the new name does not make it taken.
         step = Step("rename", (plan.source, plan.target), {"flags": flags if plan.is_alone else 0})
         if plan.is_alone:
-            looked = await self.with_layout(caller, step, plan.target, plan.at)
+            looked = await self._move_alone(caller, plan, step)
         else:
             looked = await child.rename(caller, *step.args, **step.kwargs)
         if is_suspicious(looked.iatt) and (await self.settled_phase(plan.at, Loc(gfid=plan.gfid))).is_link:
@@ -140,6 +141,17 @@ class Renames(Trees):
             return await self._follow_file(caller, plan)
         await self._clean_up(plan)
         return self._moved(plan, looked)
+
+    async def _move_alone(self, caller: Caller, plan: Plan, step: Step) -> Looked:
+        """Without locks: what is replaced is looked at in the same breath."""
+        if plan.there is None:
+            return await self.with_layout(caller, step, plan.target, plan.at)
+        look = Step("lookup", (plan.target,), {"want": FILE_WANT})
+        replaced, looked = await self.with_layouts(caller, [look, step], plan.target, plan.at)
+        if is_link(replaced.xattrs):  # somebody has moved what was there a moment ago
+            async with self.names_kept(plan.target) as (index,):
+                await self.clear_unreachable(plan.target, index)
+        return looked
 
     async def _prepare_link(self, plan: Plan) -> None:
         """The new name stays where its link file says; a directory adopted from others may lack the link file."""
