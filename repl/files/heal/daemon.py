@@ -21,6 +21,7 @@ from repl.files.translators.replicate.healing import Pace, Status
 
 log = logging.getLogger(__name__)
 
+_FINE = (Status.HEALED, Status.CLEAN, Status.GONE)
 SETTLE_S = 1.0  # after a child's return, for the others that come with it
 
 
@@ -121,7 +122,7 @@ def describe(volume: VolumeHeals) -> dict[str, object]:
         "found": progress.found,
         "healed": progress.healed,
         "left": progress.left,
-        "undone": _words((s, n) for s, n in progress.by_status.items() if s not in (Status.HEALED, Status.CLEAN)),
+        "undone": _words((s, n) for s, n in progress.by_status.items() if s not in _FINE),
         "at_work": [gfid.hex() for gfid in progress.at_work],
         "copied_bytes": progress.pace.copied_bytes,
         "compared_bytes": progress.pace.compared_bytes,
