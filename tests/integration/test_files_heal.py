@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,12 @@ class Bricks:
             answer = json.loads(sock.makefile().readline())
         assert "ok" in answer, answer
         return answer["ok"]
+
+    def is_healed(self) -> bool:
+        """Nobody is accused any more; what is only being written does not count."""
+        status = self.ask(do="heal", wait=True)["replicate"]
+        left = set(status["undone"]) - {"it is being written", "something else has to be healed first"}
+        return len(status["up"]) == len(self.ports) and not left
 
     def stop(self) -> None:
         for process in (self.daemon, *self.running):
@@ -282,3 +288,64 @@ def test_a_split_brain_is_listed_explained_and_ended(bricks: Bricks) -> None:
     assert bricks.tree(0) == bricks.tree(1)
     assert bricks.tree(0)["f"][2] == b"side 1"
     assert bricks.pending(0) == bricks.pending(1) == []
+
+
+async def wait_for_async_call(call: Callable[[], bool], what: str) -> None:
+    """In a thread, because the condition waits for an answer itself."""
+    await asyncio.to_thread(wait_for, call, 30, what)
+
+
+ROUNDS = int(os.environ.get("REPL_KILL_ROUNDS", "4"))
+
+
+def test_rounds_of_kills_under_load_end_with_equal_bricks_and_all_that_was_acknowledged(bricks: Bricks) -> None:
+    """REPL_KILL_ROUNDS=50 for the long run."""
+    chance = random.Random(7)
+    written: dict[bytes, set[bytes]] = {}  # name -> contents that are possible
+
+    async def load(volume: Volume, is_over: asyncio.Event) -> None:
+        gfids: dict[bytes, bytes] = {}
+        count = 0
+        while not is_over.is_set():
+            count += 1
+            data = b"%08d" % count * chance.choice((1, 10, 30_000))
+            name = b"f%d" % chance.randrange(40)
+            possible = written.setdefault(name, set())
+            possible.add(data)
+            try:
+                if name not in gfids:
+                    gfids[name] = await volume.make(name, data)
+                else:
+                    await volume.top.truncate(volume.caller, Loc(gfid=gfids[name]), len(data))
+                    await volume.write(gfids[name], data, 0)
+                written[name] = {data}
+            except OSError:
+                await asyncio.sleep(0.05)
+
+    async def rounds() -> None:
+        volume = Volume(bricks)
+        await volume.start(2)
+        is_over = asyncio.Event()
+        task = asyncio.ensure_future(load(volume, is_over))
+        for _ in range(ROUNDS):
+            index = chance.randrange(2)
+            before = len(written)
+            bricks.kill(index)
+            await wait_for_async(lambda: volume.top.up.bit_count() == 1, 20, "the link to end")
+            await wait_for_async(lambda n=before: len(written) > n or n >= 40, 20, "load on one brick")
+            bricks.start(index)  # not in a thread: it would end with it
+            await wait_for_async(lambda: volume.top.up == 3, 20, "the brick to be back")
+            # Without a quorum the other one may only go when this one has everything.
+            await wait_for_async_call(bricks.is_healed, "the brick to be healed")
+        is_over.set()
+        await task
+        await volume.graph.stop()
+
+    bricks.heal()
+    asyncio.run(rounds())
+    wait_for(lambda: bricks.is_healed() and not bricks.pending(0) + bricks.pending(1), 30, "nothing left to heal")
+    assert bricks.pending(0) == bricks.pending(1) == []
+    assert bricks.tree(0) == bricks.tree(1)
+    for name, possible in written.items():
+        found = (bricks.directories[0] / os.fsdecode(name)).read_bytes()
+        assert len(possible) > 1 or {found} == possible, name

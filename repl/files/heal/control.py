@@ -106,9 +106,10 @@ async def _status(daemon: HealDaemon, request: Request) -> dict[str, Any]:
 async def _heal(daemon: HealDaemon, request: Request) -> dict[str, Any]:
     volumes = _volumes(daemon, request)
     futures = [volume.want(is_full=bool(request.get("full"))) for volume in volumes]
-    if request.get("wait"):
-        await asyncio.gather(*futures)
-    return {volume.afr.name: describe(volume) for volume in volumes}
+    if not request.get("wait"):
+        return {volume.afr.name: describe(volume) for volume in volumes}
+    done = await asyncio.gather(*futures)
+    return {v.afr.name: describe(v, progress) for v, progress in zip(volumes, done, strict=True)}
 
 
 async def _info(daemon: HealDaemon, request: Request) -> list[dict[str, Any]]:

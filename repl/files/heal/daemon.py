@@ -110,9 +110,9 @@ class HealDaemon:
         return {f"heal.{name}": describe(volume) for name, volume in self.volumes.items()}
 
 
-def describe(volume: VolumeHeals) -> dict[str, object]:
-    """What an administrator wants to see of it; JSON can take it."""
-    progress, afr = volume.progress, volume.afr
+def describe(volume: VolumeHeals, progress: Progress | None = None) -> dict[str, object]:
+    """What an administrator wants to see of it (of the last sweep, if no other is given); JSON can take it."""
+    progress, afr = progress or volume.progress, volume.afr
     now = afr.context.now()
     seconds = (now if progress.is_running else progress.ended_s) - progress.started_s
     return {
