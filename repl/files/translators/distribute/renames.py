@@ -134,6 +134,7 @@ class Renames(Trees):
             looked = await self._move_alone(caller, plan, step)
         else:
             looked = await child.rename(caller, *step.args, **step.kwargs)
+        plan.gfid = looked.iatt.gfid  # another file may have got the old name in the last moment
         if is_suspicious(looked.iatt) and (await self.settled_phase(plan.at, Loc(gfid=plan.gfid))).is_link:
             self.files.drop(plan.gfid)
             self.known_names.drop((plan.target.parent, plan.target.name))
