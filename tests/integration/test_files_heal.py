@@ -206,6 +206,8 @@ def test_a_brick_that_was_killed_is_made_equal_by_the_daemon(bricks: Bricks) -> 
         volume = Volume(bricks)
         await volume.start(2)
         one, two = await volume.mkdir(b"one"), await volume.mkdir(b"two")
+        sub = await volume.mkdir(b"sub")
+        await volume.make(b"inside", b"z" * 5000, sub)
         big = await volume.make(b"big", random.Random(2).randbytes(5 << 20))
         for i in range(20):
             await volume.make(b"old%d" % i, b"x" * i * 100, one)
@@ -219,6 +221,7 @@ def test_a_brick_that_was_killed_is_made_equal_by_the_daemon(bricks: Bricks) -> 
         for i in range(10):
             source, target = Loc(parent=one, name=b"old%d" % i), Loc(parent=two, name=b"moved%d" % i)
             await volume.top.rename(volume.caller, source, target)
+        await volume.top.rename(volume.caller, Loc(parent=ROOT_GFID, name=b"sub"), Loc(parent=two, name=b"sub"))
         link = volume.context.new_gfid()
         await volume.top.symlink(volume.caller, Loc(parent=two, name=b"link"), target=b"../big", gfid=link)
         await volume.top.unlink(volume.caller, Loc(parent=one, name=b"old15"))
