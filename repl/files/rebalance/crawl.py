@@ -24,7 +24,7 @@ from repl.files.rebalance.progress import Progress, State
 from repl.files.rebalance.special import move_special
 from repl.files.translators.distribute import Distribute
 from repl.files.translators.distribute.base import AWAY, GONE
-from repl.files.translators.distribute.lookups import name_of
+from repl.files.translators.distribute.links import name_of
 from repl.files.translators.distribute.marks import FILE_WANT, INCOMING, is_link
 from repl.files.values import ROOT_GFID, Entry, Fd, FopError, Loc, LockCommand, Looked
 from repl.limits import FILES_DEPTH_MAX

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from repl.files.translators.distribute import Distribute
 from repl.files.translators.distribute.base import GONE
 from repl.files.translators.distribute.copying import copy_range, next_data
-from repl.files.translators.distribute.lookups import name_of
+from repl.files.translators.distribute.links import name_of
 from repl.files.translators.distribute.marks import (
     FILE_WANT,
     FINAL_SIZE,

@@ -18,7 +18,7 @@ from repl.files.translator import Step
 from repl.files.translators.distribute.base import GONE, errors_of, good_of
 from repl.files.translators.distribute.caches import Directory
 from repl.files.translators.distribute.files import Files
-from repl.files.translators.distribute.lookups import name_of
+from repl.files.translators.distribute.links import name_of
 from repl.files.translators.distribute.marks import FILE_WANT, PRECONDITION, is_link, is_suspicious, looks_like_link
 from repl.files.translators.distribute.space import Room, room_of, total
 from repl.files.values import Caller, Fd, FopError, Loc, LockCommand, Looked, StatVfs, Xattrs

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from repl.files.translator import Step, Translator
 from repl.files.translators.distribute.base import GONE, NO_LOCKS, errors_of, good_of, telling_error
 from repl.files.translators.distribute.layout import COMMIT_NONE, Range, new_layout
-from repl.files.translators.distribute.lookups import name_of
+from repl.files.translators.distribute.links import name_of
 from repl.files.translators.distribute.marks import (
     FILE_WANT,
     MDS,
