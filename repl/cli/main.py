@@ -28,6 +28,7 @@ from repl.cli import (
     resync,
     undo,
     verify,
+    volume,
     waiting,
     why,
 )
@@ -44,17 +45,20 @@ EXIT_INTERRUPTED = 130
 @click.option("--run-dir", "run_folder", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="Where repld's sockets are (REPL_RUN_DIR, /run/repl).")
 @click.option("--json", "is_json", is_flag=True, help="Print one JSON value.")
+@click.option("--mode", type=click.Choice(("script", "interactive")), default="interactive",
+              help="script: ask nothing (volume commands).")
 @click.option("--debug", "is_debug", is_flag=True, help="With tracebacks.")
 @click.version_option(repl.__version__, prog_name="replctl")
 @click.pass_context
 def cli(context: click.Context, config_path: Path | None, node_name: str | None, run_folder: Path | None,
-        is_json: bool, is_debug: bool) -> None:  # fmt: skip
-    """Administer replicated block devices."""
-    context.obj = Session(config_path, node_name, run_folder, is_json, is_debug)
+        is_json: bool, mode: str, is_debug: bool) -> None:  # fmt: skip
+    """Administer replicated block devices, and volumes of replicated files."""
+    context.obj = Session(config_path, node_name, run_folder, is_json, is_debug, mode == "script")
 
 
 for _group in (
     life, disks, freezing, net, resync, verify, waiting, look, why, undo, metadata, check_resize, configuration,
+    volume,
 ):  # fmt: skip
     for _command in _group.COMMANDS:
         cli.add_command(_command)

@@ -63,6 +63,7 @@ class Session:
     run_folder: Path | None = None
     is_json: bool = False
     is_debug: bool = False
+    is_script: bool = False  # nobody is asked anything
     warned: set[str] = field(default_factory=set)
 
     @cached_property

@@ -50,7 +50,7 @@ def start_daemon(session: Session, resource: str) -> Client:
             stdout=log,
             stderr=log,
             cwd="/",
-            env=_environment(),
+            env=environment(),
             start_new_session=True,
         )
     deadline = time.monotonic() + START_TIMEOUT_S
@@ -90,7 +90,7 @@ def _command(session: Session, run_dir: RunDir) -> list[str]:
     ]  # fmt: skip
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The same program as ours, wherever it was started from."""
     root = str(Path(repl.__file__).resolve().parent.parent)
     known = os.environ.get("PYTHONPATH", "")

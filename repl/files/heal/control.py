@@ -71,23 +71,28 @@ class Control:
 
     async def _answer(self, line: bytes) -> dict[str, Any]:
         try:
-            request = json.loads(line)
-            if not isinstance(request, dict):
-                raise UsageError("a request is an object.")
-            work = _REQUESTS.get(str(request.get("do")))
-            if work is None:
-                words = ", ".join(_REQUESTS)
-                raise UsageError(f"there is no request '{request.get('do')}'.", advice=f"There are {words}.")
-            return {"ok": await work(self._daemon(), request)}
+            return await answer(self._daemon(), json.loads(line))
         except ValueError as error:
             return {"error": f"no JSON: {error}", "advice": ""}
-        except KeyError as error:
-            names = ", ".join(self._daemon().volumes)
-            return {"error": f"there is no replicate volume {error}.", "advice": f"There are {names}."}
-        except ReplError as error:
-            return {"error": error.message, "advice": error.advice}
-        except OSError as error:
-            return {"error": str(error), "advice": ""}
+
+
+async def answer(daemon: HealDaemon, request: object) -> dict[str, Any]:
+    """Also for those who ask without a daemon that runs, about a graph of their own."""
+    try:
+        if not isinstance(request, dict):
+            raise UsageError("a request is an object.")
+        work = _REQUESTS.get(str(request.get("do")))
+        if work is None:
+            words = ", ".join(_REQUESTS)
+            raise UsageError(f"there is no request '{request.get('do')}'.", advice=f"There are {words}.")
+        return {"ok": await work(daemon, request)}
+    except KeyError as error:
+        names = ", ".join(daemon.volumes)
+        return {"error": f"there is no replicate volume {error}.", "advice": f"There are {names}."}
+    except ReplError as error:
+        return {"error": error.message, "advice": error.advice}
+    except OSError as error:
+        return {"error": str(error), "advice": ""}
 
 
 def _volumes(daemon: HealDaemon, request: Request) -> list[VolumeHeals]:

@@ -34,8 +34,12 @@ RETRY_S = 0.1
 
 
 class MountService:
-    def __init__(self, volfile_path: str, path: str, options: ParsedOptions, guardian: device.Guardian) -> None:
+    def __init__(
+        self, volfile_path: str, path: str, options: ParsedOptions, guardian: device.Guardian, source: str = ""
+    ) -> None:
+        """``source``: what the kernel shows as what is mounted, if not the volfile."""
         self._volfile_path = os.path.abspath(volfile_path)
+        self._source = source or self._volfile_path
         self._path = path
         self._options = options
         self._guardian = guardian
@@ -80,7 +84,7 @@ class MountService:
 
     async def _serve(self, ready: Callable[[], None]) -> None:
         self._filesystem = Filesystem(self._graph.top, self._graph.context, self._options.mount)
-        fd = device.mount(self._path, self._volfile_path, self._options.kernel)
+        fd = device.mount(self._path, self._source, self._options.kernel)
         self._guardian.watch(self._path)
         connection = self._filesystem.attach(fd)
         watch = process.VolfileWatch(self._volfile_path, self._reload_soon)

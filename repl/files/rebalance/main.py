@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``repl-rebalance``: bring a distributed volume in order after its bricks have changed.
 
-usage: repl-rebalance -f client.vol [--mode fix-layout|start|force] [--remove VOLUME] [-P progress-file] [-N]
+usage: repl-rebalance -f client.vol [--mode fix-layout|start|force] [--remove VOLUME] [-P progress-file]
+                      [-p pid-file] [-N]
 
 It goes to the background once the volume can be worked on.  SIGTERM stops it after the files it is moving; started
 again with the same progress file it goes on where it was.  Exit status: 0 done or stopped, 1 wrong usage, 10 the
@@ -60,6 +61,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("-t", "--throttle", default="", help="lazy, normal, aggressive, or files at the same time")
     parser.add_argument("-P", "--progress", default="", metavar="FILE",
                         help="(REPL_RUN_DIR/rebalance-VOLUME.json)")
+    parser.add_argument("-p", "--pid-file", default="", metavar="FILE", help="locked while the process runs")
     parser.add_argument("-N", "--no-daemon", action="store_true", help="stay in the foreground")
     parser.add_argument("-l", "--log-file", default="", metavar="FILE")
     parser.add_argument("-L", "--log-level", default="info", choices=process.LEVELS, type=str.lower)
@@ -123,17 +125,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = _parse(sys.argv[1:] if arguments is None else arguments)
         if not given.no_daemon:
-            given.volfile, given.log_file, given.progress = (
-                os.path.abspath(name) if name else "" for name in (given.volfile, given.log_file, given.progress)
-            )
+            for name in ("volfile", "log_file", "progress", "pid_file"):
+                if value := getattr(given, name):
+                    setattr(given, name, os.path.abspath(value))
             background.detach()
             if not given.log_file:
                 process.run_directory().mkdir(parents=True, exist_ok=True)
                 given.log_file = str(process.run_directory() / f"repl-rebalance.{os.getpid()}.log")
         log_file = given.log_file
         process.set_up_logging(given.log_level, log_file)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(rebalance(given, background.ready))
+        pid_file = process.PidFile(given.pid_file) if given.pid_file else None
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(rebalance(given, background.ready))
+        finally:
+            if pid_file is not None:
+                pid_file.remove()
     except ReplError as error:
         if log_file:
             log.error("%s", error)
