@@ -7,10 +7,10 @@ SEEDS ?= 1000
 MINUTES ?= 5
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap build demo demo-packages test check sim sweep planted bench fmt lint docs clean asan tsan interop guest fuzz
+.PHONY: help bootstrap build demo demo-packages test check sim sweep planted bench bench-files fmt lint docs clean asan tsan interop guest fuzz
 
 help: ## this list
-	@sed -n 's/^\([a-z][a-z ]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z][a-z -]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 18
 
 bootstrap:
 	@tools/bootstrap build
@@ -42,6 +42,9 @@ planted: build ## plant known bugs one by one: the simulator must find each
 
 bench: build ## measure (bench/README.md says how and what)
 	@$(VENV)/python -m bench.run
+
+bench-files: build ## measure a 2x2 volume through FUSE next to GlusterFS (root, about half an hour)
+	@$(VENV)/python -m bench.files
 
 lint: build ## ruff, mypy --strict, the style as a test
 	@$(VENV)/python $(RUN) --only lint,mypy,tidy
