@@ -4,8 +4,8 @@
 
 `python -m bench.files [--quick] [--only create,heal] [--contenders ours,gluster] [--rounds N] [--folder DIR]`.
 All volumes are up at the same time; rounds alternate, medians are printed.  Needs root, /dev/fuse and a folder on a
-file system with trusted.* attributes (no tmpfs).  Exit status: 0 measured, 1 something failed (or, with --strict, a goal
-is short), 2 wrong usage.
+file system with trusted.* attributes (no tmpfs).
+Exit status: 0 measured, 1 something failed (or, with --strict, a goal is short), 2 wrong usage.
 """
 
 from __future__ import annotations

@@ -48,6 +48,15 @@ POSIX_UNLINK_INLINE_BYTES = 64 * 1024 * 1024  # blocks of larger files become fr
 POSIX_LINGERING_MAX = 4096  # files that a rename has replaced and that can be opened by their gfid yet
 POSIX_LINGER_S = 2.0
 QUICK_READ_BYTES_MAX = 64 * 1024
+POSIX_LISTING_CONTENT_BYTES = 256 * 1024  # of small files that come with one listing; one more may exceed it
+WRITE_BEHIND_BYTES_MAX = 64 * 1024 * 1024  # acknowledged and not stored, of all files
+WRITE_BEHIND_FRAME_BYTES = 1024 * 1024  # of several writes in one frame
+WRITE_BEHIND_FRAME_WRITES = 32
+WRITE_BEHIND_FRAMES = 2  # of one file on their way
+READ_AHEAD_FILES_MAX = 1024  # that are read ahead at a time
+MD_CACHE_INODES_MAX = 65536
+MD_CACHE_NAMES_MAX = 131072
+MD_CACHE_LISTING_BYTES = 32 * 1024  # of a directory that is listed because names in it are looked up
 
 # Files: frames between protocol/client and protocol/server
 RPC_HANDSHAKE_BYTES_MAX = 16 * 1024

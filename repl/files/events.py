@@ -56,4 +56,12 @@ class Reconnected:
     lost_locks: tuple[bytes, ...] = field(default=())
 
 
-Event: TypeAlias = ChildUp | ChildDown | Invalidated | Contended | Reconnected
+@dataclass(frozen=True, slots=True)
+class Unwatched:
+    """A brick that told us of changes is away, or one has come that did not: what is cached may be old without a word.
+    ``is_partial``: a part of all names is not to be seen."""
+
+    is_partial: bool = False
+
+
+Event: TypeAlias = ChildUp | ChildDown | Invalidated | Contended | Reconnected | Unwatched

@@ -25,6 +25,9 @@ pytestmark = needs_fuse()
 ROOT = Path(__file__).resolve().parents[2]
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 CACHES = ("performance/write-behind", "performance/io-cache")  # the order of the tutorial
+ALL_CACHES = tuple(
+    f"performance/{kind}" for kind in ("write-behind", "read-ahead", "io-cache", "quick-read", "md-cache")
+)
 
 
 @pytest.fixture
@@ -239,7 +242,7 @@ except TimeoutError:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-@pytest.mark.parametrize("layers", [(), CACHES], ids=["plain", "caches"])
+@pytest.mark.parametrize("layers", [(), CACHES, ALL_CACHES], ids=["plain", "caches", "all caches"])
 def test_random_operations_with_mapped_files_match_the_model(tmp_path: Path, layers: tuple[str, ...]) -> None:
     with mounted(tmp_path, local_volfile(tmp_path, layers)) as mount:
         command = [sys.executable, "-m", "tests.lib.fsx"]

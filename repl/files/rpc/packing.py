@@ -12,7 +12,7 @@ import struct
 from typing import Any
 
 from repl.errors import ProtocolError
-from repl.files.events import Contended, Event, Invalidated
+from repl.files.events import Contended, Event, Invalidated, Unwatched
 from repl.files.values import (
     GFID_BYTES,
     Caller,
@@ -220,7 +220,7 @@ def unpack_caller(raw: Any) -> Caller:
 
 # ---- events ----
 
-_INVALIDATED, _CONTENDED = 1, 2
+_INVALIDATED, _CONTENDED, _UNWATCHED = 1, 2, 3
 
 
 def pack_event(event: Event, clients: tuple[str, ...]) -> list[Any] | None:
@@ -230,6 +230,8 @@ def pack_event(event: Event, clients: tuple[str, ...]) -> list[Any] | None:
         return [_INVALIDATED, event.gfid, iatt, list(event.names), event.is_data, event.is_gone, list(clients)]
     if isinstance(event, Contended):
         return [_CONTENDED, event.domain, event.gfid, event.name, event.is_entry, clients[0] if clients else ""]
+    if isinstance(event, Unwatched):
+        return [_UNWATCHED, event.is_partial]
     return None
 
 
@@ -243,6 +245,9 @@ def unpack_event(raw: Any) -> Event:
         domain, gfid, name, is_entry, client = rest
         return Contended(_text(domain), _gfid(gfid), None if name is None else is_bytes(name), bool(is_entry),
                          _text(client))  # fmt: skip
+    if kind == _UNWATCHED:
+        (is_partial,) = rest
+        return Unwatched(bool(is_partial))
     raise ProtocolError(f"there is no event {kind!r}.")
 
 

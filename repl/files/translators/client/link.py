@@ -14,11 +14,11 @@ import errno
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from repl.errors import ProtocolError
-from repl.files.events import Event
+from repl.files.events import Event, Invalidated
 from repl.files.rpc import handshake
 from repl.files.rpc import operations as ops
 from repl.files.rpc.connection import Connection
@@ -128,6 +128,8 @@ class Link:
                 event = unpack_event(ops.unpack_body(frame.body))
             except ops.DECODE_ERRORS as error:
                 raise ProtocolError(f"an event cannot be read: {error!r}.") from error
+            if isinstance(event, Invalidated):  # the server knows us without a name
+                event = replace(event, clients=tuple(name or self.settings.own_client for name in event.clients))
             self._event(event)
         elif kind == Kind.PING:
             self.connection.send(Kind.PONG, frame.call_id, b"")

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
 from repl.errors import ConfigError
-from repl.files.events import ChildDown, ChildUp, Event, Invalidated
+from repl.files.events import ChildDown, ChildUp, Event, Invalidated, Unwatched
 from repl.files.options import Options
 from repl.files.translator import Context, Translator
 from repl.files.translators.distribute.caches import Cache, Directory
@@ -129,11 +129,14 @@ class Base(Translator):
                 self.generation += 1  # layouts that were read without it are not all there is
             if was_up != self.is_up:
                 self.notify_parents(event)
+            self.notify_parents(Unwatched(is_partial=not all(self.up)))
             log.info("volume '%s': '%s' is %s", self.name, self.names[index], "up" if self.up[index] else "down")
         elif isinstance(event, Invalidated):
             if event.iatt is not None and looks_like_link(event.iatt):
                 self.has_moved(event.gfid, index)
             self.notify_parents(self._invalidated(event))
+        elif isinstance(event, Unwatched):
+            self.notify_parents(Unwatched(is_partial=event.is_partial or not all(self.up)))
         else:
             self.notify_parents(event)
 

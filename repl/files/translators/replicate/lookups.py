@@ -19,6 +19,8 @@ from repl.files.translators.replicate.reads import with_size
 from repl.files.translators.replicate.writes import Writes
 from repl.files.values import NO_GFID, ROOT_GFID, Caller, FopError, Loc, Looked, Want
 
+CONTENT = b"glusterfs.content"
+
 
 class Lookups(Writes):
     async def lookup(self, caller: Caller, loc: Loc, *, want: Want = ()) -> Looked:
@@ -66,6 +68,8 @@ class Lookups(Writes):
         if not trusted and data and stat.S_ISREG(iatt.mode):
             iatt = with_size(iatt, found[self.read_order(inode.gfid, data, pid)[0]].iatt)
         xattrs = {k: v for k, v in answer.xattrs.items() if k in want or k not in self.want_keys}
+        if not trusted:
+            xattrs.pop(CONTENT, None)  # those of a copy whose data may be old
         return Looked(iatt, answer.parent, xattrs)
 
     # ---- answers that differ ----

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from repl.files.events import ChildDown, ChildUp, Contended, Event, Invalidated, Reconnected
+from repl.files.events import ChildDown, ChildUp, Contended, Event, Invalidated, Reconnected, Unwatched
 from repl.files.options import Options
 from repl.files.translator import Context, Translator
 from repl.files.translators.replicate.base import (
@@ -226,8 +226,7 @@ class Transactions(Base):
         self._child_lost(index)
         if was & ~self.up:
             log.info("volume '%s': child '%s' is down: %s", self.name, self.names[index], event.reason or "no reason")
-            if not self.up:
-                self.notify_parents(event)
+            self.notify_parents(Unwatched() if self.up else event)
 
     def _child_lost(self, index: int) -> None:
         for tenure in list(self.tenures):

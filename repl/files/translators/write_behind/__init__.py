@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""performance/write-behind: acknowledges writes at once and sends several of them in one frame.
+
+Inputs: all operations.  Writes are copied nowhere: what is given to ``writev`` must not change afterwards.
+Outputs: the same operations, with writes of one file joined and in the order in which they came as far as they overlap.
+What could see a write that is not stored yet waits for it: reads that reach it, attributes, size changes, locks,
+renames, fsync; a file is released after its last write.  An answer to ``writev`` has no attributes (mode 0).
+Errors: that of a write held back is told by the next write, fsync or flush of the same open file, or else logged.
+Source: spec 4.2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from repl.files.options import Options
+from repl.files.translator import Context, Step, Translator
+from repl.files.translators.write_behind.options import OPTIONS
+from repl.files.translators.write_behind.queue import Queue, Write
+from repl.files.values import (
+    NO_GFID,
+    Caller,
+    Changed,
+    Entry,
+    Fd,
+    Iatt,
+    Loc,
+    Lock,
+    LockCommand,
+    Looked,
+    Read,
+    SetAttr,
+    SyncKind,
+    Target,
+    Want,
+)
+from repl.limits import WRITE_BEHIND_BYTES_MAX, WRITE_BEHIND_FRAMES
+
+log = logging.getLogger(__name__)
+
+_SYNCED = os.O_SYNC | os.O_DSYNC
+TRIES_MAX = 2
+STOP_S = 10.0
+
+
+class WriteBehind(Translator):
+    TYPE = "performance/write-behind"
+    OPTIONS = OPTIONS
+
+    def __init__(self, name: str, options: Options, subvolumes: Sequence[Translator], context: Context) -> None:
+        super().__init__(name, options, subvolumes, context)
+        self._queues: dict[bytes, Queue] = {}
+        self._bytes = 0
+        self._use(options)
+
+    def _use(self, options: Options) -> None:
+        self._window: int = options["cache-size"]
+        self._aggregate: int = 0 if options["strict-write-ordering"] else options["aggregate-size"]
+        self._frames = 1 if options["strict-write-ordering"] else WRITE_BEHIND_FRAMES
+        self._is_off: bool = options["pass-through"]
+        self._is_trickling: bool = options["trickling-writes"]
+        self._is_direct_strict: bool = options["strict-O_DIRECT"]
+        self._tries = TRIES_MAX if options["resync-failed-syncs-after-fsync"] else 1
+
+    def reconfigure(self, options: Options) -> None:
+        super().reconfigure(options)
+        self._use(options)
+
+    async def stop(self) -> None:
+        """What is held back is still written, for as long as bricks answer."""
+        if self._queues:
+            await asyncio.wait([asyncio.ensure_future(self._settle_all())], timeout=STOP_S)
+
+    def state(self) -> dict[str, object]:
+        return {"files": len(self._queues), "bytes": self._bytes}
+
+    # ---- writing ----
+
+    async def writev(
+        self, caller: Caller, fd: Fd, data: bytes | bytearray | memoryview, *, offset: int, flags: int = 0
+    ) -> Changed:
+        self._raise_error(fd)
+        how = flags | fd.flags
+        if self._is_off or how & _SYNCED or (how & os.O_DIRECT and self._is_direct_strict) or not data:
+            await self._settle(fd.gfid)
+            self._raise_error(fd)
+            return await self.child.writev(caller, fd, data, offset=offset, flags=flags)
+        kept = bytes(data) if isinstance(data, bytearray) else data
+        queue = await self._with_room(fd)
+        write = Write(caller, fd, kept, offset, flags, is_append=bool(how & os.O_APPEND))
+        for older in [failed for failed in queue.failed if failed.overlaps(write)]:
+            queue.failed.remove(older)  # done again it would undo this one
+            self._lost(queue, older)
+        queue.add(write, self._aggregate)
+        self._bytes += write.size
+        self._push_soon(queue)
+        return Changed(Iatt(fd.gfid), Iatt(fd.gfid))
+
+    async def _with_room(self, fd: Fd) -> Queue:
+        while True:
+            queue = self._queues.get(fd.gfid)
+            if queue is None:
+                queue = self._queues[fd.gfid] = Queue(fd.gfid)
+            if queue.bytes < self._window and (self._bytes < WRITE_BEHIND_BYTES_MAX or not queue.bytes):
+                return queue
+            self._push_now(queue)
+            await queue.wait_change()
+            self._raise_error(fd)
+
+    def _push_soon(self, queue: Queue) -> None:
+        """After everything that is about to come in this turn of the loop."""
+        if not queue.is_push_due and queue.frames < self._frames:
+            queue.is_push_due = True
+            asyncio.get_running_loop().call_soon(self._push, queue)
+
+    def _push_now(self, queue: Queue) -> None:
+        queue.is_wanted = True
+        self._push(queue)
+
+    def _push(self, queue: Queue) -> None:
+        queue.is_push_due = False
+        if not self._is_trickling and not queue.is_wanted and queue.waiting_bytes < self._aggregate:
+            return
+        while queue.frames < self._frames and (writes := queue.take()):
+            self.context.spawn(self._send(queue, writes), f"{self.name}: writes")
+
+    async def _send(self, queue: Queue, writes: list[Write]) -> None:
+        try:
+            answers = await self._write(writes)
+        except BaseException as error:
+            self._answered(queue, writes, [error])
+            raise
+        self._answered(queue, writes, answers)
+
+    async def _write(self, writes: list[Write]) -> list[Any]:
+        """The answers; the first error is the last of them."""
+        first = writes[0]
+        if len(writes) > 1:
+            steps = [Step("writev", (w.fd, w.data), {"offset": w.offset, "flags": w.flags}) for w in writes]
+            try:
+                return await self.child.compound(first.caller, steps)
+            except OSError as error:
+                return [error]
+        try:
+            changed = await self.child.writev(
+                first.caller, first.fd, first.data, offset=first.offset, flags=first.flags
+            )
+        except OSError as error:
+            return [error]
+        return [changed]
+
+    def _answered(self, queue: Queue, writes: list[Write], answers: list[Any]) -> None:
+        left: list[Write] = []
+        for index, write in enumerate(writes):
+            answer = answers[index] if index < len(answers) else None
+            if answer is None:
+                left.append(write)  # behind one that failed: again by itself
+            elif isinstance(answer, BaseException):
+                self._failed(queue, write, answer)
+            else:
+                self._done(queue, write)
+        queue.waiting.extendleft(reversed(left))
+        queue.finish(writes)
+        self._push(queue)
+        if queue.is_empty:
+            queue.is_wanted = False
+            if self._queues.get(queue.gfid) is queue:
+                del self._queues[queue.gfid]
+
+    def _done(self, queue: Queue, write: Write) -> None:
+        queue.done(write)
+        self._bytes -= write.size
+
+    def _failed(self, queue: Queue, write: Write, error: BaseException) -> None:
+        if not isinstance(error, OSError):
+            self._done(queue, write)
+            return
+        write.error = error
+        write.times += 1
+        is_newest = not any(other.overlaps(write) for other in queue.all() if other is not write)
+        if write.times < self._tries and is_newest:
+            queue.failed.append(write)
+        else:
+            self._lost(queue, write)
+
+    def _lost(self, queue: Queue, write: Write) -> None:
+        self._done(queue, write)
+        write.fd.contexts.setdefault(self, write.error)
+
+    def _raise_error(self, fd: Fd) -> None:
+        if self in fd.contexts:
+            error: OSError = fd.contexts.pop(self)
+            raise error
+
+    # ---- waiting for what is held back ----
+
+    async def _settle(self, gfid: bytes) -> None:
+        """What was acknowledged of the inode so far is stored, or has failed."""
+        queue = self._queues.get(gfid)
+        if queue is not None:
+            await self._wait_done(queue, queue.all())
+
+    async def _settle_all(self) -> None:
+        for queue in list(self._queues.values()):
+            await self._wait_done(queue, queue.all())
+
+    async def _settle_several(self, gfids: Iterable[bytes]) -> None:
+        for gfid in gfids:
+            await self._settle(gfid)
+
+    async def _wait_done(self, queue: Queue, writes: list[Write]) -> None:
+        while any(not write.is_done and write not in queue.failed for write in writes):
+            self._push_now(queue)
+            await queue.wait_change()
+
+    async def _settle_synced(self, fd: Fd) -> None:
+        """The same for a sync, which tries again what has failed, if it may."""
+        queue = self._queues.get(fd.gfid)
+        if queue is None:
+            return
+        await self._wait_done(queue, queue.all())
+        if queue.failed:
+            again, queue.failed = queue.failed, []
+            queue.waiting.extendleft(reversed(again))
+            await self._wait_done(queue, again)
+
+    # ---- operations that see data ----
+
+    async def readv(self, caller: Caller, fd: Fd, *, size: int, offset: int) -> Read:
+        queue = self._queues.get(fd.gfid)
+        if queue is not None and (writes := queue.reaching(offset)):
+            await self._wait_done(queue, writes)
+        return await self.child.readv(caller, fd, size=size, offset=offset)
+
+    async def seek(self, caller: Caller, fd: Fd, *, offset: int, what: int) -> int:
+        await self._settle(fd.gfid)
+        return await self.child.seek(caller, fd, offset=offset, what=what)
+
+    async def rchecksum(self, caller: Caller, fd: Fd, *, offset: int, length: int) -> bytes:
+        await self._settle(fd.gfid)
+        return await self.child.rchecksum(caller, fd, offset=offset, length=length)
+
+    async def lookup(self, caller: Caller, loc: Loc, *, want: Want = ()) -> Looked:
+        looked = await self.child.lookup(caller, loc, want=want)
+        gfid = looked.iatt.gfid
+        if gfid in self._queues:
+            await self._settle(gfid)
+            looked.iatt = (await self.child.stat(caller, Loc(gfid=gfid))).iatt
+        return looked
+
+    async def stat(self, caller: Caller, target: Target, *, want: Want = ()) -> Looked:
+        await self._settle(target.gfid)
+        return await self.child.stat(caller, target, want=want)
+
+    async def readdir(
+        self, caller: Caller, fd: Fd, *, size: int, offset: int, is_plus: bool = False, want: Want = ()
+    ) -> list[Entry]:
+        entries = await self.child.readdir(caller, fd, size=size, offset=offset, is_plus=is_plus, want=want)
+        if is_plus and self._queues:
+            for entry in entries:
+                if entry.gfid in self._queues:
+                    entry.iatt = None
+        return entries
+
+    async def setattr(self, caller: Caller, target: Target, attributes: SetAttr) -> Changed:
+        await self._settle(target.gfid)
+        return await self.child.setattr(caller, target, attributes)
+
+    async def truncate(self, caller: Caller, target: Target, size: int) -> Changed:
+        await self._settle(target.gfid)
+        return await self.child.truncate(caller, target, size)
+
+    async def fallocate(self, caller: Caller, fd: Fd, *, mode: int, offset: int, length: int) -> Changed:
+        await self._settle(fd.gfid)
+        return await self.child.fallocate(caller, fd, mode=mode, offset=offset, length=length)
+
+    async def lk(self, caller: Caller, fd: Fd, command: LockCommand, lock: Lock) -> Lock:
+        if command is not LockCommand.GET:
+            await self._settle(fd.gfid)
+        return await self.child.lk(caller, fd, command, lock)
+
+    # ---- names: whoever finds a file under its new name finds all of it ----
+
+    async def rename(self, caller: Caller, source: Loc, target: Loc, *, flags: int = 0) -> Looked:
+        await self._settle_all()
+        return await self.child.rename(caller, source, target, flags=flags)
+
+    async def link(self, caller: Caller, source: Loc, loc: Loc) -> Looked:
+        await self._settle(source.gfid)
+        return await self.child.link(caller, source, loc)
+
+    async def unlink(self, caller: Caller, loc: Loc) -> Looked:
+        looked = await self.child.unlink(caller, loc)
+        if looked.iatt.gfid in self._queues and looked.iatt.nlink:
+            await self._settle(looked.iatt.gfid)
+            looked.iatt = (await self.child.stat(caller, Loc(gfid=looked.iatt.gfid))).iatt
+        return looked
+
+    # ---- open files ----
+
+    async def open(self, caller: Caller, loc: Loc, fd: Fd, *, flags: int) -> None:
+        if flags & os.O_TRUNC:
+            await self._settle(loc.gfid)
+        await self.child.open(caller, loc, fd, flags=flags)
+
+    async def create(
+        self, caller: Caller, loc: Loc, fd: Fd, *, flags: int, mode: int, gfid: bytes, extra: Any = None
+    ) -> Looked:
+        if not flags & os.O_EXCL:
+            await self._settle_all()
+        return await self.child.create(caller, loc, fd, flags=flags, mode=mode, gfid=gfid, extra=extra)
+
+    async def flush(self, caller: Caller, fd: Fd) -> None:
+        if self.options["flush-behind"]:
+            self._raise_error(fd)
+            self.context.spawn(self._flush_behind(caller, fd), f"{self.name}: flush")
+            return
+        await self._settle_synced(fd)
+        self._raise_error(fd)
+        await self.child.flush(caller, fd)
+
+    async def _flush_behind(self, caller: Caller, fd: Fd) -> None:
+        await self._settle_synced(fd)
+        try:
+            await self.child.flush(caller, fd)
+        except OSError as error:
+            fd.contexts.setdefault(self, error)
+
+    async def fsync(self, caller: Caller, fd: Fd, kind: SyncKind = SyncKind.ALL) -> Changed:
+        await self._settle_synced(fd)
+        self._raise_error(fd)
+        return await self.child.fsync(caller, fd, kind)
+
+    async def release(self, fd: Fd) -> None:
+        await self._close(fd)
+        await self.child.release(fd)
+
+    async def _close(self, fd: Fd) -> None:
+        await self._settle_synced(fd)
+        error = fd.contexts.pop(self, None)
+        if error is not None:
+            log.error("volume '%s': %s: a write failed and nobody was left to be told: %s", self.name, fd, error)
+
+    async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
+        if not self._queues and not any(step.fop == "writev" for step in steps):
+            return await self.child.compound(caller, steps)
+        gfids = {target.gfid for step in steps for target in step.args if isinstance(target, Loc | Fd)}
+        if any(step.fop in _NAMING for step in steps):
+            await self._settle_all()
+        await self._settle_several(gfids - {NO_GFID})
+        fds = [step.args[0] for step in steps if isinstance(step.args[0], Fd) and step.fop in _TELLING]
+        for fd in fds:
+            try:
+                self._raise_error(fd)
+            except OSError as error:
+                return [error]
+        return await self.child.compound(caller, steps)
+
+
+_NAMING = frozenset(("lookup", "create", "rename", "link", "unlink"))
+_TELLING = frozenset(("writev", "fsync", "flush"))

@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: Apache-2.0
+"""io-cache, read-ahead, quick-read, md-cache: what they spare the brick, and that two clients see the same."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import random
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from repl.files.events import Unwatched
+from repl.files.values import ROOT_GFID, Fd, FopError, Loc, Lock, LockCommand, LockType, SetAttr
+from tests.lib.cached import CACHES, Mount, jitter, on_mounts
+from tests.lib.files import at, new_gfid
+
+READING = ("read-ahead", "io-cache", "quick-read", "md-cache")
+
+
+async def put(mount: Mount, name: str, data: bytes) -> bytes:
+    """A file that is closed again; its gfid."""
+    fd = Fd(new_gfid(), os.O_WRONLY)
+    await mount.top.create(mount.me, at(name), fd, flags=os.O_WRONLY | os.O_EXCL, mode=0o644, gfid=fd.gfid)
+    await mount.top.writev(mount.me, fd, data, offset=0)
+    await mount.top.flush(mount.me, fd)
+    await mount.top.release(fd)
+    return fd.gfid
+
+
+async def opened(mount: Mount, gfid: bytes, flags: int = os.O_RDONLY) -> Fd:
+    fd = Fd(gfid, flags)
+    await mount.top.open(mount.me, Loc(gfid=gfid), fd, flags=flags)
+    return fd
+
+
+async def read(mount: Mount, fd: Fd, size: int = 1 << 20, offset: int = 0) -> bytes:
+    return bytes((await mount.top.readv(mount.me, fd, size=size, offset=offset)).data)
+
+
+async def get(mount: Mount, name: str) -> bytes:
+    """As a program reads a file."""
+    fd = await opened(mount, (await mount.top.lookup(mount.me, at(name))).iatt.gfid)
+    data = await read(mount, fd)
+    await mount.top.flush(mount.me, fd)
+    await mount.top.release(fd)
+    return data
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+# ---- what they spare ----
+
+
+def test_md_cache_answers_lookups_stats_and_names_that_do_not_exist() -> None:
+    async def work(mount: Mount, other: Mount) -> None:
+        gfid = new_gfid()
+        await mount.top.mkdir(mount.me, at("d"), mode=0o755, gfid=gfid)
+        with pytest.raises(FopError):
+            await mount.top.lookup(mount.me, at("x", gfid))
+        await put(mount, "f", b"x")
+        await mount.top.lookup(mount.me, at("f"))
+        before = mount.brick.counts.total()
+        for _ in range(3):
+            looked = await mount.top.lookup(mount.me, at("f"))
+            assert (await mount.top.stat(mount.me, Loc(gfid=looked.iatt.gfid))).iatt == looked.iatt
+            with pytest.raises(FopError) as error:
+                await mount.top.lookup(mount.me, at("none", gfid))
+            assert error.value.errno == errno.ENOENT
+        assert mount.brick.counts.total() == before
+        await put_in(other, "none", gfid)
+        assert (await mount.top.lookup(mount.me, at("none", gfid))).iatt.is_regular
+
+    on_mounts(work, ["md-cache"])
+
+
+async def put_in(mount: Mount, name: str, parent: bytes) -> None:
+    await mount.top.mknod(mount.me, at(name, parent), mode=0o100644, rdev=0, gfid=new_gfid())
+
+
+def test_md_cache_lists_a_directory_in_which_names_are_looked_up() -> None:
+    async def work(mount: Mount, other: Mount) -> None:
+        for number in range(50):
+            await put(other, f"f{number}", b"x")
+        for number in range(4):
+            await mount.top.lookup(mount.me, at(f"f{number}"))
+        await settle()
+        before = mount.brick.counts["lookup"]
+        for number in range(50):
+            assert (await mount.top.lookup(mount.me, at(f"f{number}"))).iatt.size == 1
+        with pytest.raises(FopError):
+            await mount.top.lookup(mount.me, at("none"))
+        assert mount.brick.counts["lookup"] == before and mount.brick.counts["readdir"] >= 1
+        await other.top.unlink(other.me, at("f7"))
+        await other.top.rename(other.me, at("f8"), at("none"))
+        for name in ("f7", "f8"):
+            with pytest.raises(FopError):
+                await mount.top.lookup(mount.me, at(name))
+        await mount.top.lookup(mount.me, at("none"))
+
+    on_mounts(work, ["md-cache"])
+
+
+def test_md_cache_knows_no_directory_as_a_whole_while_a_part_of_the_names_is_away() -> None:
+    async def work(mount: Mount, other: Mount) -> None:
+        mount.layers["md-cache"].notify(Unwatched(is_partial=True), None)
+        gfid = new_gfid()
+        await mount.top.mkdir(mount.me, at("d"), mode=0o755, gfid=gfid)
+        before = mount.brick.counts["lookup"]
+        with pytest.raises(FopError):
+            await mount.top.lookup(mount.me, at("x", gfid))
+        assert mount.brick.counts["lookup"] == before + 1
+
+    on_mounts(work, ["md-cache"])
+
+
+def test_md_cache_remembers_extended_attributes_and_that_there_is_none() -> None:
+    async def work(mount: Mount, other: Mount) -> None:
+        loc = Loc(gfid=await put(mount, "f", b""))
+        for _ in range(3):
+            with pytest.raises(FopError):
+                await mount.top.getxattr(mount.me, loc, b"security.capability")
+        assert mount.brick.counts["getxattr"] == 1
+        await other.top.setxattr(other.me, loc, {b"security.capability": b"x"})
+        for _ in range(3):
+            found = await mount.top.getxattr(mount.me, loc, b"security.capability")
+            assert found == {b"security.capability": b"x"}
+        assert mount.brick.counts["getxattr"] == 2
+
+    on_mounts(work, ["md-cache"])
+
+
+def test_quick_read_opens_and_reads_a_known_file_without_the_brick() -> None:
+    async def work(mount: Mount, other: Mount) -> None:
+        gfid = await put(other, "f", b"contents")
+        fd = await opened(mount, gfid)
+        assert await read(mount, fd) == b"contents"
+        before = mount.brick.counts.total()
+        late = await opened(mount, gfid)
+        assert await read(mount, late, 3, 2) == b"nte" and await read(mount, late, 9, 8) == b""
+        await mount.top.release(late)
+        assert mount.brick.counts.total() == before
+        # Changed by the other: read anew; gone: what was open goes on being read.
+        late = await opened(mount, gfid)
+        writer = await opened(other, gfid, os.O_RDWR)
+        await other.top.writev(other.me, writer, b"CON", offset=0)
+        assert await read(mount, late) == b"CONtents"
+        again = await opened(mount, gfid)
+        await other.top.release(writer)
+        await mount.top.release(late)
+        await mount.top.release(fd)
+        await other.top.unlink(other.me, at("f"))
+        assert await read(mount, again) == b"CONtents"
+        assert (await mount.top.stat(mount.me, again)).iatt.size == 8
+
+    on_mounts(work, ["quick-read"])
+
+
+def test_quick_read_opens_late_what_is_about_to_change() -> None:
+    async def work(mount: Mount, other: Mount) -> None:
+        gfid = await put(other, "f", b"before")
+        await mount.top.release(await _read_once(mount, gfid))
+        late, writer = await opened(mount, gfid), await opened(mount, gfid, os.O_WRONLY)
+        await mount.top.writev(mount.me, writer, b"after!", offset=0)
+        await mount.top.unlink(mount.me, at("f"))
+        await mount.top.release(writer)
+        assert await read(mount, late) == b"after!"
+        lock = Lock(LockType.READ)
+        await mount.top.lk(mount.me, late, LockCommand.TRY, lock)
+
+    on_mounts(work, ["quick-read"])
+
+
+async def _read_once(mount: Mount, gfid: bytes) -> Fd:
+    fd = await opened(mount, gfid)
+    await read(mount, fd)
+    return fd
+
+
+def test_io_cache_reads_whole_pages_once_and_makes_room() -> None:
+    async def work(mount: Mount, other: Mount) -> None:
+        data = random.Random(1).randbytes(6 << 20)
+        fd = await opened(mount, await put(other, "f", data))
+        for offset in range(0, 1 << 20, 65536):
+            assert await read(mount, fd, 65536, offset) == data[offset : offset + 65536]
+        assert mount.brick.counts["readv"] == 8
+        for offset in range(0, len(data), 1 << 19):
+            assert await read(mount, fd, 1 << 19, offset) == data[offset : offset + (1 << 19)]
+        bytes_kept = mount.layers["io-cache"].state()["bytes"]
+        assert isinstance(bytes_kept, int) and bytes_kept <= 4 << 20
+        assert await read(mount, fd, 100, len(data) - 50) == data[-50:]
+
+    on_mounts(work, ["io-cache"], cache_size="4MB")
+
+
+def test_io_cache_asks_again_after_its_timeout() -> None:
+    async def work(mount: Mount, other: Mount) -> None:
+        gfid = await put(other, "f", b"old")
+        fd = await opened(mount, gfid)
+        assert await read(mount, fd) == b"old"
+        mount.brick.inodes[gfid].data[:] = b"new"  # nobody tells
+        mount.brick.inodes[gfid].iatt.mtime_ns += 1
+        assert await read(mount, fd) == b"old"
+        await asyncio.sleep(2)
+        assert await read(mount, fd) == b"new"
+
+    on_mounts(work, ["io-cache"], cache_timeout="1")
+
+
+def test_read_ahead_reads_on_and_throws_away_what_has_changed() -> None:
+    async def work(mount: Mount, other: Mount) -> None:
+        data = random.Random(2).randbytes(2 << 20)
+        gfid = await put(other, "f", data)
+        fd, writer = await opened(mount, gfid), await opened(other, gfid, os.O_WRONLY)
+        step = 128 * 1024
+        for offset in range(0, 1 << 20, step):
+            assert await read(mount, fd, step, offset) == data[offset : offset + step]
+        assert mount.layers["read-ahead"].state()["hits"] != 0
+        await settle()
+        await other.top.writev(other.me, writer, b"CHANGED", offset=(1 << 20) + 5)
+        assert (await read(mount, fd, step, 1 << 20))[5:12] == b"CHANGED"
+
+    on_mounts(work, ["read-ahead"])
+
+
+# ---- two clients ----
+
+
+Change = Callable[[Mount, bytes, Fd], Awaitable[object]]
+CHANGES: dict[str, Change] = {
+    "write": lambda m, g, fd: m.top.writev(m.me, fd, b"WRITTEN", offset=3),
+    "truncate": lambda m, g, fd: m.top.truncate(m.me, fd, 4),
+    "extend": lambda m, g, fd: m.top.truncate(m.me, Loc(gfid=g), 100),
+    "punch": lambda m, g, fd: m.top.fallocate(m.me, fd, mode=3, offset=1, length=3),
+    "open O_TRUNC": lambda m, g, fd: opened(m, g, os.O_WRONLY | os.O_TRUNC),
+    "chmod": lambda m, g, fd: m.top.setattr(m.me, Loc(gfid=g), SetAttr(mode=0o600)),
+    "rename over": lambda m, g, fd: m.top.rename(m.me, at("other"), at("f")),
+    "unlink": lambda m, g, fd: m.top.unlink(m.me, at("f")),
+    "link": lambda m, g, fd: m.top.link(m.me, Loc(gfid=g), at("second")),
+}
+
+
+@pytest.mark.parametrize("kinds", [(kind,) for kind in CACHES] + [CACHES], ids=lambda kinds: "+".join(kinds))
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_one_client_changed_the_next_operation_of_the_other_sees(kinds: tuple[str, ...], change: str) -> None:
+    async def work(a: Mount, b: Mount) -> None:
+        gfid = await put(a, "f", b"0123456789")
+        await put(a, "other", b"another file")
+        writer = await opened(a, gfid, os.O_RDWR)
+        for _ in range(2):
+            assert await get(b, "f") == b"0123456789"
+        reader = await opened(b, gfid)
+        await CHANGES[change](a, gfid, writer)
+        await a.top.flush(a.me, writer)
+        assert await _seen(b) == await _truth(b)
+        inode = b.brick.inodes.get(gfid)
+        if inode is not None:
+            assert await read(b, reader) == bytes(inode.data)
+
+    on_mounts(work, kinds)
+
+
+async def _seen(mount: Mount) -> list[object]:
+    found: list[object] = []
+    for name in ("f", "other", "second"):
+        try:
+            iatt = (await mount.top.lookup(mount.me, at(name))).iatt
+            assert (await mount.top.stat(mount.me, Loc(gfid=iatt.gfid))).iatt == iatt
+            found.append((iatt, await get(mount, name)))
+        except FopError as error:
+            found.append(error.errno)
+    return found
+
+
+async def _truth(mount: Mount) -> list[object]:
+    brick = mount.brick
+    found: list[object] = []
+    for name in ("f", "other", "second"):
+        entry = brick.inodes[ROOT_GFID].entries.get(name.encode())
+        inode = brick.inodes[entry[1]] if entry else None
+        found.append((inode.iatt, bytes(inode.data)) if inode else errno.ENOENT)
+    return found
+
+
+def test_who_gets_a_lock_sees_what_was_written_under_it() -> None:
+    async def work(a: Mount, b: Mount) -> None:
+        a.brick._tell = lambda caller, event: None  # type: ignore[method-assign]  # the word of the change is late
+        gfid = await put(a, "counter", b"000")
+        files = [(a, await opened(a, gfid, os.O_RDWR)), (b, await opened(b, gfid, os.O_RDWR))]
+
+        async def count(mount: Mount, fd: Fd) -> None:
+            for _ in range(20):
+                await mount.top.lk(mount.me, fd, LockCommand.WAIT, Lock(LockType.WRITE))
+                value = int(await read(mount, fd, 3))
+                await mount.top.writev(mount.me, fd, b"%03d" % (value + 1), offset=0)
+                await mount.top.lk(mount.me, fd, LockCommand.TRY, Lock(LockType.UNLOCK))
+
+        jitter(a.brick, 3)
+        await asyncio.gather(*(count(mount, fd) for mount, fd in files))
+        assert bytes(a.brick.inodes[gfid].data) == b"040"
+
+    on_mounts(work, CACHES)
+
+
+# ---- at random ----
+
+
+class Exerciser:
+    """fsx without a kernel: random operations through ``mounts`` on one file, each compared with a model."""
+
+    def __init__(self, mounts: list[Mount], seed: int) -> None:
+        self.random = random.Random(seed)
+        self.mounts = mounts
+        self.model = bytearray()
+        self.files: list[tuple[Mount, Fd]] = []
+        self.gfid = b""
+
+    async def run(self, steps: int) -> None:
+        self.gfid = await put(self.mounts[0], "f", b"")
+        for mount in self.mounts:
+            for flags in (os.O_RDWR, os.O_RDWR, os.O_RDONLY):
+                self.files.append((mount, await opened(mount, self.gfid, flags)))
+        for _ in range(steps):
+            step = self.random.choice((self.write, self.write, self.append, self.read, self.read, self.size,
+                                       self.truncate, self.punch, self.again, self.sync, self.rest))  # fmt: skip
+            mount, fd = self.random.choice([pair for pair in self.files if pair[1].is_writable or step == self.read])
+            await step(mount, fd)
+            if len(self.mounts) > 1 and step != self.again:  # the other one sees what is closed
+                await mount.top.flush(mount.me, fd)
+
+    def span(self) -> tuple[int, int]:
+        offset = self.random.randrange(400_000)
+        return offset, min(self.random.choice((1, 100, 4096, 70_000, 300_000)), 400_000 - offset)
+
+    def put(self, offset: int, data: bytes) -> None:
+        self.model.extend(bytes(max(0, offset - len(self.model))))
+        self.model[offset : offset + len(data)] = data
+
+    async def write(self, mount: Mount, fd: Fd) -> None:
+        offset, size = self.span()
+        if self.random.random() < 0.5:  # a row of small ones
+            offset, size = self.random.randrange(1000), self.random.randrange(1, 50)
+        for _ in range(self.random.choice((1, 1, 8))):
+            data = self.random.randbytes(size)
+            await mount.top.writev(mount.me, fd, data, offset=offset)
+            self.put(offset, data)
+            offset += size
+
+    async def append(self, mount: Mount, fd: Fd) -> None:
+        data = self.random.randbytes(self.random.randrange(1, 3000))
+        await mount.top.writev(mount.me, fd, data, offset=0, flags=os.O_APPEND)
+        self.put(len(self.model), data)
+
+    async def read(self, mount: Mount, fd: Fd) -> None:
+        offset, size = self.span()
+        for _ in range(self.random.choice((1, 4))):
+            got = await read(mount, fd, size, offset)
+            assert got == bytes(self.model[offset : offset + size])
+            offset += size
+
+    async def size(self, mount: Mount, fd: Fd) -> None:
+        target = fd if self.random.random() < 0.5 else Loc(gfid=self.gfid)
+        assert (await mount.top.stat(mount.me, target)).iatt.size == len(self.model)
+        assert (await mount.top.lookup(mount.me, at("f"))).iatt.size == len(self.model)
+
+    async def truncate(self, mount: Mount, fd: Fd) -> None:
+        size = self.random.choice((0, 10, self.random.randrange(400_000)))
+        await mount.top.truncate(mount.me, fd if self.random.random() < 0.5 else Loc(gfid=self.gfid), size)
+        del self.model[size:]
+        self.put(size, b"")
+
+    async def punch(self, mount: Mount, fd: Fd) -> None:
+        offset, size = self.span()
+        await mount.top.fallocate(mount.me, fd, mode=3, offset=offset, length=size)
+        end = min(offset + size, len(self.model))
+        self.model[offset:end] = bytes(max(0, end - offset))
+
+    async def again(self, mount: Mount, fd: Fd) -> None:
+        index = self.random.randrange(len(self.files))
+        mount, fd = self.files[index]
+        if fd.is_writable:
+            await mount.top.flush(mount.me, fd)
+        await mount.top.release(fd)
+        self.files[index] = mount, await opened(mount, self.gfid, fd.flags)
+
+    async def sync(self, mount: Mount, fd: Fd) -> None:
+        await mount.top.fsync(mount.me, fd)
+        assert bytes(mount.brick.inodes[self.gfid].data) == bytes(self.model)
+
+    async def rest(self, mount: Mount, fd: Fd) -> None:
+        await asyncio.sleep(self.random.choice((0.001, 0.1, 70)))
+
+
+@pytest.mark.parametrize("kinds", [CACHES, tuple(reversed(CACHES)), ("write-behind", "io-cache"), READING])
+@pytest.mark.parametrize("clients", ["a", "ab"])
+@pytest.mark.parametrize("seed", range(4))
+def test_random_operations_match_the_model(kinds: tuple[str, ...], clients: str, seed: int) -> None:
+    async def work(*mounts: Mount) -> None:
+        jitter(mounts[0].brick, seed)
+        await Exerciser(list(mounts), seed).run(250)
+
+    on_mounts(work, kinds, clients)

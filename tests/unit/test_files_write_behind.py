@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""performance/write-behind: order, errors, what waits and what does not."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from typing import Any
+
+import pytest
+
+from repl.files.translator import Step
+from repl.files.values import Fd, FopError, Loc, Looked, SetAttr
+from tests.lib.cached import Mount, on_mounts
+from tests.lib.files import at, new_gfid
+
+KINDS = ("write-behind",)
+
+
+class Gate:
+    """Writes wait at the brick until they are let in, each with an error or without; ``seen`` are those that came."""
+
+    def __init__(self, mount: Mount) -> None:
+        self.is_open = asyncio.Event()
+        self.errors: list[OSError] = []
+        self.seen: list[tuple[int, bytes]] = []
+        self._write = mount.brick.writev
+        mount.brick.writev = self._gated  # type: ignore[method-assign]
+
+    async def _gated(self, caller: Any, fd: Fd, data: Any, *, offset: int, flags: int = 0) -> Any:
+        self.seen.append((offset, bytes(data)))
+        await self.is_open.wait()
+        if self.errors:
+            raise self.errors.pop(0)
+        return await self._write(caller, fd, data, offset=offset, flags=flags)
+
+
+async def new_file(mount: Mount, flags: int = os.O_RDWR) -> Fd:
+    fd = Fd(new_gfid(), flags)
+    await mount.top.create(mount.me, at(f"f{fd.gfid.hex()}"), fd, flags=flags | os.O_EXCL, mode=0o644, gfid=fd.gfid)
+    return fd
+
+
+def data_of(mount: Mount, fd: Fd) -> bytes:
+    return bytes(mount.brick.inodes[fd.gfid].data)
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def test_writes_are_answered_before_they_are_stored_and_reads_see_them() -> None:
+    async def work(mount: Mount) -> None:
+        fd, gate = await new_file(mount), Gate(mount)
+        await mount.top.writev(mount.me, fd, b"abc", offset=0)
+        await mount.top.writev(mount.me, fd, b"xyz", offset=3)
+        assert data_of(mount, fd) == b""
+        read = asyncio.ensure_future(mount.top.readv(mount.me, fd, size=10, offset=1))
+        await settle()
+        assert not read.done()
+        gate.is_open.set()
+        assert bytes((await read).data) == b"bcxyz"
+
+    on_mounts(work, KINDS, "a")
+
+
+def test_adjoining_writes_are_joined_and_overlapping_ones_keep_their_order() -> None:
+    async def work(mount: Mount) -> None:
+        fd, gate = await new_file(mount), Gate(mount)
+        await mount.top.writev(mount.me, fd, b"first", offset=0)
+        await settle()
+        for index in range(10):
+            await mount.top.writev(mount.me, fd, bytes([index]) * 100, offset=1000 + 100 * index)
+        await mount.top.writev(mount.me, fd, b"over", offset=1950)
+        gate.is_open.set()
+        await mount.top.fsync(mount.me, fd)
+        assert [(offset, len(data)) for offset, data in gate.seen] == [(0, 5), (1000, 1000), (1950, 4)]
+        assert data_of(mount, fd)[1940:1960] == b"\x09" * 10 + b"over" + b"\x09" * 6
+
+    on_mounts(work, KINDS, "a")
+
+
+def test_an_error_is_told_once_by_the_next_operation_on_the_descriptor_that_wrote() -> None:
+    async def work(mount: Mount) -> None:
+        fd, gate = await new_file(mount), Gate(mount)
+        other = Fd(fd.gfid, os.O_RDWR)
+        await mount.top.open(mount.me, Loc(gfid=fd.gfid), other, flags=os.O_RDWR)
+        gate.is_open.set()
+        for tell in ("fsync", "flush", "writev"):
+            gate.errors.append(FopError(errno.ENOSPC))
+            await mount.top.writev(mount.me, fd, b"lost", offset=0)
+            await mount.top.flush(mount.me, other)
+            with pytest.raises(OSError) as error:
+                if tell == "writev":
+                    await mount.top.writev(mount.me, fd, b"next", offset=0)
+                else:
+                    await getattr(mount.top, tell)(mount.me, fd)
+            assert error.value.errno == errno.ENOSPC
+            await mount.top.fsync(mount.me, fd)
+
+    on_mounts(work, KINDS, "a")
+
+
+def test_what_a_frame_did_not_reach_behind_a_failed_write_is_written_all_the_same() -> None:
+    async def work(mount: Mount) -> None:
+        fd, gate = await new_file(mount), Gate(mount)
+        await mount.top.writev(mount.me, fd, b"1", offset=0)
+        await settle()
+        for index in (1, 2, 3):
+            await mount.top.writev(mount.me, fd, b"x", offset=index * 10)
+        gate.errors = [FopError(errno.EIO), FopError(errno.EIO)]
+        gate.is_open.set()
+        with pytest.raises(OSError):
+            await mount.top.fsync(mount.me, fd)
+        assert data_of(mount, fd).count(b"x") >= 2
+
+    on_mounts(work, KINDS, "a")
+
+
+def test_failed_writes_are_tried_again_when_asked_for() -> None:
+    async def work(mount: Mount) -> None:
+        fd, gate = await new_file(mount), Gate(mount)
+        gate.is_open.set()
+        gate.errors.append(FopError(errno.ENOSPC))
+        await mount.top.writev(mount.me, fd, b"again", offset=0)
+        await mount.top.fsync(mount.me, fd)
+        assert data_of(mount, fd) == b"again"
+
+    on_mounts(work, KINDS, "a", resync_failed_syncs_after_fsync="on")
+
+
+@pytest.mark.parametrize("flags", [os.O_SYNC, os.O_DSYNC])
+def test_synchronous_writes_are_not_held_back(flags: int) -> None:
+    async def work(mount: Mount) -> None:
+        fd, gate = await new_file(mount, os.O_RDWR | flags), Gate(mount)
+        write = asyncio.ensure_future(mount.top.writev(mount.me, fd, b"now", offset=0))
+        await settle()
+        assert not write.done()
+        gate.is_open.set()
+        assert (await write).after.size == 3
+
+    on_mounts(work, KINDS, "a")
+
+
+def test_direct_writes_are_held_back_unless_strict() -> None:
+    async def work(mount: Mount) -> None:
+        fd, gate = await new_file(mount, os.O_RDWR | os.O_DIRECT), Gate(mount)
+        write = asyncio.ensure_future(mount.top.writev(mount.me, fd, b"x", offset=0))
+        await settle()
+        assert write.done() is not (mount.layers["write-behind"].options["strict-O_DIRECT"])
+        gate.is_open.set()
+        await write
+
+    on_mounts(work, KINDS, "a")
+    on_mounts(work, KINDS, "a", **{"strict-O_DIRECT": "on"})
+
+
+def test_whatever_may_see_a_write_waits_for_it() -> None:
+    async def work(mount: Mount) -> None:
+        fd = await new_file(mount)
+        loc, target = Loc(gfid=fd.gfid), at("other")
+        operations = [
+            lambda: mount.top.stat(mount.me, loc),
+            lambda: mount.top.truncate(mount.me, fd, 2),
+            lambda: mount.top.fallocate(mount.me, fd, mode=0, offset=0, length=9),
+            lambda: mount.top.setattr(mount.me, loc, SetAttr(mode=0o600)),
+            lambda: mount.top.rename(mount.me, at(f"f{fd.gfid.hex()}"), target),
+            lambda: mount.top.lookup(mount.me, target),
+            lambda: mount.top.compound(mount.me, [Step("stat", (fd,))]),
+            lambda: mount.top.flush(mount.me, fd),
+        ]
+        for operation in operations:
+            gate = Gate(mount)
+            await mount.top.writev(mount.me, fd, b"some data", offset=0)
+            task = asyncio.ensure_future(operation())
+            await settle()
+            assert not task.done()
+            gate.is_open.set()
+            answer = await task
+            mount.brick.writev = gate._write  # type: ignore[method-assign]
+            if isinstance(answer, Looked):
+                assert answer.iatt.size == 9
+
+    on_mounts(work, KINDS, "a")
+
+
+def test_a_file_without_a_name_takes_what_was_held_back_and_is_released_last() -> None:
+    async def work(mount: Mount) -> None:
+        fd, gate = await new_file(mount), Gate(mount)
+        await mount.top.writev(mount.me, fd, b"kept", offset=0)
+        await mount.top.unlink(mount.me, at(f"f{fd.gfid.hex()}"))
+        release = asyncio.ensure_future(mount.top.release(fd))
+        await settle()
+        assert fd.gfid in mount.brick.inodes and not release.done()
+        gate.is_open.set()
+        await release
+        assert gate.seen == [(0, b"kept")] and fd.gfid not in mount.brick.inodes
+
+    on_mounts(work, KINDS, "a")
+
+
+def test_a_writer_waits_when_the_window_is_full() -> None:
+    async def work(mount: Mount) -> None:
+        fd, gate = await new_file(mount), Gate(mount)
+        block = bytes(256 * 1024)
+        writes = [
+            asyncio.ensure_future(mount.top.writev(mount.me, fd, block, offset=index * len(block)))
+            for index in range(4)
+        ]
+        await settle()
+        assert [write.done() for write in writes] == [True, True, False, False]
+        gate.is_open.set()
+        await asyncio.gather(*writes)
+        await mount.top.fsync(mount.me, fd)
+        assert len(data_of(mount, fd)) == 1024 * 1024
+
+    on_mounts(work, KINDS, "a", cache_size="512KB")
+
+
+def test_appends_keep_their_order_and_close_need_not_wait_with_flush_behind() -> None:
+    async def work(mount: Mount) -> None:
+        fd, gate = await new_file(mount, os.O_WRONLY | os.O_APPEND), Gate(mount)
+        for number in range(5):
+            await mount.top.writev(mount.me, fd, b"%d" % number, offset=0, flags=os.O_APPEND)
+        await mount.top.flush(mount.me, fd)
+        release = asyncio.ensure_future(mount.top.release(fd))
+        gate.is_open.set()
+        await release
+        assert data_of(mount, fd) == b"01234"
+
+    on_mounts(work, KINDS, "a", flush_behind="on")
