@@ -7,7 +7,7 @@ SEEDS ?= 1000
 MINUTES ?= 5
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap build demo demo-packages test check sim sweep planted bench bench-files fmt lint docs clean asan tsan interop guest fuzz
+.PHONY: help bootstrap build demo demo-files demo-packages test check sim sweep planted bench bench-files fmt lint docs clean asan tsan interop guest fuzz
 
 help: ## this list
 	@sed -n 's/^\([a-z][a-z -]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 18
@@ -23,6 +23,9 @@ build: bootstrap ## install what is missing for building, compile into build/dev
 
 demo: demo-packages build ## two nodes on this machine: write, kill the primary, promote the other, nothing is lost
 	@tools/demo
+
+demo-files: build ## four bricks on this machine (root): mount, write, kill a brick, heal, nothing is lost
+	@tools/demo-files
 
 test: ## install what the tests need and run them all (under 15 minutes on two cores)
 	@tools/bootstrap test
@@ -53,8 +56,9 @@ fmt: bootstrap ## sort imports and format Python files
 	@$(VENV)/ruff check --quiet --select I --fix repl nbd tests tools bench
 	@$(VENV)/ruff format --quiet repl nbd tests tools bench
 
-docs: build ## write the generated page, check that every link between pages of docs/ leads somewhere
+docs: build ## write the generated pages, check that every link between pages of docs/ leads somewhere
 	@$(VENV)/python tools/make_states.py
+	@$(VENV)/python tools/make_options.py
 	@$(VENV)/python tools/check_docs.py
 
 asan: build ## C tests and some simulator seeds with the address and undefined-behaviour sanitizers
