@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -56,12 +57,15 @@ class Mount:
 
     def __init__(self, folder: Path, volfile: Path, options: Sequence[str] = (), name: str = "mnt") -> None:
         self.path = folder / name
-        self.path.mkdir(exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # it may be a dead mount
+            self.path.mkdir()
         self.volfile = volfile
         command = [sys.executable, "-m", "repl.files.mount.main", "-N", "-f", volfile, self.path]
         for option in options:
             command += ["-o", option]
-        self.process = Process(command, folder / f"{name}.log", env={"REPL_RUN_DIR": str(folder / "run")})
+        log = folder / f"{name}.log"
+        log.unlink(missing_ok=True)
+        self.process = Process(command, log, env={"REPL_RUN_DIR": str(folder / "run")})
         self.process.wait_log("service: mounted", 20)
 
     def unmount(self) -> None:
