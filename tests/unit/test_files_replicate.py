@@ -372,3 +372,63 @@ def test_callers_keep_their_identity() -> None:
         assert (made.iatt.uid, made.iatt.gid) == (1000, 100)
 
     play(2, scene)
+
+
+def test_a_file_that_is_closed_while_its_data_are_synced_stays_readable() -> None:
+    """Two mounts that count in one file: the fsync at the end of a transaction, which somebody waits for, was taken
+    for failed on all copies when the file was closed in the middle of it, and the next open was ENOTCONN."""
+
+    async def scene(world: World) -> None:
+        client, other = await world.client(), await world.client()
+        gfid = await make_file(client, b"a", b"x")
+        await settle()
+        closing: list[asyncio.Future[None]] = []
+        fd = Fd(gfid, os.O_RDWR)
+
+        async def hook(who: str, brick: str, fop: str, is_done: bool) -> None:
+            if who == client.name and fop == "fsync" and is_done and not closing:
+                closing.append(asyncio.ensure_future(client.afr.release(fd)))
+                await asyncio.sleep(0.1)
+
+        await client.afr.open(client.caller, Loc(gfid=gfid), fd, flags=os.O_RDWR)
+        await client.afr.writev(client.caller, fd, b"y", offset=0)
+        world.hook = hook
+        await write(other, gfid, b"z")
+        assert await read(client, gfid) == b"z"
+        await settle()
+        assert closing and closing[0].done()
+        assert world.pending() == {} and world.tree(0) == world.tree(1)
+        assert all(not link.opened for c in world.clients for link in c.links)
+
+    play(2, scene)
+
+
+def test_a_name_that_is_replaced_on_one_copy_already_is_no_split_brain() -> None:
+    """A lookup between the two halves of somebody else's rename found two files of one name and was EIO."""
+
+    async def scene(world: World) -> None:
+        client, other = await world.client(), await world.client()
+        await make_file(client, b"target", b"old")
+        source = await make_file(client, b"source", b"new")
+        await settle()
+        renamed = asyncio.Event()
+
+        async def hook(who: str, brick: str, fop: str, is_done: bool) -> None:
+            if who == client.name and fop == "rename" and brick == "brick0" and is_done:
+                renamed.set()
+            elif who == client.name and fop == "rename" and brick == "brick1" and not is_done:
+                await asyncio.sleep(1)
+
+        world.hook = hook
+        target = Loc(parent=ROOT_GFID, name=b"target")
+        renaming = asyncio.ensure_future(
+            client.afr.rename(client.caller, Loc(parent=ROOT_GFID, name=b"source"), target)
+        )
+        await renamed.wait()
+        assert (await other.afr.lookup(other.caller, target)).iatt.gfid == source
+        await renaming
+        await settle()
+        assert world.pending() == {}
+        assert not any(table.held for brick in world.bricks for table in brick._internal.tables.values())
+
+    play(2, scene)

@@ -4,12 +4,16 @@
 All answers have the same inode: its counters say which copies are good.  Answers that differ (a name missing on some,
 two gfids) are judged by the counters of the directory: an old copy of it has nothing to say.  A name that is missing on
 a good copy is brought back in the background (name heal), whether other heals are on or off (spec 5.8).
+Two objects of one name on good copies may be a rename of somebody else that has reached only one of them: they are
+looked at again while the name is locked, before they are called a split-brain.
 """
 
 from __future__ import annotations
 
 import errno
 import stat
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 from repl.files.translators.replicate.base import GONE, Answers, bits, errors_of, good_of, mask_of, telling_error
 from repl.files.translators.replicate.changelog import DIRTY, KINDS, Kind, unpack
@@ -17,7 +21,7 @@ from repl.files.translators.replicate.decide import owners_differ
 from repl.files.translators.replicate.inodes import InodeState
 from repl.files.translators.replicate.reads import with_size
 from repl.files.translators.replicate.writes import Writes
-from repl.files.values import NO_GFID, ROOT_GFID, Caller, FopError, Loc, Looked, Want
+from repl.files.values import NO_GFID, ROOT_GFID, Caller, FopError, Loc, LockCommand, LockType, Looked, Want
 
 CONTENT = b"glusterfs.content"
 
@@ -32,10 +36,14 @@ class Lookups(Writes):
         if not self.quorum.is_met(mask):
             return await self._lookup_known(caller, loc, want)
         wanted = (*want, *self.want_keys)
-        answers = await self.ask(mask, lambda c: c.lookup(caller, loc, want=wanted))
+
+        def look() -> Awaitable[Answers]:
+            return self.ask(mask, lambda c: c.lookup(caller, loc, want=wanted))
+
+        answers = await look()
         found = good_of(answers)
         if len(found) != len(answers) or not _agree(found):
-            found = await self._judge(loc, answers)
+            found = await self._judge(loc, answers, look)
         gfid = next(iter(found.values())).iatt.gfid
         inode = self.inodes.get(gfid)
         self.learn(inode, found, generation)
@@ -74,7 +82,37 @@ class Lookups(Writes):
 
     # ---- answers that differ ----
 
-    async def _judge(self, loc: Loc, answers: Answers) -> dict[int, Looked]:
+    async def _judge(
+        self, loc: Loc, answers: Answers, look: Callable[[], Awaitable[Answers]]
+    ) -> dict[int, Looked]:
+        found = await self._judge_once(loc, answers)
+        if found is None:
+            async with self._name_kept(loc):
+                answers = await look()
+                found = await self._judge_once(loc, answers)
+        if found is None:
+            self.heal_soon(loc.parent)
+            raise FopError(errno.EIO, f"{self.name}: {loc} is in split-brain: the copies are different objects")
+        return found
+
+    @asynccontextmanager
+    async def _name_kept(self, loc: Loc) -> AsyncIterator[None]:
+        """Nobody is in the middle of changing the name."""
+        owner, parent, locked = self.owner(), Loc(gfid=loc.parent), 0
+        lock, unlock = (LockCommand.WAIT, LockType.READ), (LockCommand.TRY, LockType.UNLOCK)
+        try:
+            for i in self.lock_order:
+                taken = await self.ask(
+                    1 << i & self.up, lambda c: c.entrylk(owner, self.domain, parent, loc.name, *lock)
+                )
+                locked |= mask_of(good_of(taken))
+            yield
+        finally:
+            giving_back = self.ask(locked, lambda c: c.entrylk(owner, self.domain, parent, loc.name, *unlock))
+            self.context.spawn(giving_back, f"{self.name}: a lock goes back")
+
+    async def _judge_once(self, loc: Loc, answers: Answers) -> dict[int, Looked] | None:
+        """None: good copies have different objects."""
         errors = errors_of(answers)
         found: dict[int, Looked] = good_of(answers)
         missing = mask_of([i for i, e in errors.items() if e.errno in GONE])
@@ -94,8 +132,7 @@ class Lookups(Writes):
             trusted = found
         gfid = next(iter(trusted.values())).iatt.gfid
         if not _agree(trusted):
-            self.heal_soon(loc.parent)
-            raise FopError(errno.EIO, f"{self.name}: {loc} is in split-brain: the copies are different objects")
+            return None
         if missing & good or any(a.iatt.gfid != gfid for a in found.values()):
             self.heal_name_soon(loc)
         return {i: a for i, a in found.items() if a.iatt.gfid == gfid}

@@ -222,6 +222,9 @@ class Reads(Transactions):
             writer = next((s for s in state.inode.fds if s.flags & os.O_ACCMODE), None)
             if writer is None:
                 tenure.close()
+            if tenure.syncing is state:
+                self.context.spawn(self._release_later(state, tenure.closed), f"{self.name}: late release")
+                return
             if tenure.unstable is state:
                 # What was written is synced through a descriptor that is still open.
                 if writer is None:

@@ -68,6 +68,7 @@ class Tenure:
         self.suspect: set[Kind] = set()  # copies may differ without anybody accused: the dirty mark stays
         self.used: set[Kind] = set()
         self.unstable: FdState | None = None  # written, not synced
+        self.syncing: FdState | None = None  # just being synced: not to be released yet
         self.noted: set[bytes] = set()  # names that a granular heal will find
         self.order = Order()
         self.pins = 0
@@ -354,11 +355,13 @@ class Tenure:
         state, self.unstable = self.unstable, None
         if state is None:
             return
+        self.syncing = state
+        await self.afr.ensure_open(state, self.active)
         mask = self.active & state.opened
         answers = await self.afr.ask(mask, lambda c: c.fsync(self.caller, state.lower, SyncKind.DATA))
-        failed = sum(1 << i for i, a in answers.items() if isinstance(a, OSError))
-        if failed | (self.active & ~state.opened):
-            self.drop(failed | (self.active & ~state.opened))
+        failed = sum(1 << i for i, a in answers.items() if isinstance(a, OSError)) | (self.active & ~mask)
+        if failed:
+            self.drop(failed)
             await self._blame_late(Kind.DATA)
 
     async def _finish(self) -> None:
