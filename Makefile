@@ -7,7 +7,7 @@ SEEDS ?= 1000
 MINUTES ?= 5
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap build demo demo-files demo-packages test check sim sweep planted bench bench-files fmt lint docs clean asan tsan interop guest fuzz
+.PHONY: help bootstrap build demo demo-files demo-packages test check sim sweep planted bench bench-files fmt lint docs clean asan tsan interop guest fuzz files-long
 
 help: ## this list
 	@sed -n 's/^\([a-z][a-z -]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 18
@@ -73,6 +73,11 @@ interop guest: ## our engine against real kernels in User-mode Linux guests, the
 	@mkdir -p build/reports
 	@$(VENV)/python -m pytest -v --interop -n 2 --dist loadfile --junitxml=build/reports/interop.xml tests/guest; \
 		status=$$?; $(VENV)/python tools/interop_table.py build/reports/interop.xml; exit $$status
+
+files-long: ## volumes of files: the tests of faults and of two mounts at full length (root, half an hour)
+	@tools/bootstrap test
+	@tools/build dev
+	@$(VENV)/python -m pytest -q --files-long --timeout 1800 tests/integration/test_files_*.py
 
 fuzz: ## libFuzzer and atheris on every target: make fuzz MINUTES=5
 	@tools/bootstrap test

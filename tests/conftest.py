@@ -32,16 +32,18 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if is
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--interop", action="store_true", help="run the long tests against the kernel module as well")
+    parser.addoption("--files-long", action="store_true", help="run the tests of volumes of files at full length")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if "guest" in item.path.parts:
             item.add_marker(pytest.mark.guest)
-    if not config.getoption("--interop"):
-        long = [item for item in items if item.get_closest_marker("interop")]
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if not item.get_closest_marker("interop")]
+    for option, marker in (("--interop", "interop"), ("--files-long", "files_long")):
+        if not config.getoption(option):
+            long = [item for item in items if item.get_closest_marker(marker)]
+            config.hook.pytest_deselected(items=long)
+            items[:] = [item for item in items if item not in long]
 
 
 def sim_seeds() -> range:
@@ -64,6 +66,12 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
     finally:
         group.stop_all()
         print(group.logs())
+
+
+@pytest.fixture(scope="session")
+def scale(request: pytest.FixtureRequest) -> int:
+    """How many times as long as in `make test` a test of volumes of files is."""
+    return 10 if request.config.getoption("--files-long") else 1
 
 
 @pytest.fixture
