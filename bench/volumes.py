@@ -119,7 +119,7 @@ class OurVolume(Volume):
 
     name = "ours"
     is_replicated = True
-    caches: tuple[str, ...] = ("write-behind", "read-ahead", "io-cache", "quick-read", "md-cache")
+    caches: tuple[str, ...] = ("write-behind", "quick-read", "md-cache")  # as replctl volume create
     # Bricks with features/upcall tell of changes, so what is cached need not be asked for every second.
     options: ClassVar[dict[str, dict[str, object]]] = {
         "io-cache": {"cache_timeout": 60}, "quick-read": {"cache_timeout": 60}, "md-cache": {"md_cache_timeout": 600},
@@ -154,7 +154,7 @@ class OurVolume(Volume):
             + volume_text("io-threads", "performance/io-threads", ["upcall"])
             + volume_text("index", "features/index", ["io-threads"], index_base=index,
                           xattrop_pending_watchlist=f"trusted.afr.{pair}-")
-            + volume_text("brick", "debug/io-stats", ["index"])
+            + volume_text("brick", "debug/io-stats", ["index"], count_fop_hits="off", latency_measurement="off")
             + volume_text("server", "protocol/server", ["brick"], transport__socket__listen_port=self._ports[number],
                           transport__socket__bind_address="127.0.0.1", auth__addr__brick__allow="127.0.0.1")
         )  # fmt: skip

@@ -50,6 +50,7 @@ from repl.files.values import (
 )
 
 ANY_NUMBER = 1 << 16
+GFIDS_IN_A_ROW = 256
 
 
 @dataclass(slots=True)
@@ -64,13 +65,22 @@ class Context:
     random: random.Random = field(default_factory=random.Random)
     wall_ns: Callable[[], int] = lambda: 0
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    loop: asyncio.AbstractEventLoop | None = None
+    gfid_head: bytes = b""
+    gfids_left: int = 0
 
     def now(self) -> float:
-        return asyncio.get_running_loop().time()
+        loop = self.loop
+        if loop is None or not loop.is_running():  # asking for the running one is a system call
+            loop = self.loop = asyncio.get_running_loop()
+        return loop.time()
 
     def new_gfid(self) -> bytes:
-        """A random (version 4) UUID."""
-        raw = bytearray(self.random.randbytes(16))
+        """A random (version 4) UUID.  Some in a row begin alike: a brick keeps a folder for each two first bytes."""
+        if not self.gfids_left:
+            self.gfid_head, self.gfids_left = self.random.randbytes(2), GFIDS_IN_A_ROW
+        self.gfids_left -= 1
+        raw = bytearray(self.gfid_head + self.random.randbytes(14))
         raw[6] = raw[6] & 0x0F | 0x40
         raw[8] = raw[8] & 0x3F | 0x80
         return bytes(raw)
@@ -308,6 +318,9 @@ class Translator:
         create, write and release are one frame.
         """
         answers: list[Any] = []
+        if len(steps) > 1 and all(step.fop == "fsync" for step in steps):  # they wait for the disk together
+            calls = (self.fsync(caller, *step.args, **step.kwargs) for step in steps)
+            return _until_error(await asyncio.gather(*calls, return_exceptions=True))
         for index, step in enumerate(steps):
             try:
                 if step.fop == "release":
@@ -322,6 +335,17 @@ class Translator:
                         await self.release(*late.args)
                 break
         return answers
+
+
+def _until_error(answers: Sequence[Any]) -> list[Any]:
+    found: list[Any] = []
+    for answer in answers:
+        if isinstance(answer, BaseException) and not isinstance(answer, OSError):
+            raise answer
+        found.append(answer)
+        if isinstance(answer, OSError):
+            break
+    return found
 
 
 FOPS: tuple[str, ...] = (

@@ -19,6 +19,8 @@ GFID_BYTES = 16
 ROOT_GFID = bytes(15) + b"\x01"
 NO_GFID = bytes(16)
 
+TRANSACTION_PID = -2  # of internal callers whose work an operation of a user waits for
+
 Xattrs: TypeAlias = dict[bytes, bytes]
 
 

@@ -46,6 +46,7 @@ from repl.files.values import Caller, Fd, FopError, LockCommand
 log = logging.getLogger(__name__)
 
 RECONNECT_S_MIN = 0.1
+RELEASE_S = 0.002
 RECONNECT_S_MAX = 3.0
 SETTLED_S = 5.0  # a link that lived for so long was a good one
 
@@ -79,6 +80,7 @@ class Client(Translator):
         self._is_down_told = False
         self._connects = 0
         self._successor: Client | None = None
+        self._released: list[int] = []  # files that the server is to be told of
 
     # ---- life ----
 
@@ -89,6 +91,7 @@ class Client(Translator):
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
+        self._tell_released()
         if self._link is not None:
             link, self._link = self._link, None
             link.connection.close("the graph stops")
@@ -111,6 +114,7 @@ class Client(Translator):
         if self._link is not None:
             mine, self._link = self._link, None
             mine.connection.close("an older link goes on")
+        before._tell_released()
         link, before._link = before._link, None
         before._successor = self
         if before._keeper is not None:
@@ -362,9 +366,18 @@ class Client(Translator):
 
     async def release(self, fd: Fd) -> None:
         file = self.files.remove(fd)
+        if file is None:
+            return
+        if not self._released:
+            asyncio.get_running_loop().call_later(RELEASE_S, self._tell_released)
+        self._released.append(file.number)
+
+    def _tell_released(self) -> None:
+        """Nobody waits for it: several go in one frame."""
+        numbers, self._released = self._released, []
         link = self._link or (self._successor._link if self._successor is not None else None)
-        if file is not None and link is not None:
-            link.tell(Kind.RELEASE, [file.number])
+        if link is not None and numbers:
+            link.tell(Kind.RELEASE, numbers)
 
     def forget(self, gfid: bytes) -> None:
         """What this end has forgotten says nothing about other clients of the server."""

@@ -22,7 +22,7 @@ from repl.files.translators.distribute.caches import Cache, Directory
 from repl.files.translators.distribute.marks import INCOMING, LINKTO, MDS, is_link, linkto_name, looks_like_link
 from repl.files.translators.distribute.name_hash import NameHash
 from repl.files.translators.distribute.options import OPTIONS
-from repl.files.values import Caller, Fd, FopError, Loc, Lock, LockCommand, LockType, Looked
+from repl.files.values import TRANSACTION_PID, Caller, Fd, FopError, Loc, Lock, LockCommand, LockType, Looked
 from repl.limits import DISTRIBUTE_DIRECTORIES_MAX, DISTRIBUTE_FILES_MAX, DISTRIBUTE_NAMES_MAX
 
 log = logging.getLogger(__name__)
@@ -147,6 +147,7 @@ class Base(Translator):
         """What one subvolume says of a directory is not all, and a link file is not the file."""
         if (known := self.directories.get(event.gfid)) is not None:
             known.checked.clear()
+            known.has_changed()
         for name in event.names:
             self.known_names.drop((event.gfid, name))
         iatt = event.iatt
@@ -206,7 +207,7 @@ class Base(Translator):
         """For work of our own: root, and a holder of internal locks unlike any other."""
         self._owner_count += 1
         lock_owner = self._owner_head + self._owner_count.to_bytes(8, "big")
-        return Caller(client=self.context.process, lock_owner=lock_owner, is_internal=True)
+        return Caller(client=self.context.process, lock_owner=lock_owner, is_internal=True, pid=TRANSACTION_PID)
 
     # ---- locks ----
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from repl.files.translators.distribute.layout import Layout
-from repl.files.values import Fd, Xattrs
+from repl.files.values import Fd, Iatt, Xattrs
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -60,6 +60,14 @@ class Directory:
     commit: int | None
     is_whole: bool  # nothing is missing anywhere
     xattrs: Xattrs = field(default_factory=dict)
+    iatt: Iatt | None = None  # of all copies together, true until
+    iatt_until: float = 0.0
+    changes: int = 0  # heard of, of its attributes
+
+    def has_changed(self) -> None:
+        """Its attributes are not known any more."""
+        self.iatt = None
+        self.changes += 1
 
 
 @dataclass(slots=True, eq=False)

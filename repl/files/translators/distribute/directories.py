@@ -13,6 +13,7 @@ import errno
 import logging
 import stat
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from repl.files.translators.distribute.base import AWAY, GONE, Base, errors_of, good_of, telling_error
@@ -53,6 +54,7 @@ from repl.files.values import (
 
 log = logging.getLogger(__name__)
 
+DIRECTORY_KNOWN_S = 1.0  # so long its attributes are taken as known when a name in it is changed
 TRUST_S = 1.0  # so long a layout is believed without asking when a name is missing
 KEPT_BY_US = (b"trusted.",)
 
@@ -325,18 +327,33 @@ class Directories(Base):
 
     async def stat_directory(self, caller: Caller, loc: Loc, want: Want) -> Looked:
         """All copies together."""
+        known = self.directories.get(loc.gfid)
+        now, changes = self.context.now(), known.changes if known is not None else 0
         answers = await self.ask(self.up_ones, lambda i, c: c.stat(caller, loc, want=want))
         found = good_of(answers)
         if not found:
             raise telling_error(errors_of(answers)) if answers else self.away([], f"looking at {loc}")
-        known = self.directories.get(loc.gfid)
         mds = known.mds if known is not None else min(found)
         answer: Looked = found[mds] if mds in found else next(iter(found.values()))
-        return Looked(merged(found, mds), None, answer.xattrs)
+        iatt = merged(found, mds)
+        if known is not None and known.changes == changes and len(found) == self.count:
+            known.iatt, known.iatt_until = replace(iatt), now + DIRECTORY_KNOWN_S
+        return Looked(iatt, None, answer.xattrs)
+
+    def parent_after(self, gfid: bytes, part: Iatt | None) -> Iatt | None:
+        """The attributes of a directory after a change of a name on one subvolume, whose copy is now ``part``; None if
+        those of the others are not known."""
+        if self.count == 1:
+            return part
+        known = self.directories.get(gfid)
+        if known is None or known.iatt is None or part is None or known.iatt_until < self.context.now():
+            return None
+        return replace(merged({0: Looked(known.iatt), 1: Looked(part)}, 0))
 
     async def change_directory(self, what: str, gfid: bytes, call: Any) -> Any:
         """A change of attributes: first on the copy that counts, which also notes that others do not have it yet."""
         known = await self.directory(gfid)
+        known.has_changed()
         mds = self.need(known.mds, what)
         caller, loc = self.owner(), Loc(gfid=gfid)
         others = [i for i in known.present if i != known.mds]

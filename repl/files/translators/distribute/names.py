@@ -97,8 +97,7 @@ class Names(Files):
                 raise
             self.files.put(gfid, place)
             self.known_names.put((loc.parent, loc.name), (gfid, place))
-            if self.count > 1:
-                looked.parent = None
+            looked.parent = self.parent_after(loc.parent, looked.parent)
             return looked, place
         raise FopError(errno.ESTALE, f"{self.name}: {loc} does not keep still")
 
@@ -261,11 +260,11 @@ class Names(Files):
         _, index = await self.hashed_up(loc)
         known = self.known_names.get((loc.parent, loc.name))
         if known is None or known[1] != index:
-            return self._unlinked(await self._unlink_found(caller, named, index))
+            return self._unlinked(loc, await self._unlink_found(caller, named, index))
         await self.keep_open(known[0], index)
         looked: Looked = await self.subvolumes[index].unlink(caller, named)
         self.known_names.drop((loc.parent, loc.name))
-        return self._unlinked(await self._after_unlink(named, index, looked))
+        return self._unlinked(loc, await self._after_unlink(named, index, looked))
 
     async def _after_unlink(self, loc: Loc, index: int, looked: Looked) -> Looked:
         """Where a name belongs it was removed, without a lock: was it the file?"""
@@ -291,11 +290,10 @@ class Names(Files):
         removed: dict[int, Looked] = good_of(await self.ask(others, lambda i, c: c.unlink(caller, loc)))
         return next((a for i, a in removed.items() if not is_link(found[i].xattrs)), None)
 
-    def _unlinked(self, looked: Looked) -> Looked:
+    def _unlinked(self, loc: Loc, looked: Looked) -> Looked:
         if looked.iatt.nlink == 0:
             self.files.drop(looked.iatt.gfid)
-        if self.count > 1:
-            looked.parent = None
+        looked.parent = self.parent_after(loc.parent, looked.parent)
         return looked
 
     async def _unlink_found(self, caller: Caller, loc: Loc, index: int) -> Looked:

@@ -21,7 +21,7 @@ from repl.files.every_fop import define_fops
 from repl.files.options import Kind, Option, Options
 from repl.files.rpc.operations import BY_NAME, is_lock_wait
 from repl.files.translator import Context, Step, Translator
-from repl.files.values import Caller, FopError
+from repl.files.values import TRANSACTION_PID, Caller, FopError
 
 LOCKS = frozenset(("lk", "inodelk", "entrylk"))
 
@@ -86,7 +86,7 @@ def _fop(name: str) -> Callable[..., Any]:
     usual = PRIORITIES.get(name, Priority.NORMAL)
 
     async def fop(self: IoThreads, caller: Caller, *args: Any, **kwargs: Any) -> Any:
-        priority = Priority.LEAST if caller.is_internal and self.has_least else usual
+        priority = Priority.LEAST if self._is_least(caller) else usual
         await self.begin(priority, caller)
         try:
             return await getattr(self.child, name)(caller, *args, **kwargs)
@@ -131,6 +131,9 @@ class IoThreads(Translator):
         super().reconfigure(options)
         self._apply(options)
         self._wake()
+
+    def _is_least(self, caller: Caller) -> bool:
+        return caller.is_internal and self.has_least and caller.pid != TRANSACTION_PID
 
     async def begin(self, priority: Priority, caller: Caller) -> None:
         """Returns when it is its turn."""
@@ -177,7 +180,7 @@ class IoThreads(Translator):
             return results
         if any(waits[lead:]) or all(step.fop in LOCKS or step.fop == "release" for step in rest):
             return results + await self.child.compound(caller, rest)
-        priority = Priority.LEAST if caller.is_internal and self.has_least else _priority(rest)
+        priority = Priority.LEAST if self._is_least(caller) else _priority(rest)
         await self.begin(priority, caller)
         try:
             return results + await self.child.compound(caller, rest)

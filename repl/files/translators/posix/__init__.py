@@ -401,13 +401,28 @@ class Posix(Translator):
 
     async def fsync(self, caller: Caller, fd: Fd, kind: SyncKind = SyncKind.ALL) -> Changed:
         opened = self._opened(fd)
-        await self._run_on(opened, files.sync, opened, kind)
+        await self._sync(opened, kind)
         iatt = files.iatt(opened)
         return Changed(iatt, iatt)
 
+    async def _sync(self, opened: OpenFile, kind: SyncKind) -> None:
+        """With the descriptor held open meanwhile."""
+        if self._failed:
+            raise FopError(errno.ENOTCONN, f"{self.name}: {self._failed}")
+        opened.users += 1
+        try:
+            is_done = await self._lane.sync(opened.fd, is_data=kind is SyncKind.DATA)
+        except OSError as error:
+            raise FopError(error.errno or errno.EIO, f"{self.name}: fsync") from error
+        finally:
+            opened.users -= 1
+            if opened.is_released and not opened.users:
+                self._files.release(opened)
+        if not is_done:
+            await self._run_on(opened, files.sync, opened, kind)
+
     async def fsyncdir(self, caller: Caller, fd: Fd, kind: SyncKind = SyncKind.ALL) -> None:
-        opened = self._opened(fd)
-        await self._run_on(opened, files.sync, opened, kind)
+        await self._sync(self._opened(fd), kind)
 
     async def readdir(
         self, caller: Caller, fd: Fd, *, size: int, offset: int, is_plus: bool = False, want: Want = ()

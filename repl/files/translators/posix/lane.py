@@ -4,16 +4,20 @@
 Calls on names and attributes run one at a time, in the event loop: a few microseconds each, no locks, and every one of
 them is atomic to all others.  When one takes long, the disk is slow: from then on they run, in order, in one thread of
 their own, until they are fast again, so that the loop goes on answering for other bricks and clients.  Data goes to a
-pool of threads.  Time is measured with the wall clock that the graph was given (none in simulations: never slow).
+pool of threads, syncs to the kernel's asynchronous I/O.
+Time is measured with the wall clock that the graph was given (none in simulations: never slow).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, TypeVarTuple
 
+from repl.files.translators.posix.aio import Aio
 from repl.limits import POSIX_THREADS_MAX
 
 T = TypeVar("T")
@@ -28,6 +32,9 @@ class Lane:
         self._wall_ns = wall_ns
         self._names = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-names")
         self._data = ThreadPoolExecutor(POSIX_THREADS_MAX, thread_name_prefix=f"{name}-data")
+        self._aio: Aio | None = None
+        with contextlib.suppress(OSError):  # not on this system: threads
+            self._aio = Aio()
         self._in_thread = 0
         self._fast_to_come = 0
         self.slow_calls = 0
@@ -36,7 +43,21 @@ class Lane:
     def is_slow(self) -> bool:
         return self._fast_to_come > 0
 
+    async def sync(self, fd: int, *, is_data: bool) -> bool:
+        """False: it cannot be done in this way."""
+        if self._aio is None:
+            return False
+        try:
+            await self._aio.sync(fd, is_data=is_data)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            return False
+        return True
+
     def close(self) -> None:
+        if self._aio is not None:
+            self._aio.close()
         self._names.shutdown(wait=True)
         self._data.shutdown(wait=True)
 

@@ -20,7 +20,7 @@ from repl.files.translators.replicate.inodes import FdState, Inodes, InodeState
 from repl.files.translators.replicate.options import OPTIONS
 from repl.files.translators.replicate.quorum import make_quorum
 from repl.files.translators.replicate.read_child import Load, choose
-from repl.files.values import Caller, Fd, FopError, Loc, Looked, Target
+from repl.files.values import TRANSACTION_PID, Caller, Fd, FopError, Loc, Looked, Target
 from repl.limits import FILES_INODES_MAX
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,8 @@ class Base(Translator):
         self.heal_domain = f"{name}:self-heal"
         self._owner_head = context.random.randbytes(8)
         self._owner_count = 0
+        self.tenure_owner = Caller(client=context.process, lock_owner=self._owner_head + bytes(8), is_internal=True,
+                                   pid=TRANSACTION_PID)  # fmt: skip
         self.generation = 0
         self.unknown = sum(1 << i for i, c in enumerate(self.subvolumes) if _is_remote(c))
         self.up = self.everyone & ~self.unknown
@@ -164,6 +166,10 @@ class Base(Translator):
                 task.cancel()
             raise
         return answers
+
+    async def ask_one(self, index: int, call: Callable[[Translator], Awaitable[Any]]) -> Any:
+        """Its answer, or its ``OSError``."""
+        return await self._one(index, call)
 
     async def _one(self, index: int, call: Callable[[Translator], Awaitable[Any]]) -> Any:
         if not self.up >> index & 1:

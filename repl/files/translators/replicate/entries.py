@@ -211,7 +211,7 @@ class Entries(Lookups):
     async def _accuse_new(self, done: int, gfid: bytes, missed: int, unit: bytes) -> None:
         """A child could not make it: the new inode says so on the others."""
         values = {key: unit for i, key in enumerate(self.keys) if missed >> i & 1}
-        caller, loc = self.owner(), Loc(gfid=gfid)
+        caller, loc = self.tenure_owner, Loc(gfid=gfid)
         answers = await self.ask(done, lambda c: c.xattrop(caller, loc, XattrOp.ADD, values))
         self.need_quorum(f"accusing those without {loc}", mask_of(good_of(answers)))
 

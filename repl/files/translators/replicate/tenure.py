@@ -58,7 +58,7 @@ class Tenure:
         self.inode = inode
         self.is_entry = is_entry
         self.loc = Loc(gfid=inode.gfid)
-        self.caller = afr.owner()
+        self.caller = afr.tenure_owner
         self.locked = 0  # children that hold the lock for us
         self.active = 0  # those that have everything done so far
         self.accused: dict[Kind, int] = {}  # old copies, by the counters that were read at the beginning
@@ -358,8 +358,11 @@ class Tenure:
         self.syncing = state
         await self.afr.ensure_open(state, self.active)
         mask = self.active & state.opened
-        answers = await self.afr.ask(mask, lambda c: c.fsync(self.caller, state.lower, SyncKind.DATA))
-        failed = sum(1 << i for i, a in answers.items() if isinstance(a, OSError)) | (self.active & ~mask)
+        indexes = bits(mask)
+        steps = [Step("fsync", (state.lower, SyncKind.DATA))]
+        synced = await asyncio.gather(*(self.afr.syncs[i].send(steps) for i in indexes))
+        failed = sum(1 << i for i, a in zip(indexes, synced, strict=True) if isinstance(a, OSError) or _is_error(a))
+        failed |= self.active & ~mask
         if failed:
             self.drop(failed)
             await self._blame_late(Kind.DATA)
@@ -381,10 +384,18 @@ class Tenure:
     async def _finish_on(self, mask: int, kinds: tuple[Kind, ...]) -> None:
         unlock = self._unlock_step()
         steps = [self._xattrop({DIRTY: minus_one(kinds)}), unlock] if kinds else [unlock]
-        answers = await self.afr.ask(mask, lambda c: c.compound(self.caller, steps))
+        answers = await self._last_steps(mask, steps)
         stuck = sum(1 << i for i, a in answers.items() if isinstance(a, list) and len(a) < len(steps))
         if stuck:  # the inode is gone, or its counters cannot be written: the lock goes in any case
             await self.afr.ask(stuck, lambda c: c.compound(self.caller, [unlock]))
+
+    async def _last_steps(self, mask: int, steps: list[Step]) -> dict[int, Any]:
+        """Together with those of other tenures, unless somebody waits for the lock."""
+        if self._is_wanted:
+            return await self.afr.ask(mask, lambda c: c.compound(self.caller, steps))
+        indexes = bits(mask)
+        answers = await asyncio.gather(*(self.afr.bundles[i].send(steps) for i in indexes))
+        return dict(zip(indexes, answers, strict=True))
 
     def _done(self) -> None:
         self.afr.tenure_ended(self)
@@ -400,6 +411,10 @@ def _seen(future: asyncio.Future[None]) -> None:
     """Its error is told to whoever waits; nobody waiting is fine."""
     if not future.cancelled():
         future.exception()
+
+
+def _is_error(answers: list[Any]) -> bool:
+    return isinstance(answers[-1], OSError)
 
 
 def _is_busy(answer: list[Any]) -> bool:

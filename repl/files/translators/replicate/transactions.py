@@ -20,6 +20,7 @@ from repl.files.translators.replicate.base import (
     mask_of,
     telling_error,
 )
+from repl.files.translators.replicate.bundle import Bundle
 from repl.files.translators.replicate.changelog import Kind
 from repl.files.translators.replicate.inodes import UNKNOWN, FdState, InodeState
 from repl.files.translators.replicate.tenure import Tenure
@@ -33,6 +34,8 @@ class Transactions(Base):
     def __init__(self, name: str, options: Options, subvolumes: Sequence[Translator], context: Context) -> None:
         super().__init__(name, options, subvolumes, context)
         self.tenures: dict[Tenure, None] = {}
+        self.bundles = [Bundle(self, i) for i in range(self.count)]
+        self.syncs = [Bundle(self, i) for i in range(self.count)]
 
     # ---- tenures ----
 
@@ -131,7 +134,7 @@ class Transactions(Base):
         missing = mask & ~state.opened & self.up
         if not missing:
             return
-        loc, caller = Loc(gfid=state.inode.gfid), self.owner()
+        loc, caller = Loc(gfid=state.inode.gfid), self.tenure_owner
         if state.lower.is_directory:
             answers = await self.ask(missing, lambda c: c.opendir(caller, loc, state.lower))
         else:
