@@ -227,7 +227,16 @@ class Link(Translator):
         for fd in self.opened:
             if fd.contexts.pop(self, None) == self.brick.epoch and (inode := fd.contexts.pop(self.brick, None)):
                 self.brick.close(inode)
-        self.opened.clear()
+
+    def open_all(self) -> None:
+        """What protocol/client does with files that are open when it is connected again."""
+        for fd in list(self.opened):
+            inode = self.brick.inodes.get(fd.gfid)
+            if inode is None:
+                self.opened.discard(fd)
+            elif fd.contexts.get(self) != self.brick.epoch:
+                inode.opened += 1
+                fd.contexts[self.brick], fd.contexts[self] = inode, self.brick.epoch
 
     def forget(self, gfid: bytes) -> None:
         pass
@@ -320,6 +329,7 @@ class World:
         self.bricks[index].is_down = False
         for client, link in self._links(index):
             if not link.is_cut:
+                link.open_all()
                 client.afr.notify(ChildUp(), link)
 
     def cut(self, client: Client, index: int) -> None:
@@ -336,6 +346,7 @@ class World:
         link = client.links[index]
         link.is_cut = False
         if link.is_usable:
+            link.open_all()
             client.afr.notify(ChildUp(), link)
 
     # ---- what is stored ----

@@ -14,6 +14,7 @@ import pytest
 
 from repl.errors import ConfigError
 from repl.files.translators.posix import Posix
+from repl.files.translators.posix.brick import Node
 from repl.files.values import (
     ROOT,
     ROOT_GFID,
@@ -209,6 +210,27 @@ def test_hard_links_count_what_users_see_and_are_limited(tmp_path: Path) -> None
         assert len(notes) == 2
 
     on_brick(work, tmp_path, max_hardlinks="3")
+
+
+def test_full_space_of_attributes_is_no_reason_not_to_rename_or_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(brick: Posix) -> None:
+        fd = await new_file(brick, "f")
+        set_it = Node.set
+
+        def full(self: Node, key: str, value: bytes, flags: int = 0) -> None:
+            if key.startswith("trusted.gfid2path."):
+                raise OSError(errno.ENOSPC, "no room")
+            set_it(self, key, value, flags)
+
+        monkeypatch.setattr(Node, "set", full)
+        await brick.rename(ME, at("f"), at("g"))
+        await brick.link(ME, Loc(gfid=fd.gfid), at("h"))
+        assert sorted(os.listdir(tmp_path)) == [".glusterfs", "g", "h"]
+        assert not [key for key in os.listxattr(tmp_path / "g") if "gfid2path" in key]
+
+    on_brick(work, tmp_path)
 
 
 def test_rename_over_a_file_removes_its_handle_and_keeps_open_ones_readable(tmp_path: Path) -> None:

@@ -432,3 +432,21 @@ def test_a_name_that_is_replaced_on_one_copy_already_is_no_split_brain() -> None
         assert not any(table.held for brick in world.bricks for table in brick._internal.tables.values())
 
     play(2, scene)
+
+
+def test_a_file_that_was_open_while_a_brick_was_away_is_closed_there_too() -> None:
+    """The link opens it again by itself; nobody closed it, and a removed file stayed on the brick for ever."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"a", b"x")
+        fd = Fd(gfid, os.O_RDWR)
+        await client.afr.open(client.caller, Loc(gfid=gfid), fd, flags=os.O_RDWR)
+        world.crash(1)
+        await settle()
+        world.come_back(1)
+        await client.afr.release(fd)
+        await settle()
+        assert not client.links[1].opened and world.bricks[1].inodes[gfid].opened == 0
+
+    play(2, scene)

@@ -282,6 +282,29 @@ def test_link_that_comes_back_has_its_files_and_locks_again() -> None:
     run(work())
 
 
+def test_file_that_the_link_has_opened_again_may_be_opened_once_more() -> None:
+    """Replicate does so, it does not know of the link's own recovery; the server ended the connection, and with the
+    last copy gone the application's fsync was ENOTCONN."""
+
+    async def work() -> None:
+        async with link() as (brick, server, client):
+            fd = await create(client, "a", b"hello")
+            await client.lk(ME, fd, LockCommand.TRY, WHOLE)
+            for _ in range(2):
+                (session,) = server._sessions
+                session.connection.abort("test")
+                await wait_for_async(lambda: not client.is_up)
+                await wait_for_async(lambda: client.is_up)
+                await client.open(ME, Loc(gfid=fd.gfid), fd, flags=os.O_RDWR)
+                assert bytes((await client.readv(ME, fd, size=5, offset=0)).data) == b"hello"
+            other = Caller(client="client", lock_owner=b"2")
+            assert (await client.lk(other, fd, LockCommand.GET, WHOLE)).type == LockType.WRITE
+            await client.release(fd)
+            await wait_for_async(lambda: brick.inodes[fd.gfid].opened == 0)
+
+    run(work())
+
+
 def test_lock_that_somebody_else_got_meanwhile_is_reported() -> None:
     async def work() -> None:
         async with link() as (brick, server, client):

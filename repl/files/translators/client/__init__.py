@@ -270,7 +270,7 @@ class Client(Translator):
         index = operation.file_index
         if index is not None and isinstance(values[index], Fd) and (fd := values[index]):
             if operation.name in ops.OPENERS:
-                self._begin_open(fd)
+                self._begin_open(link, fd)
             elif self not in fd.contexts or self.files.is_special(fd):
                 await open_again(self.files, link, caller, fd, strict=self.options["strict-locks"])
         if not operation.has_effect_here:
@@ -309,13 +309,20 @@ class Client(Translator):
                 continue
             fd = values[index]
             if operation.name in ops.OPENERS:
-                self._begin_open(fd)
+                self._begin_open(link, fd)
             elif (self not in fd.contexts or self.files.is_special(fd)) and operation is not ops.RELEASE:
                 await open_again(self.files, link, caller, fd, strict=self.options["strict-locks"])
 
-    def _begin_open(self, fd: Fd) -> None:
-        if self not in fd.contexts:
+    def _begin_open(self, link: Link, fd: Fd) -> None:
+        """A file that the new link has opened again by itself, and that somebody above opens once more, gets another
+        number: the server takes one only once."""
+        before = self.files.find(fd)
+        if before is None:
             self.files.add(fd)
+        elif before.is_open:
+            self.files.remove(fd)
+            self.files.add(fd).locks = before.locks
+            link.tell(Kind.RELEASE, [before.number])
 
     def _after(self, operation: Operation, caller: Caller, values: list[Any], result: Any) -> None:
         """What an operation that succeeded changes here."""

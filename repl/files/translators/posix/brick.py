@@ -208,6 +208,16 @@ class Brick:
             raise FopError(errno.ESTALE, f"no {gfid_text(gfid)} here") from None
         return Node(gfid, st, -1, path)
 
+    def note_name(self, node: Node, parent: bytes, name: bytes) -> None:
+        """In its attributes; where there is no room for more of them, its path is not known by its gfid."""
+        if not self.keeps_names:
+            return
+        try:
+            node.set(*gfid2path(parent, name))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+
     @staticmethod
     def _is_symlink_of_user(path: str) -> bool:
         """A user's link has its gfid, the handle of a directory has none."""

@@ -210,9 +210,7 @@ class Maker:
             raise FopError(errno.EMLINK, f"option max-hardlinks is {self.masks.links_max}")
         parent = brick.directory(loc.parent)
         self._refuse_existing(loc.name, parent)
-        key, value = gfid2path(loc.parent, loc.name)
-        if brick.keeps_names:
-            node.set(key, value)
+        brick.note_name(node, loc.parent, loc.name)
         path = brick.file_path(node.gfid)
         calls.link(path, loc.name, src_dir_fd=brick.root, dst_dir_fd=parent, follow_symlinks=False)
         if node.gfid in brick.unlinked:

@@ -242,8 +242,8 @@ class Remover:
         """Before it moves: where it is going to be."""
         if name.is_directory:
             self._brick.point_handle(name.gfid, directory_handle(target.parent, target.name))
-        elif self._brick.keeps_names:
-            self._brick.node(name.gfid).set(*gfid2path(target.parent, target.name))
+        else:
+            self._brick.note_name(self._brick.node(name.gfid), target.parent, target.name)
 
     def _finish_move(self, name: _Name) -> None:
         """It has moved: what is noted about the old place goes."""

@@ -239,9 +239,11 @@ class Reads(Transactions):
         await self._release(state)
 
     async def _release(self, state: FdState) -> None:
-        for index in bits(state.opened):
-            await self.subvolumes[index].release(state.lower)
+        """On all children: one that was away and came back may have opened it again without being asked."""
+        state.is_released = True
         state.opened = 0
+        for child in self.subvolumes:
+            await child.release(state.lower)
 
     # ---- directories ----
 

@@ -139,6 +139,10 @@ class Transactions(Base):
             answers = await self.ask(missing, lambda c: c.opendir(caller, loc, state.lower))
         else:
             answers = await self.ask(missing, lambda c: c.open(caller, loc, state.lower, flags=state.lower.flags))
+        if state.is_released:  # meanwhile
+            for index in good_of(answers):
+                await self.subvolumes[index].release(state.lower)
+            return
         state.opened |= mask_of(good_of(answers))
 
     async def change(
