@@ -104,8 +104,13 @@ class VolumeProcesses:
 
     def heal(self) -> None:
         """Start the daemon."""
-        self.daemon = self._run("repl.files.heal.main", "-f", self.volfile, "-s", self.control, log="heald.log")
-        self.daemon.wait_log("healing", 30)
+        log = self.folder / "heald.log"
+        before = log.stat().st_size if log.exists() else 0
+        self.daemon = self._run("repl.files.heal.main", "-f", self.volfile, "-s", self.control, log=log.name)
+        self.daemon.wait_until(lambda: "healing" in self.daemon_log()[before:], 30, "a daemon that heals")
+
+    def daemon_log(self) -> str:
+        return (self.folder / "heald.log").read_text(errors="replace")
 
     def ask(self, **request: object) -> Any:
         """The daemon's answer."""
