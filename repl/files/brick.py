@@ -133,6 +133,7 @@ async def replace(before: Graph, after: Graph) -> Graph:
     try:
         await asyncio.gather(*(source.wait_idle() for source in old.values()))
         await _start(after)
+        await before.finish()
     except BaseException:
         for source in old.values():
             source.thaw()

@@ -77,6 +77,11 @@ class Graph:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def finish(self) -> None:
+        """Before another graph takes over."""
+        for translator in reversed(self._started):
+            await translator.finish()
+
     def same_shape(self, other: Volfile) -> bool:
         """Only options differ: no new graph is needed."""
         return [(v.name, v.type, v.subvolumes) for v in self.volfile.volumes] == [

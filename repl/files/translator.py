@@ -147,6 +147,10 @@ class Translator:
         for parent in self.parents:
             parent.notify(event, self)
 
+    async def finish(self) -> None:
+        """A new graph is about to take the place of this one, parents first: what is held back is stored, transactions
+        are ended and their locks free.  No operation is under way; the links below still work, for the last time."""
+
     def take_over(self, before: Translator) -> None:
         """A new graph takes the place of an old one whose volume of the same name and type is ``before``: what clients
         hold there (locks) goes on here.  Both are started; no operation is under way in ``before``."""

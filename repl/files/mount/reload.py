@@ -28,6 +28,7 @@ async def switch_graph(fs: Filesystem, before: Graph, after: Graph) -> None:
     try:
         await fs.connection.drain(DRAIN_S)
         await asyncio.gather(*(_settle(fs, handle) for handle in fs.inodes.handles()))
+        await before.finish()
         for name, translator in after.translators.items():
             old = before.translators.get(name)
             if old is not None and old.TYPE == translator.TYPE:

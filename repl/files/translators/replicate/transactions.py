@@ -184,6 +184,9 @@ class Transactions(Base):
         self._settled.set()
 
     async def stop(self) -> None:
+        await self.finish()
+
+    async def finish(self) -> None:
         """What is open is ended properly, for as long as children answer."""
         for tenure in list(self.tenures):
             tenure.close()

@@ -71,6 +71,9 @@ class WriteBehind(Translator):
         self._use(options)
 
     async def stop(self) -> None:
+        await self.finish()
+
+    async def finish(self) -> None:
         """What is held back is still written, for as long as bricks answer."""
         if self._queues:
             await asyncio.wait([asyncio.ensure_future(self._settle_all())], timeout=STOP_S)
