@@ -315,6 +315,10 @@ class Translator:
 
     # ---- several at once ----
 
+    def _passes_on(self, fop: str) -> bool:
+        """Nothing is done with this operation here."""
+        return fop not in self.__dict__ and getattr(type(self), fop) is getattr(Translator, fop)
+
     async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
         """The answers in order; the first error ends it and comes last, as the exception itself.
 
@@ -322,6 +326,8 @@ class Translator:
         create, write and release are one frame.
         """
         answers: list[Any] = []
+        if self.subvolumes and all(self._passes_on(step.fop) for step in steps):
+            return await self.subvolumes[0].compound(caller, steps)
         if len(steps) > 1 and all(step.fop == "fsync" for step in steps):  # they wait for the disk together
             calls = (self.fsync(caller, *step.args, **step.kwargs) for step in steps)
             return _until_error(await asyncio.gather(*calls, return_exceptions=True))

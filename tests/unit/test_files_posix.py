@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import random
 import stat
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from repl.errors import ConfigError
+from repl.files.translator import Step
 from repl.files.translators.posix import Posix
 from repl.files.translators.posix.brick import Node
 from repl.files.values import (
@@ -553,3 +555,33 @@ def test_file_that_was_replaced_can_be_opened_for_a_while(tmp_path: Path) -> Non
         await wait_for_async(lambda: not list(unlinked.iterdir()), 10, "its end")
 
     on_brick(scenario, tmp_path)
+
+
+def test_direct_writes_and_reads_in_one_frame_and_by_themselves(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with posix(tmp_path / "brick") as brick:
+            fd = Fd(new_gfid(), os.O_RDWR)
+            await brick.create(ME, at("f"), fd, flags=os.O_RDWR | os.O_EXCL, mode=0o644, gfid=fd.gfid)
+            direct = Fd(fd.gfid, os.O_RDWR | os.O_DIRECT)
+            await brick.open(ME, Loc(gfid=fd.gfid), direct, flags=os.O_RDWR | os.O_DIRECT)
+            model = bytearray(64 * 4096)
+            chance = random.Random(7)
+            for _ in range(30):
+                steps = []
+                for place in chance.sample(range(60), chance.choice((1, 2, 16))):
+                    data = chance.randbytes(chance.choice((4096, 8192)))
+                    steps.append(Step("writev", (direct, memoryview(data)), {"offset": place * 4096}))
+                    model[place * 4096 : place * 4096 + len(data)] = data
+                answers = await brick.compound(ME, steps)
+                assert len(answers) == len(steps) and not any(isinstance(a, OSError) for a in answers)
+            await brick.fsync(ME, direct)
+            await brick.truncate(ME, direct, len(model))
+            assert bytes((await brick.readv(ME, fd, size=len(model), offset=0)).data) == bytes(model)
+            reads = [brick.readv(ME, direct, size=8192, offset=offset) for offset in range(0, len(model), 8192)]
+            assert b"".join(bytes(read.data) for read in await asyncio.gather(*reads)) == bytes(model)
+            assert (await brick.readv(ME, direct, size=4096, offset=len(model))).data == b""
+            # What is not aligned goes another way.
+            await brick.compound(ME, [Step("writev", (direct, b"odd"), {"offset": at_}) for at_ in (1, 5000)])
+            assert bytes((await brick.readv(ME, fd, size=3, offset=5000)).data) == b"odd"
+
+    asyncio.run(work())

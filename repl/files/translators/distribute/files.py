@@ -307,6 +307,8 @@ class Files(Migrating):
 
     async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
         """One frame where all steps are about one file and nothing needs a second look; else one after another."""
+        if len(steps) > 1 and steps[0].fop == "writev":
+            return await self._write_several(caller, steps)
         index, opens = self._common_place(steps)
         if index is None:
             return await super().compound(caller, steps)
@@ -321,6 +323,21 @@ class Files(Migrating):
         if not marked and not is_gone:
             return answers
         return await self._compound_again(caller, steps, answers, opens, index)
+
+    async def _write_several(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
+        """Where the file is being moved, or was, each write again and by itself: twice the same bytes do no harm."""
+        fd = steps[0].args[0]
+        is_simple = all(
+            step.fop == "writev" and step.args[0] is fd and not step.kwargs.get("flags", 0) & os.O_APPEND
+            for step in steps
+        )
+        state = self.fd_state(fd)
+        if not is_simple or state.flags & os.O_APPEND:
+            return await super().compound(caller, steps)
+        answers = await self.need(state.index, fd).compound(caller, steps)
+        if any(isinstance(answer, Changed) and is_suspicious(answer.after) for answer in answers):
+            return await super().compound(caller, steps)
+        return answers
 
     async def _compound_again(
         self, caller: Caller, steps: Sequence[Step], answers: list[Any], opens: Fd | None, index: int

@@ -20,7 +20,7 @@ from typing import Any
 
 from repl.files.events import Contended
 from repl.files.options import Options
-from repl.files.translator import Context, Translator
+from repl.files.translator import Context, Step, Translator
 from repl.files.translators.locks.options import OPTIONS
 from repl.files.translators.locks.tables import L, NameLock, Owner, RangeTable, Table, Waiting
 from repl.files.values import (
@@ -264,6 +264,11 @@ class Locks(Translator):
         if self._ranges:
             await self._check_mandatory(caller, fd, LockType.WRITE, offset, offset + max(len(data), 1) - 1)
         return await self.child.writev(caller, fd, data, offset=offset, flags=flags)
+
+    async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
+        if not self._ranges and all(step.fop == "writev" for step in steps):
+            return await self.child.compound(caller, steps)
+        return await super().compound(caller, steps)
 
     async def truncate(self, caller: Caller, target: Target, size: int) -> Changed:
         if self._ranges:

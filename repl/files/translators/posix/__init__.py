@@ -15,13 +15,14 @@ import errno
 import logging
 import os
 import resource
-from collections.abc import Callable, Sequence
-from typing import TypeVar, TypeVarTuple
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar, TypeVarTuple
 
 from repl.files.events import ChildDown, ChildUp
 from repl.files.options import Options
-from repl.files.translator import Context, Translator
+from repl.files.translator import Context, Step, Translator
 from repl.files.translators.posix import attributes, files, health, janitor, readdir, setup, xattrs
+from repl.files.translators.posix.aio import Aio
 from repl.files.translators.posix.brick import Brick, Node
 from repl.files.translators.posix.creation import Maker, Masks
 from repl.files.translators.posix.files import OpenFile, OpenFiles
@@ -361,6 +362,8 @@ class Posix(Translator):
         data: bytes | bytearray | memoryview | None = None
         if size <= POSIX_INLINE_BYTES_MAX and not opened.is_direct and not self._lane.is_slow:
             data = await self._run(files.read_cached, opened, size, offset)
+        if opened.is_direct and files.is_aligned(size, offset):
+            data = await self._asynchronously(opened, lambda aio: aio.read(opened.fd, size, offset))
         if data is None:
             data = await self._run_on(opened, files.read, opened, size, offset)
         return Read(data, files.iatt(opened))
@@ -370,9 +373,39 @@ class Posix(Translator):
     ) -> Changed:
         opened = self._opened(fd)
         self._space.need(caller, len(data))
+        if opened.is_direct and not flags & (files.SYNC_FLAGS | os.O_APPEND) and files.is_aligned(len(data), offset):
+            (changed,) = await self._write_directly(opened, [(data, offset)])
+            return changed
         if len(data) > POSIX_INLINE_BYTES_MAX or flags & files.SYNC_FLAGS or opened.is_direct or self._lane.is_slow:
             return await self._run_on(opened, files.write, opened, data, offset, flags)
         return await self._run(files.write, opened, data, offset, flags)
+
+    async def _write_directly(self, opened: OpenFile, pieces: list[tuple[files.Data, int]]) -> list[Changed]:
+        """Past the page cache, all of them together."""
+        before = files.iatt(opened)
+
+        async def write(aio: Aio) -> bool:
+            await aio.write(opened.fd, pieces)
+            return True
+
+        if not await self._asynchronously(opened, write):
+            return [await self._run_on(opened, files.write, opened, data, offset, 0) for data, offset in pieces]
+        return [Changed(before, files.iatt(opened)) for _ in pieces]
+
+    async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
+        """Direct writes that touch different bytes are carried out together."""
+        if len(steps) > 1 and all(step.fop == "writev" and step.args[0] is steps[0].args[0] for step in steps):
+            opened = self._opened(steps[0].args[0])
+            pieces = [(step.args[1], step.kwargs["offset"]) for step in steps]
+            flags = [step.kwargs.get("flags", 0) for step in steps]
+            if opened.is_direct and not any(how & (files.SYNC_FLAGS | os.O_APPEND) for how in flags):
+                if files.are_apart(pieces):
+                    self._space.need(caller, sum(len(data) for data, _ in pieces))
+                    try:
+                        return list(await self._write_directly(opened, pieces))
+                    except OSError:
+                        pass  # which of them it was: one after another
+        return await super().compound(caller, steps)
 
     async def truncate(self, caller: Caller, target: Target, size: int) -> Changed:
         if isinstance(target, Fd):
@@ -406,20 +439,26 @@ class Posix(Translator):
         return Changed(iatt, iatt)
 
     async def _sync(self, opened: OpenFile, kind: SyncKind) -> None:
-        """With the descriptor held open meanwhile."""
+        async def sync(aio: Aio) -> bool:
+            await aio.sync(opened.fd, is_data=kind is SyncKind.DATA)
+            return True
+
+        if not await self._asynchronously(opened, sync):
+            await self._run_on(opened, files.sync, opened, kind)
+
+    async def _asynchronously(self, opened: OpenFile, call: Callable[[Aio], Awaitable[T]]) -> T | None:
+        """With the descriptor held open meanwhile; None: it cannot be done in this way."""
         if self._failed:
             raise FopError(errno.ENOTCONN, f"{self.name}: {self._failed}")
         opened.users += 1
         try:
-            is_done = await self._lane.sync(opened.fd, is_data=kind is SyncKind.DATA)
+            return await self._lane.asynchronous(call)
         except OSError as error:
-            raise FopError(error.errno or errno.EIO, f"{self.name}: fsync") from error
+            raise FopError(error.errno or errno.EIO, f"{self.name}: asynchronous I/O") from error
         finally:
             opened.users -= 1
             if opened.is_released and not opened.users:
                 self._files.release(opened)
-        if not is_done:
-            await self._run_on(opened, files.sync, opened, kind)
 
     async def fsyncdir(self, caller: Caller, fd: Fd, kind: SyncKind = SyncKind.ALL) -> None:
         await self._sync(self._opened(fd), kind)

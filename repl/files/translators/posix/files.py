@@ -14,7 +14,7 @@ import hashlib
 import mmap
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from repl.files.translators.posix import calls
@@ -109,6 +109,21 @@ class OpenFiles:
             for opened in list(group):
                 opened.users = 0
                 self.release(opened)
+
+
+def is_aligned(size: int, offset: int) -> bool:
+    """As direct I/O wants it."""
+    return size > 0 and size % DIRECT_ALIGN == 0 and offset % DIRECT_ALIGN == 0
+
+
+def are_apart(pieces: Sequence[tuple[Data, int]]) -> bool:
+    """All aligned, and no byte in two of them."""
+    end = 0
+    for offset, size in sorted((offset, len(data)) for data, offset in pieces):
+        if offset < end or not is_aligned(size, offset):
+            return False
+        end = offset + size
+    return True
 
 
 # ---- data: each is called with an open descriptor, in the loop or in a thread ----

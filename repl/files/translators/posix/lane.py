@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, TypeVarTuple
 
@@ -43,17 +43,16 @@ class Lane:
     def is_slow(self) -> bool:
         return self._fast_to_come > 0
 
-    async def sync(self, fd: int, *, is_data: bool) -> bool:
-        """False: it cannot be done in this way."""
+    async def asynchronous(self, call: Callable[[Aio], Awaitable[T]]) -> T | None:
+        """By the kernel's asynchronous I/O; None: it cannot be done in this way."""
         if self._aio is None:
-            return False
+            return None
         try:
-            await self._aio.sync(fd, is_data=is_data)
+            return await call(self._aio)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EAGAIN):
                 raise
-            return False
-        return True
+            return None
 
     def close(self) -> None:
         if self._aio is not None:

@@ -8,6 +8,7 @@ that differ although both succeeded everywhere.  So the second waits for the fir
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TypeAlias
 
 from repl.files.values import END
@@ -60,12 +61,22 @@ class Order:
         if not self.slots:
             self.slots.append(slot)
             return slot
-        before = [other for other in self.slots if slot.conflicts(other)]
-        self.slots.append(slot)
+        await self._enter([slot])
+        return slot
+
+    async def enter_several(self, spans: Sequence[Span]) -> list[Slot]:
+        """One operation on several spans, which may overlap each other."""
+        slots = [Slot(self, span, None) for span in spans]
+        await self._enter(slots)
+        return slots
+
+    async def _enter(self, slots: list[Slot]) -> None:
+        before = [other for other in self.slots if any(slot.conflicts(other) for slot in slots)]
+        self.slots += slots
         try:
             for other in before:
                 await other.wait_left()
         except BaseException:
-            slot.leave()
+            for slot in slots:
+                slot.leave()
             raise
-        return slot

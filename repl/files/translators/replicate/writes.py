@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from repl.files.translator import Translator
-from repl.files.translators.replicate.base import errors_of, good_of, mask_of, telling_error
+from repl.files.translator import Step, Translator
+from repl.files.translators.replicate.base import Answers, errors_of, good_of, mask_of, telling_error
 from repl.files.translators.replicate.changelog import Kind
 from repl.files.translators.replicate.inodes import FdState
 from repl.files.translators.replicate.order import WHOLE, Span
@@ -28,6 +28,15 @@ from repl.files.values import (
 )
 
 _SYNCED = os.O_SYNC | os.O_DSYNC
+
+
+def _span_of(step: Step) -> Span:
+    offset, size = step.kwargs["offset"], len(step.args[1])
+    return offset, offset + max(size, 1) - 1
+
+
+def _lower_write(state: FdState, step: Step, *, is_empty: bool = False) -> Step:
+    return Step("writev", (state.lower, b"" if is_empty else step.args[1]), step.kwargs)
 
 
 class Writes(Reads):
@@ -73,6 +82,50 @@ class Writes(Reads):
         changed: Changed = await self.settle(tenure, Kind.DATA, answers, pid=caller.pid)
         tenure.size = max(tenure.size, changed.after.size) if tenure.size >= 0 else -1
         return changed
+
+    async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
+        """Several writes of one open file go to each child in one frame."""
+        if len(steps) > 1 and all(step.fop == "writev" and step.args[0] is steps[0].args[0] for step in steps):
+            state = self.fd_state(steps[0].args[0])
+            if not any((step.kwargs.get("flags", 0) | state.flags) & os.O_APPEND for step in steps):
+                return await self._write_several(caller, state, steps)
+        return await super().compound(caller, steps)
+
+    async def _write_several(self, caller: Caller, state: FdState, steps: Sequence[Step]) -> list[Any]:
+        tenure = await self.hold(state.inode, Kind.DATA)
+        try:
+            slots = await tenure.order.enter_several([_span_of(step) for step in steps])
+            try:
+                mask = tenure.active
+                if mask & ~state.opened:
+                    await self.ensure_open(state, mask)
+                tenure.unstable = state
+                lower = [_lower_write(state, step) for step in steps]
+                arbiter = self.subvolumes[-1] if self.arbiters else None
+                empty = [_lower_write(state, step, is_empty=True) for step in steps] if arbiter else lower
+                answers = await self.ask(mask, lambda c: c.compound(caller, empty if c is arbiter else lower))
+                return await self._settle_several(tenure, answers, len(steps), caller)
+            except asyncio.CancelledError:
+                tenure.suspect.add(Kind.DATA)
+                raise
+            finally:
+                for slot in slots:
+                    slot.leave()
+        finally:
+            tenure.unpin()
+
+    async def _settle_several(self, tenure: Tenure, answers: Answers, count: int, caller: Caller) -> list[Any]:
+        """Step by step: a child that failed in one has missed those behind it, too."""
+        results: list[Any] = []
+        for number in range(count):
+            those = {i: a if isinstance(a, OSError) else a[min(number, len(a) - 1)] for i, a in answers.items()}
+            try:
+                changed: Changed = await self.settle(tenure, Kind.DATA, those, pid=caller.pid)
+            except OSError as error:
+                return [*results, error]
+            tenure.size = max(tenure.size, changed.after.size) if tenure.size >= 0 else -1
+            results.append(changed)
+        return results
 
     async def _end_of(self, tenure: Tenure, state: FdState, caller: Caller) -> int:
         if tenure.size < 0:

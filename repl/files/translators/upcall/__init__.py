@@ -17,10 +17,11 @@ import asyncio
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 from repl.files.events import Invalidated
 from repl.files.options import Kind, Option, Options
-from repl.files.translator import Context, Translator
+from repl.files.translator import Context, Step, Translator
 from repl.files.values import (
     NO_GFID,
     Caller,
@@ -272,6 +273,15 @@ class Upcall(Translator):
             return await self.child.writev(caller, fd, data, offset=offset, flags=flags)
         finally:  # a failure may have changed a part
             self._change(caller, fd.gfid, is_data=True)
+
+    async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
+        """Several writes of one file are one change."""
+        if len(steps) > 1 and all(step.fop == "writev" and step.args[0] is steps[0].args[0] for step in steps):
+            try:
+                return await self.child.compound(caller, steps)
+            finally:
+                self._change(caller, steps[0].args[0].gfid, is_data=True)
+        return await super().compound(caller, steps)
 
     async def truncate(self, caller: Caller, target: Target, size: int) -> Changed:
         try:

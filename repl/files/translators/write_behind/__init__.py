@@ -108,11 +108,15 @@ class WriteBehind(Translator):
             queue = self._queues.get(fd.gfid)
             if queue is None:
                 queue = self._queues[fd.gfid] = Queue(fd.gfid)
-            if queue.bytes < self._window and (self._bytes < WRITE_BEHIND_BYTES_MAX or not queue.bytes):
+            if not self._has_room(queue):
+                self._push_now(queue)
+            if self._has_room(queue):
                 return queue
-            self._push_now(queue)
             await queue.wait_change()
             self._raise_error(fd)
+
+    def _has_room(self, queue: Queue) -> bool:
+        return queue.waiting_bytes < self._window and (self._bytes < WRITE_BEHIND_BYTES_MAX or not queue.bytes)
 
     def _push_soon(self, queue: Queue) -> None:
         """After everything that is about to come in this turn of the loop."""
@@ -130,6 +134,7 @@ class WriteBehind(Translator):
             return
         while queue.frames < self._frames and (writes := queue.take()):
             self.context.spawn(self._send(queue, writes), f"{self.name}: writes")
+            queue.wake()  # there is room for others
 
     async def _send(self, queue: Queue, writes: list[Write]) -> None:
         try:
@@ -166,7 +171,7 @@ class WriteBehind(Translator):
                 self._failed(queue, write, answer)
             else:
                 self._done(queue, write)
-        queue.waiting.extendleft(reversed(left))
+        queue.put_back(left)
         queue.finish(writes)
         self._push(queue)
         if queue.is_empty:
@@ -228,7 +233,7 @@ class WriteBehind(Translator):
         await self._wait_done(queue, queue.all())
         if queue.failed:
             again, queue.failed = queue.failed, []
-            queue.waiting.extendleft(reversed(again))
+            queue.put_back(again)
             await self._wait_done(queue, again)
 
     # ---- operations that see data ----

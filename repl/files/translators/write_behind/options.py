@@ -7,7 +7,7 @@ from repl.files.options import Kind, Option
 
 KIB = 1024
 OPTIONS = (
-    Option("cache-size", Kind.SIZE, 1024 * KIB, "bytes of one file that may wait to be written; then its writers wait",
+    Option("cache-size", Kind.SIZE, 1024 * KIB, "bytes of one file that may wait to be sent; then its writers wait",
            minimum=512 * KIB, maximum=1024 * 1024 * KIB, aliases=("window-size",)),
     Option("aggregate-size", Kind.SIZE, 128 * KIB, "adjoining writes are joined up to so many bytes", minimum=0,
            maximum=1024 * KIB),

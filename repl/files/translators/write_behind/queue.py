@@ -67,6 +67,7 @@ class Queue:
         self.running: list[Write] = []
         self.failed: list[Write] = []  # to be tried again
         self.bytes = 0
+        self.waiting_bytes = 0  # not on their way
         self.frames = 0  # on their way
         self.is_push_due = False
         self.is_wanted = False  # somebody waits for all that is here
@@ -76,12 +77,9 @@ class Queue:
     def is_empty(self) -> bool:
         return not self.waiting and not self.running and not self.failed
 
-    @property
-    def waiting_bytes(self) -> int:
-        return sum(write.size for write in self.waiting)
-
     def add(self, write: Write, aggregate_bytes: int) -> None:
         self.bytes += write.size
+        self.waiting_bytes += write.size
         if self.waiting and self.waiting[-1].can_take(write, aggregate_bytes):
             self.waiting[-1].take(write)
         else:
@@ -99,6 +97,7 @@ class Queue:
                 break
             size += write.size
             taken.append(self.waiting.popleft())
+        self.waiting_bytes -= size
         self.running += taken
         self.frames += bool(taken)
         return taken
@@ -113,6 +112,11 @@ class Queue:
     def done(self, write: Write) -> None:
         write.is_done = True
         self.bytes -= write.size
+
+    def put_back(self, writes: list[Write]) -> None:
+        """To be done before what is waiting."""
+        self.waiting.extendleft(reversed(writes))
+        self.waiting_bytes += sum(write.size for write in writes)
 
     # ---- waiting ----
 
