@@ -133,7 +133,7 @@ def test_volume_options_are_set_read_and_reset(alice: Host) -> None:
     assert "cannot be 'x'" in alice.fails("set", "v", "network.ping-timeout", "x")
     assert "is missing" in alice.fails("set", "v", "network.ping-timeout")
     assert json.loads(alice.done("get", "v", "network.ping-timeout", "--json"))["data"] == {"network.ping-timeout": "7"}
-    assert "42" not in alice.done("get", "v", "all")
+    assert len(alice.done("get", "v", "all").splitlines()) > 100
     alice.done("reset", "v", "network.ping-timeout")
     assert "5 (DEFAULT)" in alice.done("get", "v", "network.ping-timeout")
     assert "Option: cluster.quorum-type\n" in alice.done("set", "help")

@@ -13,6 +13,8 @@ from repl.files.translator import FOPS, Step
 from repl.files.translators.delay_gen import DelayGen
 from repl.files.translators.error_gen import ErrorGen
 from repl.files.translators.io_stats import IoStats, Latency
+from repl.files.translators.io_stats import files as file_counts
+from repl.files.translators.io_stats.files import FileCounts
 from repl.files.translators.trace import Trace
 from repl.files.values import ROOT, Caller, Fd, FopError
 from tests.lib.files import ME, at, make, new_gfid
@@ -95,3 +97,14 @@ def test_latency_percentiles_are_upper_bounds() -> None:
 @pytest.mark.parametrize("kind", [ErrorGen, DelayGen, Trace, IoStats])
 def test_every_operation_is_covered(kind: type) -> None:
     assert all(name in kind.__dict__ for name in FOPS)
+
+
+def test_io_stats_keeps_the_files_that_are_used_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_counts, "IO_STATS_FILES_MAX", 8)
+    counts = FileCounts()
+    for number in range(100):
+        counts.add("readv", (Fd(b"busy" * 4),))
+        counts.add("readv", (Fd(number.to_bytes(16, "big")),))
+    counts.add("lookup", ())
+    shown = str(counts.state()["top.read"]).split()
+    assert shown[0] == f"{(b'busy' * 4).hex()}:100" and len(shown) <= 8

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ from repl.files import volfile
 from repl.files.graph import Graph
 from repl.files.heal.main import prune
 from repl.files.translator import Context
+from repl.files.translators.posix.names import handle_path
+from repl.files.values import ROOT_GFID, gfid_text
 from repl.files.volume import graphs, model, settings, store
+from repl.files.volume.brick_paths import path_on_brick
 from repl.files.volume.gluster import read_gluster
 from repl.files.volume.model import Place, Volume
 
@@ -271,3 +275,21 @@ def test_gluster_volume_that_cannot_be_taken_over_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         read_gluster(glusterd(tmp_path, info, names=names), "d1")
+
+
+# ---- paths on bricks ----
+
+
+def test_brick_paths_follow_handles_and_names(tmp_path: Path) -> None:
+    directory, file, lost = (bytes([k]) * 16 for k in (0xA1, 0xA2, 0xA3))
+    handle = tmp_path / handle_path(directory)
+    handle.parent.mkdir(parents=True)
+    handle.symlink_to(f"../../00/00/{gfid_text(ROOT_GFID)}/folder")
+    other = tmp_path / handle_path(file)
+    other.parent.mkdir(parents=True)
+    other.touch()
+    os.setxattr(other, "trusted.gfid2path.0123456789abcdef", f"{gfid_text(directory)}/name".encode())
+    assert path_on_brick(tmp_path, ROOT_GFID) == "/"
+    assert path_on_brick(tmp_path, directory) == "/folder"
+    assert path_on_brick(tmp_path, file) == "/folder/name"
+    assert path_on_brick(tmp_path, lost) == f"<gfid:{gfid_text(lost)}>"

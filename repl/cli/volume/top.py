@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from repl.cli import output
@@ -11,9 +12,11 @@ from repl.cli.volume import dumps, processes
 from repl.cli.volume.context import Volumes
 from repl.cli.volume.words import Words, command
 from repl.errors import RequestRefused, UsageError
+from repl.files.volume.brick_paths import path_on_brick
 from repl.files.volume.model import Brick, Volume
 
 PROFILE_KEYS = ("diagnostics.latency-measurement", "diagnostics.count-fop-hits")
+LIST_COUNT = 100
 _LATENCY = re.compile(r"mean (\d+) least (\d+) p50 (\d+) p99 (\d+) most (\d+)")
 
 
@@ -94,4 +97,46 @@ def _row(cells: tuple[Any, ...]) -> str:
     return " ".join(str(cell).rjust(10) for cell in cells[:-1]) + "  " + str(cells[-1])
 
 
-COMMANDS = (profile,)
+# ---- files ----
+
+
+@command("top", "NAME open|read|write|opendir|readdir [brick HOST:/DIR] [list-cnt N]")
+def top(volumes: Volumes, words: Words) -> None:
+    """The files that are opened, read, written most; counted from "profile NAME start" on."""
+    name = words.next("the volume's name")
+    what = words.take("open", "read", "write", "opendir", "readdir")
+    if not what:
+        raise words.wrong("open, read, write, opendir or readdir is expected.")
+    place, count = None, LIST_COUNT
+    while word := words.take("brick", "list-cnt", "nfs"):
+        if word == "brick":
+            place = words.place()
+        else:
+            count = words.number("the number of files")
+    words.end()
+    volume = volumes.load(name)
+    volumes.need_started(volume)
+    if volume.options.get(PROFILE_KEYS[1]) != "on":
+        raise UsageError(f"{name}: failed: nothing is counted.", advice=f'"replctl volume profile {name} start" first.')
+    bricks = [brick for brick in _running(volumes, volume) if place in (None, brick.place)]
+    found = {str(brick): _top(_stats(volumes, volume, brick), brick, what, count) for brick in bricks}
+    if volumes.session.is_json:
+        output.print_json({"ok": True, "data": found})
+        return
+    for brick_name, rows in found.items():
+        output.print_line(f"Brick: {brick_name}")
+        if rows:
+            output.print_line("Count\t\tfilename\n=======================")
+        for row in rows:
+            output.print_line(f"{row['count']}\t\t{row['file']}")
+
+
+def _top(stats: dict[str, str], brick: Brick, what: str, count: int) -> list[dict[str, Any]]:
+    rows = []
+    for word in stats.get(f"top.{what}", "").split()[:count]:
+        gfid, _, number = word.partition(":")
+        rows.append({"count": int(number), "file": path_on_brick(Path(brick.path), bytes.fromhex(gfid))})
+    return rows
+
+
+COMMANDS = (profile, top)
