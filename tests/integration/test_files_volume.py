@@ -67,10 +67,13 @@ class Host:
         return {brick["brick"]: brick["pid"] for brick in self.ask("status", "v")[0]["bricks"]}
 
     def kill(self, number: int) -> None:
-        pid = self.pids()[self.place(number)]
-        assert pid
-        os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: self.pids()[self.place(number)] is None, 10, "the end of the brick")
+        def pid() -> int | None:
+            return next(pid for name, pid in self.pids().items() if name.endswith(f":{self.brick(number)}"))
+
+        running = pid()
+        assert running
+        os.kill(running, signal.SIGKILL)
+        wait_for(lambda: pid() is None, 10, "the end of the brick")
 
     def wait_task(self, *words: str) -> dict[str, Any]:
         last: dict[str, Any] = {}
