@@ -23,7 +23,10 @@ def start(volumes: Volumes, words: Words) -> None:
             raise UsageError(f"{name}: failed: Volume {name} already started.",
                              advice=f'"replctl volume start {name} force" starts what does not run.')  # fmt: skip
         volumes.save(volume)  # volfiles of an older version are written anew
-        started = processes.start_all(volumes, volume)
+        if is_forced:
+            volume.status = Status.STARTED
+            volumes.save(volume)
+        started = processes.start_all(volumes, volume, is_all_or_nothing=not is_forced)
         volume.status = Status.STARTED
         volumes.save(volume)
     if volumes.session.is_json:

@@ -176,24 +176,27 @@ def wants_heals(volumes: Volumes, volume: Volume) -> bool:
     return volume.replica > 1 and bool(volumes.own_bricks(volume))
 
 
-def start_all(volumes: Volumes, volume: Volume) -> list[str]:
+def start_all(volumes: Volumes, volume: Volume, *, is_all_or_nothing: bool = False) -> list[str]:
     """Whatever of the volume should run here and does not; answers what was started.  Bricks that cannot start do not
-    keep the others from it."""
-    started, errors = [], []
+    keep the others from it, unless it is to be all or nothing.  Raises what kept one from it, afterwards."""
+    started: list[Daemon] = []
+    errors: list[ReplError] = []
     daemons = [brick_daemon(volumes, volume, brick) for brick in volumes.own_bricks(volume)]
     if wants_heals(volumes, volume):
         daemons.append(heal_daemon(volumes, volume))
     for daemon in daemons:
         try:
             if daemon.start():
-                started.append(daemon.what)
+                started.append(daemon)
         except ReplError as error:
             errors.append(error)
     if errors:
+        for daemon in started if is_all_or_nothing else ():
+            daemon.stop()
         first = errors[0]
         first.message = "\n  ".join(error.message for error in errors)
         raise first
-    return started
+    return [daemon.what for daemon in started]
 
 
 def stop_all(volumes: Volumes, volume: Volume, *, is_killed: bool = False) -> None:

@@ -94,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             guardian.dismiss()
     except ReplError as error:
-        log.error("%s", error)
+        if logging.getLogger().handlers:
+            log.error("%s", error)
         background.failed(f"repl-mount: {error}", error.exit_status)
         return error.exit_status
     except Exception as error:
