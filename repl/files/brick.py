@@ -181,6 +181,7 @@ def _set_up_logging(given: argparse.Namespace) -> None:
 
 
 def _serve(given: argparse.Namespace, background: process.Background) -> None:
+    process.keep_memory()
     _set_up_logging(given)
     pid_file = process.PidFile(given.pid_file) if given.pid_file else None
 

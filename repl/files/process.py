@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import fcntl
 import logging
 import os
@@ -23,6 +24,7 @@ from repl.files.graph import Graph
 log = logging.getLogger(__name__)
 
 WATCH_INTERVAL_S = 1.0
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -33,6 +35,15 @@ def run_directory() -> Path:
     if os.geteuid() == 0:
         return Path("/run/repl")
     return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/repl-{os.getuid()}") / "repl"
+
+
+def keep_memory() -> None:
+    """Let the C library keep what is freed, up to a limit: payloads come and go in pieces of a megabyte, and new memory
+    costs a page fault for each 4 KiB of them."""
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 32 * 1024 * 1024)
+        mallopt(_M_TRIM_THRESHOLD, 64 * 1024 * 1024)
 
 
 def set_up_logging(level: str, path: str = "") -> None:

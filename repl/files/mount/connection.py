@@ -173,7 +173,7 @@ class Connection:
             task.cancel()
 
     def _init(self, unique: int, body: bytes | memoryview) -> None:
-        major, minor, readahead, low, high = wire.INIT_IN.unpack_from(body)
+        major, minor, _, low, high = wire.INIT_IN.unpack_from(body)
         if major != wire.KERNEL_MAJOR or minor < wire.KERNEL_MINOR_MIN:
             needed = f"{wire.KERNEL_MAJOR}.{wire.KERNEL_MINOR_MIN} (Linux 5.4)"
             self._failed = ConfigError(f"the kernel speaks FUSE {major}.{minor}; at least {needed} is needed.")
@@ -183,9 +183,9 @@ class Connection:
         offered = Init(low | (high << 32 if low & Init.INIT_EXT else 0))
         self.agreed = agreed = offered & (_WANTED | self._extra)
         self.answer(unique, wire.INIT_OUT.pack(
-            wire.KERNEL_MAJOR, min(minor, wire.KERNEL_MINOR), max(readahead, 0), agreed & 0xFFFFFFFF, self._background,
-            self._background * 3 // 4, MOUNT_TRANSFER_BYTES_MAX, 1, MOUNT_TRANSFER_BYTES_MAX // PAGE_BYTES, 0,
-            agreed >> 32,
+            wire.KERNEL_MAJOR, min(minor, wire.KERNEL_MINOR), MOUNT_TRANSFER_BYTES_MAX, agreed & 0xFFFFFFFF,
+            self._background, self._background * 3 // 4, MOUNT_TRANSFER_BYTES_MAX, 1,
+            MOUNT_TRANSFER_BYTES_MAX // PAGE_BYTES, 0, agreed >> 32,
         ))  # fmt: skip
 
     # ---- answers ----

@@ -51,6 +51,12 @@ def mounted_id(path: str) -> str:
     return found
 
 
+def set_read_ahead(path: str, size_bytes: int) -> None:
+    """How far the kernel reads on by itself, where it lets us say so (root, a writable /sys)."""
+    with contextlib.suppress(OSError):
+        Path(f"/sys/class/bdi/{mounted_id(path)}/read_ahead_kb").write_text(str(size_bytes // 1024))
+
+
 def prepare(path: str) -> str:
     """The absolute directory to mount on; a dead mount left on it is taken away.  Raises ``ReplError``."""
     path = os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(path))), os.path.basename(path.rstrip("/")))

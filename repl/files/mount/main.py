@@ -88,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not given.no_daemon:
             background.detach()
         guardian = device.Guardian()
+        process.keep_memory()
         process.set_up_logging(options.log_level, options.log_file or _usual_log(given))
         try:
             _run(given, path, options, guardian, background)

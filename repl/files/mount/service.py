@@ -27,6 +27,7 @@ from repl.files.mount.options import ParsedOptions
 from repl.files.mount.reload import switch_graph
 from repl.files.translator import Context
 from repl.files.values import ROOT, Caller
+from repl.limits import MOUNT_TRANSFER_BYTES_MAX
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class MountService:
         self._filesystem = Filesystem(self._graph.top, self._graph.context, self._options.mount)
         fd = device.mount(self._path, self._source, self._options.kernel)
         self._guardian.watch(self._path)
+        device.set_read_ahead(self._path, MOUNT_TRANSFER_BYTES_MAX)
         connection = self._filesystem.attach(fd)
         watch = process.VolfileWatch(self._volfile_path, self._reload_soon)
         self._handle_signals()

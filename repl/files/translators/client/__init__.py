@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 RECONNECT_S_MIN = 0.1
 RELEASE_S = 0.002
-RECONNECT_S_MAX = 3.0
+RECONNECT_S_MAX = 1.0
 SETTLED_S = 5.0  # a link that lived for so long was a good one
 
 

@@ -4,7 +4,8 @@
 There is one event loop and no pool of threads here (storage/posix has its own for what blocks): ``thread-count`` is
 the number of operations that are passed on at a time.  What comes above it waits in four queues, by priority; within
 one, clients take turns, so that one with a thousand writes does not hold up another with one.  Priorities: high for
-names and attributes, normal for changes of names, low for data, least for heals and rebalances.
+names and attributes, normal for changes of names, low for data, least for heals and rebalances (but for their syncs,
+which wait for the disk and take nothing from others).
 Locks never wait here: an unlock behind a full queue of operations that wait for it would be a deadlock.
 """
 
@@ -86,7 +87,7 @@ def _fop(name: str) -> Callable[..., Any]:
     usual = PRIORITIES.get(name, Priority.NORMAL)
 
     async def fop(self: IoThreads, caller: Caller, *args: Any, **kwargs: Any) -> Any:
-        priority = Priority.LEAST if self._is_least(caller) else usual
+        priority = Priority.LEAST if self._is_least(caller) and name != "fsync" else usual
         await self.begin(priority, caller)
         try:
             return await getattr(self.child, name)(caller, *args, **kwargs)
@@ -170,22 +171,40 @@ class IoThreads(Translator):
         waits = [_waits(step) for step in steps]
         lead = waits.index(False) if False in waits else len(steps)
         results = await self.child.compound(caller, steps[:lead]) if lead else []
-        if results and isinstance(results[-1], OSError):
-            for late in steps[lead:]:
-                if late.fop == "release":
-                    await self.release(*late.args)
-            return results
         rest = steps[lead:]
+        if await self._is_over(results, rest):
+            return results
         if not rest:
             return results
         if any(waits[lead:]) or all(step.fop in LOCKS or step.fop == "release" for step in rest):
             return results + await self.child.compound(caller, rest)
-        priority = Priority.LEAST if self._is_least(caller) else _priority(rest)
+        if not self._is_least(caller):
+            return results + await self._placed(_priority(rest), caller, rest)
+        # The place of the least is one for all: nobody keeps it while he waits for the disk.
+        while rest:
+            is_sync = rest[0].fop == "fsync"
+            count = next((i for i, step in enumerate(rest) if (step.fop == "fsync") is not is_sync), len(rest))
+            part, rest = rest[:count], rest[count:]
+            results += await self._placed(Priority.LOW if is_sync else Priority.LEAST, caller, part)
+            if await self._is_over(results, rest):
+                break
+        return results
+
+    async def _placed(self, priority: Priority, caller: Caller, steps: Sequence[Step]) -> list[Any]:
         await self.begin(priority, caller)
         try:
-            return results + await self.child.compound(caller, rest)
+            return await self.child.compound(caller, steps)
         finally:
             self.end(priority)
+
+    async def _is_over(self, results: list[Any], rest: Sequence[Step]) -> bool:
+        """An error has ended it: of the rest only releases are done."""
+        if not results or not isinstance(results[-1], OSError):
+            return False
+        for late in rest:
+            if late.fop == "release":
+                await self.release(*late.args)
+        return True
 
     def client_gone(self, client: str) -> None:
         if self.options["cleanup-disconnected-reqs"]:
