@@ -22,7 +22,7 @@ from repl.errors import ProtocolError
 from repl.files.rpc import packing as pk
 from repl.files.translator import Step
 from repl.files.values import Caller, Fd, FopError, Loc, LockCommand, LockType, Read, SyncKind, XattrOp
-from repl.limits import RPC_COMPOUND_STEPS_MAX
+from repl.limits import RPC_COMPOUND_STEPS_MAX, RPC_PAYLOAD_BYTES_MAX
 
 I64_FIRST, U64_LAST = -(1 << 63), (1 << 64) - 1
 WANT_MAX = 256
@@ -172,6 +172,7 @@ ENTRIES = _plain(pk.pack_entries, pk.unpack_entries)
 READ = Shape(_pack_read, _unpack_read)
 
 REQUIRED = object()
+_READS = {"readv": "size", "rchecksum": "length"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +199,8 @@ class Operation:
     keywords: tuple[str, ...] = field(init=False)
     file_index: int | None = field(init=False)  # where an open file can stand among the arguments
     has_effect_here: bool = field(init=False)  # it changes what the client keeps about open files
+    read_index: int | None = field(init=False)  # where it says how much is to be read
+    offset_index: int | None = field(init=False)  # where it says from which byte on
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -207,6 +210,9 @@ class Operation:
         put(self, "positional", len(self.arguments) - len(self.keywords))
         files = [index for index, a in enumerate(self.arguments) if a.shape in (TARGET, FD, NEW_FD)]
         put(self, "file_index", files[0] if files else None)
+        names = [a.name for a in self.arguments]
+        put(self, "read_index", names.index(_READS[self.name]) if self.name in _READS else None)
+        put(self, "offset_index", names.index("offset") if self.name in ("writev", *_READS) else None)
         put(self, "has_effect_here", self.name in ("create", "open", "opendir", "release", "lk", "flush"))
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -302,6 +308,20 @@ def is_lock_wait(operation: Operation, values: Sequence[Any]) -> bool:
     return name == "entrylk" and values[3] is LockCommand.WAIT and values[4] is not LockType.UNLOCK
 
 
+def check_ranges(plan: Plan) -> None:
+    """What a call reads has to fit into an answer, or a client could take all memory; an offset below zero means the
+    file's position to some system calls.  Raises ``FopError`` EINVAL."""
+    total = 0
+    for operation, values in plan:
+        if operation.offset_index is not None and values[operation.offset_index] < 0:
+            raise FopError(22, f"{operation.name} at {values[operation.offset_index]}")
+        if operation.read_index is not None:
+            size = values[operation.read_index]
+            total += size
+            if size < 0 or total > RPC_PAYLOAD_BYTES_MAX:
+                raise FopError(22, f"{operation.name} of {size} bytes: {RPC_PAYLOAD_BYTES_MAX} at most")
+
+
 def unlock_of(operation: Operation, values: Sequence[Any]) -> list[Any] | None:
     """The arguments that undo a lock, None if the call takes none."""
     undone = list(values)
@@ -362,6 +382,8 @@ def decode_call(body: memoryview | bytes, receiver: Receiver, callers: Mapping[i
                 raise ProtocolError("release is a step of a compound or a frame of its own.")
             plan = [(operation, operation.unpack_arguments(raw, receiver))]
         else:
+            if len(raw) > RPC_COMPOUND_STEPS_MAX:
+                raise ProtocolError(f"a compound of {len(raw)} steps.")
             plan = [_decode_step(pk.is_int(number, 0, 0), step, receiver) for step in raw]
         receiver.finish()
     except DECODE_ERRORS as error:

@@ -24,6 +24,7 @@ from repl.files.rpc.frames import Kind
 from repl.files.rpc.tls import tls_context
 from repl.files.translator import ANY_NUMBER, Context, Translator
 from repl.files.translators.server.auth import Access, Client
+from repl.files.translators.server.door import Doors
 from repl.files.translators.server.identity import Identity
 from repl.files.translators.server.listening import open_sockets, place_of, tune
 from repl.files.translators.server.options import OPTIONS
@@ -48,7 +49,8 @@ class Server(Translator):
                 volume.parents.append(self)
         self._down: dict[Translator, str] = {}  # volumes that answer nothing but ENOTCONN, and why
         self._apply(options)
-        self._tls = tls_context(options, is_server=True)
+        tls = tls_context(options, is_server=True)
+        self._doors = Doors(name, tls, self._accept, self._refusal) if tls is not None else None
         self._sockets: list[socket.socket] = []
         self._servers: list[asyncio.Server] = []
         self._sessions: set[Session] = set()
@@ -72,7 +74,8 @@ class Server(Translator):
         loop = asyncio.get_running_loop()
         for opened in self._sockets:
             make = loop.create_unix_server if opened.family == socket.AF_UNIX else loop.create_server
-            self._servers.append(await make(self._accept, sock=opened, ssl=self._tls))
+            accept = self._doors.make if self._doors is not None else self._accept
+            self._servers.append(await make(accept, sock=opened))
             log.info("volume '%s': listening on %s", self.name, _text_of(opened))
 
     def _accept(self) -> Connection:
@@ -103,6 +106,8 @@ class Server(Translator):
                     os.unlink(opened.getsockname())
         for server in self._servers:
             server.close()
+        if self._doors is not None:
+            self._doors.close()
         for opened in self._sockets:
             opened.close()
         self._servers, self._sockets = [], []
@@ -119,12 +124,17 @@ class Server(Translator):
         connected = session.connection.socket
         if connected is not None:
             tune(connected, self.options)
-        if len(self._sessions) >= RPC_CLIENTS_MAX:
+        refusal = self._refusal(client)
+        if not refusal:
+            self._sessions.add(session)
+        return refusal
+
+    def _refusal(self, client: Client) -> str:
+        """What can be said as soon as it has connected."""
+        handshakes = len(self._doors.waiting) if self._doors is not None else 0
+        if len(self._sessions) + handshakes >= RPC_CLIENTS_MAX:
             return f"{RPC_CLIENTS_MAX} clients are connected"
-        if not self.rules.may_speak(client):
-            return "no auth option names its address"
-        self._sessions.add(session)
-        return ""
+        return "" if self.rules.may_speak(client) else "no auth option names its address"
 
     def find_volume(self, name: str) -> Translator | None:
         return self._volumes.get(name)

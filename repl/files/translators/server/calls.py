@@ -98,6 +98,7 @@ class Calls:
         receiver = Receiver(frame.payload, is_lasting=frame.is_lasting, open_file=open_file, new_file=new_file)
         try:
             call = ops.decode_call(frame.body, receiver, callers)
+            ops.check_ranges(call.plan)
             work = Work(call_id, call, used, added, len(frame.payload))
             if work.waits:
                 self._admit_wait(work)
@@ -172,6 +173,8 @@ class Calls:
                 return
             number = errno.ENOTCONN if self.is_frozen else errno.EINTR
             body = ops.encode_error(FopError(number, "given up"))
+        except OverflowError as error:
+            body = ops.encode_error(FopError(errno.EINVAL, str(error)))  # a number that the system has no room for
         except Exception as error:
             log.exception("volume '%s': %s failed", self.name, [op.name for op, _ in work.call.plan])
             body = ops.encode_error(FopError(errno.EIO, f"internal error: {error!r}"))
