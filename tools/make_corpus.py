@@ -22,6 +22,10 @@ sys.path.insert(0, str(ROOT))
 import msgpack  # noqa: E402
 
 from repl.drbd.packets import META_PACKETS, Packet  # noqa: E402
+from repl.files.rpc import frames as rpc_frames  # noqa: E402
+from repl.files.rpc import handshake as rpc_handshake  # noqa: E402
+from repl.files.rpc import operations as rpc  # noqa: E402
+from repl.files.rpc.frames import Kind  # noqa: E402
 from tests.fuzz.fake_node import PACKETS  # noqa: E402
 from tests.fuzz.images import bases  # noqa: E402
 from tests.wire.vector_files import (  # noqa: E402
@@ -266,6 +270,46 @@ def records() -> Iterator[bytes]:
     yield b'{"format": "repl-undo-1", "resource": "r0", "volume": 0, "size_bytes": 524288, "generation": "1:2:3:4"}'
 
 
+def rpc_streams() -> Iterator[bytes]:
+    """Frames of each kind, calls of each operation with plausible arguments, answers to each."""
+    gfid, loc = bytes(range(16)), bytes(16) + bytes(15) + b"\1" + b"\0\1a" + b"/a"
+    iatt = bytes(16) + struct.pack(">IIIIQQQIqqq", 0o100644, 1, 0, 0, 0, 5, 8, 4096, 1, 2, 3)
+    looked = [iatt, None, {b"user.a": b"b"}]
+    samples = {
+        rpc.LOC: loc, rpc.TARGET: 1, rpc.FD: 1, rpc.INT: 5, rpc.BOOL: False, rpc.BYTES: b"x",
+        rpc.TEXT: "domain", rpc.GFID: gfid, rpc.XATTRS: {b"user.a": b"b"}, rpc.WANT: [b"user.a"],
+        rpc.SETATTR: struct.pack(">BIIIqqq", 63, 1, 2, 3, 4, 5, 6), rpc.DATA: 5,
+        rpc.LOCK: struct.pack(">BBQQi", 1, 0, 0, 9, 1), rpc.COMMAND: 1, rpc.LOCK_TYPE: 1, rpc.XATTR_OP: 1,
+        rpc.SYNC: 1, rpc.NONE: None, rpc.LOOKED: looked, rpc.CHANGED: [iatt, iatt, {}],
+        rpc.STATVFS: struct.pack(">IQQQQQQII", 4096, 9, 8, 7, 6, 5, 4, 255, 0),
+        rpc.ENTRIES: [[struct.pack(">q16sI", 1, gfid, 0o100000), b"a", iatt, None]], rpc.READ: [5, iatt],
+    }  # fmt: skip
+    hello = rpc_handshake.encode_hello(rpc_handshake.Hello("brick", "x", bytes(16)))
+    welcome = rpc_handshake.encode_welcome(rpc_handshake.Welcome(1, "brick"))
+    plain = [
+        (Kind.HELLO, hello), (Kind.WELCOME, welcome), (Kind.REFUSED, msgpack.packb([13, "no"])),
+        (Kind.CALLER, msgpack.packb([0, 0, [0], 1, "c", b"o", False])), (Kind.ERROR, msgpack.packb([2, "d"])),
+        (Kind.RELEASE, msgpack.packb([1, 2])), (Kind.GONE, msgpack.packb("c")), (Kind.PING, b""),
+        (Kind.EVENT, msgpack.packb([1, gfid, iatt, [b"a"], True, False, ["c"]])),
+        (Kind.EVENT, msgpack.packb([2, "d", gfid, None, True, "c"])), (Kind.EVENT, msgpack.packb([3, True])),
+    ]  # fmt: skip
+    yield b"\xff\0" + b"".join(rpc_frames.encode(kind, 1, body) for kind, body in plain)
+    steps = []
+    for index, operation in enumerate(rpc.BY_NUMBER.values()):
+        samples[rpc.NEW_FD] = struct.pack(">Q16sIB", 100 + index, gfid, 2, 0)
+        arguments = [samples.get(a.shape) for a in operation.arguments]
+        steps.append([operation.number, *arguments])
+        size = 5 if rpc.DATA in [a.shape for a in operation.arguments] else 0
+        call = rpc_frames.encode(Kind.CALL, 1, msgpack.packb([operation.number, 1, *arguments]), size) + b"hello"[:size]
+        answer = msgpack.packb(samples.get(operation.result))
+        size = 5 if operation.result is rpc.READ else 0
+        back = rpc_frames.encode(Kind.ANSWER, 1, answer, size) + b"hello"[:size]
+        several = msgpack.packb([[samples.get(operation.result)], None])
+        many = rpc_frames.encode(Kind.ANSWER, (1 << 31) + 1, several, size)
+        yield bytes((3, index)) + call + back + many + b"hello"[:size]
+    yield b"\xff\0" + rpc_frames.encode(Kind.CALL, 1, msgpack.packb([0, 1, *steps]), 5) + b"hello"
+
+
 def attaches() -> Iterator[bytes]:
     for number in range(len(bases())):
         yield bytes((number, 3))
@@ -293,6 +337,7 @@ def seeds() -> Iterator[tuple[str, bytes]]:
         ("py_attach", attaches()),
         ("py_nbd_client", servers()),
         ("py_records", records()),
+        ("py_files_rpc", rpc_streams()),
     ):
         for seed in made:
             yield name, seed

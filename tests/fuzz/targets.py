@@ -32,6 +32,7 @@ from repl.node.disk import DiskPlace
 from repl.node.moved import at_last_size
 from tests.fuzz.fake_node import fuzz_session
 from tests.fuzz.fake_server import ScriptedSocket, client_of
+from tests.fuzz.files_rpc import fuzz_files_rpc
 from tests.fuzz.images import MemoryFile, fuzz_attach
 
 Target = Callable[[bytes], None]
@@ -315,4 +316,5 @@ TARGETS: dict[str, Target] = {
     "py_control": fuzz_control,
     "py_nbd_client": fuzz_nbd_client,
     "py_records": fuzz_records,
+    "py_files_rpc": fuzz_files_rpc,
 }
