@@ -7,6 +7,7 @@ those of operations that failed since.
 
 from __future__ import annotations
 
+import datetime
 import os
 import random
 import threading
@@ -26,7 +27,7 @@ class Writer:
         self.root, self.name = root, name
         self.is_synced = is_synced
         self.acknowledged = 0
-        self.failures = 0
+        self.errors: list[str] = []  # what failed, and when
         self._chance = random.Random(name)
         self._files: dict[str, Possible] = {}
         self._blocks: list[set[bytes]] = [{bytes(BLOCK_BYTES)} for _ in range(BLOCKS)]
@@ -73,8 +74,9 @@ class Writer:
         try:
             work()
             self.acknowledged += 1
-        except OSError:
-            self.failures += 1
+        except OSError as error:
+            when = datetime.datetime.now().isoformat(sep=" ", timespec="milliseconds")
+            self.errors.append(f"{when} {self.name} {work.__name__} {self._count}: {error}")
             self._stopped.wait(0.05)  # not to spin while nothing can be written
 
     # ---- what is done ----
