@@ -8,12 +8,13 @@ process, then the clients' volfile.  The same command is run on every host of th
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import click
 
 from repl.cli import output
-from repl.cli.volume import processes, rebalance
+from repl.cli.volume import dumps, processes, rebalance
 from repl.cli.volume.context import Volumes, claim
 from repl.cli.volume.create import take_replica
 from repl.cli.volume.heal_link import ask
@@ -21,8 +22,10 @@ from repl.cli.volume.look import answers
 from repl.cli.volume.words import Words, command, confirm
 from repl.errors import ReplError, RequestRefused, UsageError
 from repl.files.rebalance.progress import State
-from repl.files.volume.accuse import accuse
 from repl.files.volume.model import Brick, BrickSet, Place, Status, Volume
+
+CLIENTS_TIMEOUT_S = 15.0
+POLL_S = 0.2
 
 
 @command("add-brick", "NAME [replica N [arbiter 1]] HOST:/DIR... [force]")
@@ -70,6 +73,8 @@ def _take_in(volumes: Volumes, volume: Volume, bricks: Sequence[Brick]) -> None:
         volumes.save(volume)
         return
     if own:
+        from repl.files.volume.accuse import accuse  # loaded when needed: it brings all of replicate with it
+
         asyncio.run(accuse(volume, own))
     volumes.save_bricks(volume)
     for brick in own:
@@ -198,9 +203,25 @@ def _drop(volumes: Volumes, name: str, sets: Sequence[BrickSet]) -> None:
 
 
 def _stop_bricks(volumes: Volumes, volume: Volume, bricks: Sequence[Brick]) -> None:
+    """Once nobody uses them any more: clients need some seconds to take their new graph."""
+    deadline = time.monotonic() + CLIENTS_TIMEOUT_S
     for brick in bricks:
-        processes.brick_daemon(volumes, volume, brick).stop()
+        daemon = processes.brick_daemon(volumes, volume, brick)
+        while (clients := _clients_of(daemon)) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        if clients:
+            output.print_note(f"{brick}: clients that do not know of its end yet: {', '.join(clients)}")
+        daemon.stop()
         volumes.store.remove_file(volume.name, volumes.brick_file(brick))
+
+
+def _clients_of(daemon: processes.Daemon) -> list[str]:
+    """Nobody, if it cannot be asked."""
+    try:
+        found = dumps.find(dumps.dump(daemon), "protocol/server")
+    except ReplError:
+        return []
+    return [found.get(f"client[{number}]", "?") for number in range(int(found.get("clients", "0")))]
 
 
 def _remove_copies(volumes: Volumes, volume: Volume, replica: int, places: Sequence[Place], verb: str) -> None:

@@ -19,12 +19,6 @@ from repl.cli.volume import processes
 from repl.cli.volume.context import Volumes
 from repl.clock import wall_ns
 from repl.errors import RequestRefused, WaitTimedOut
-from repl.files import volfile
-from repl.files.graph import Graph
-from repl.files.heal.control import answer
-from repl.files.heal.daemon import HealDaemon
-from repl.files.heal.main import prune
-from repl.files.translator import Context
 from repl.files.volume.model import Volume
 
 ANSWER_TIMEOUT_S = 600.0
@@ -108,6 +102,14 @@ def ask(volumes: Volumes, volume: Volume, **request: object) -> Any:
 
 
 async def _ask_alone(path: Path, request: dict[str, object]) -> dict[str, Any]:
+    # Loaded when needed: other commands start in half the time without.
+    from repl.files import volfile
+    from repl.files.graph import Graph
+    from repl.files.heal.control import answer
+    from repl.files.heal.daemon import HealDaemon
+    from repl.files.heal.main import prune
+    from repl.files.translator import Context
+
     chance = random.Random()
     name = f"replctl-{socket.gethostname()}-{chance.randbytes(6).hex()}"
     graph = Graph(prune(volfile.load(path)), Context(socket.gethostname(), name, chance, wall_ns))

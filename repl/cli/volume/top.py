@@ -12,7 +12,6 @@ from repl.cli.volume import dumps, processes
 from repl.cli.volume.context import Volumes
 from repl.cli.volume.words import Words, command
 from repl.errors import RequestRefused, UsageError
-from repl.files.volume.brick_paths import path_on_brick
 from repl.files.volume.model import Brick, Volume
 
 PROFILE_KEYS = ("diagnostics.latency-measurement", "diagnostics.count-fop-hits")
@@ -132,6 +131,8 @@ def top(volumes: Volumes, words: Words) -> None:
 
 
 def _top(stats: dict[str, str], brick: Brick, what: str, count: int) -> list[dict[str, Any]]:
+    from repl.files.volume.brick_paths import path_on_brick
+
     rows = []
     for word in stats.get(f"top.{what}", "").split()[:count]:
         gfid, _, number = word.partition(":")

@@ -48,6 +48,7 @@ class MountService:
         self._client = f"{socket.gethostname()}-{os.getpid()}-{self._random.randbytes(6).hex()}"
         self._reloading = asyncio.Lock()
         self._ending = asyncio.Event()
+        self._is_over = False  # unmounted: nobody needs another graph
         self._graph: Graph
         self._filesystem: Filesystem
         self._tasks: set[asyncio.Task[None]] = set()
@@ -76,7 +77,7 @@ class MountService:
                 await graph.top.lookup(Caller(client=self._client), ROOT)
                 return
             except OSError as error:
-                if error.errno not in (errno.ENOTCONN, errno.EAGAIN) or loop.time() >= deadline:
+                if error.errno not in (errno.ENOTCONN, errno.EAGAIN) or loop.time() >= deadline or self._is_over:
                     advice = "Are the bricks running, and is nothing between?" if error.errno == errno.ENOTCONN else ""
                     raise ReplError(
                         f"cannot mount: the volume's root cannot be read: {error}.", advice=advice
@@ -102,7 +103,9 @@ class MountService:
                 await self._unmount()
         finally:
             watch.stop()
-            await self._filesystem.detach()
+            self._is_over = True
+            async with self._reloading:
+                await self._filesystem.detach()
             os.close(fd)
             log.info("unmounted %s", self._path)
 
@@ -135,6 +138,8 @@ class MountService:
 
     async def _reload(self) -> None:
         async with self._reloading:
+            if self._is_over:
+                return
             try:
                 found = volfile.load(self._volfile_path)
                 if self._graph.same_shape(found):
@@ -150,6 +155,9 @@ class MountService:
                 await self._wait_for_root(graph)
             except ReplError as error:
                 log.error("the changed volfile is not used: %s", error)
+                await graph.stop()
+                return
+            if self._is_over:
                 await graph.stop()
                 return
             before, self._graph = self._graph, graph
