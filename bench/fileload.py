@@ -67,6 +67,7 @@ class Load:
         self.root = volume.path / f"round{number}"
         self.samples: dict[str, FileSample] = {}
         self._data = os.urandom(SMALL)
+        self.root.mkdir()
 
     def small_files(self) -> Iterator[Path]:
         for number in range(self.sizes.files):
@@ -86,16 +87,13 @@ class Load:
         drop_caches()
         os.listdir(self.root)  # the mount has connected and knows the root
 
-    def run(self, wanted: Callable[[str], bool]) -> None:
-        self.root.mkdir()
-        steps: list[tuple[str, Callable[[], None]]] = [
-            ("create", self.create), ("stat cold", self.stat), ("read cold", self.read), ("list cold", self.list),
-            ("unlink", self.unlink), ("write 1 MiB", self.stream), ("randwrite", self.random), ("untar", self.untar),
-            ("heal", self.heal),
-        ]  # fmt: skip
-        for name, step in steps:
-            if wanted(name):
-                step()
+    def steps(self) -> dict[str, Callable[[], None]]:
+        """What there is to do, in its order."""
+        return {
+            "create": self.create, "stat cold": self.stat, "read cold": self.read, "list cold": self.list,
+            "unlink": self.unlink, "write 1 MiB": self.stream, "randwrite": self.random, "untar": self.untar,
+            "heal": self.heal,
+        }  # fmt: skip
 
     # ---- small files ----
 

@@ -3,8 +3,8 @@
 """Measures our 2x2 volume through FUSE next to GlusterFS's and a bare directory, and prints ratios and our goals.
 
 `python -m bench.files [--quick] [--only create,heal] [--contenders ours,gluster] [--rounds N] [--folder DIR]`.
-All volumes are up at the same time; rounds alternate, medians are printed.  Needs root, /dev/fuse and a folder on a
-file system with trusted.* attributes (no tmpfs).
+All volumes are up at the same time and take turns with each step; medians of all rounds are printed.  Needs root,
+/dev/fuse and a folder on a file system with trusted.* attributes (no tmpfs).
 Exit status: 0 measured, 1 something failed (or, with --strict, a goal is short), 2 wrong usage.
 """
 
@@ -68,6 +68,13 @@ class Results:
         return statistics.median(getattr(sample, metric) for sample in found) if found else None
 
 
+def run_step(load: Load, step: str, results: Results) -> None:
+    try:
+        load.steps()[step]()
+    except (BenchError, OSError) as error:
+        results.problems.append(f"{load.volume.name}: {step}: {error!r}")
+
+
 def measure(kinds: list[type[Volume]], settings: argparse.Namespace, results: Results) -> None:
     base = Path(tempfile.mkdtemp(prefix="repl-bench-files-", dir=settings.folder))
     only = set(filter(None, settings.only.split(",")))
@@ -85,14 +92,14 @@ def measure(kinds: list[type[Volume]], settings: argparse.Namespace, results: Re
             volume.start()
             running.append(volume)
         for number in range(settings.rounds):
-            for volume in running:
-                say(f"round {number + 1} of {settings.rounds}: {volume.name}")
-                load = Load(volume, QUICK if settings.quick else Sizes(), number)
-                try:
-                    load.run(lambda name: not only or any(name.startswith(word) for word in only))
-                except (BenchError, OSError) as error:
-                    results.problems.append(f"{volume.name}: {error!r}")
-                results.add(volume.name, load.samples)
+            loads = [Load(volume, QUICK if settings.quick else Sizes(), number) for volume in running]
+            for step in loads[0].steps():
+                if not only or any(step.startswith(word) for word in only):
+                    say(f"round {number + 1} of {settings.rounds}: {step}")
+                    for load in loads:
+                        run_step(load, step, results)
+            for load in loads:
+                results.add(load.volume.name, load.samples)
 
 
 def print_tables(results: Results, names: list[str]) -> bool:

@@ -64,7 +64,7 @@ def test_state_dump_has_a_section_for_each_translator(tmp_path: Path) -> None:
         list(mount.path.iterdir())
         mount.process.signal(signal.SIGUSR1)
         (dump,) = wait_for(lambda: list((tmp_path / "run").glob("repl-mount.*")), what="the dump")
-        wait_for(lambda: "[storage/posix.brick]" in dump.read_text(), what="its sections")
+        wait_for(lambda: "[storage/posix.posix]" in dump.read_text(), what="its sections")
         assert "[performance/io-cache.io-cache]" in dump.read_text()
         assert "[mount]" in dump.read_text() and dump.stat().st_mode & 0o077 == 0
 

@@ -25,6 +25,7 @@ class Waiting:
     owner: Owner
     lock: Lock
     granted: asyncio.Future[None]
+    counts: bool = False
 
 
 def _conflict(owner: Owner, lock: Lock, other: Held) -> bool:
@@ -60,7 +61,7 @@ class LockTable:
             return lock
         if command == LockCommand.TRY:
             raise FopError(errno.EAGAIN, "locked")
-        place = Waiting(owner, lock, asyncio.get_running_loop().create_future())
+        place = Waiting(owner, lock, asyncio.get_running_loop().create_future(), counts)
         self.waiting.append(place)
         try:
             await place.granted
@@ -107,7 +108,7 @@ class LockTable:
                 self.waiting.remove(place)
             elif self.blocker(place.owner, place.lock) is None:
                 self.waiting.remove(place)
-                self._grant(place.owner, place.lock, counts=False)
+                self._grant(place.owner, place.lock, counts=place.counts)
                 place.granted.set_result(None)
 
 

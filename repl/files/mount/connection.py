@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from repl.errors import ConfigError
+from repl.files.eager import Begun
 from repl.files.mount import wire
 from repl.files.mount.wire import Init, Op, Request
 from repl.limits import MOUNT_REQUESTS_MAX, MOUNT_REQUESTS_PER_WAKE_MAX, MOUNT_TRANSFER_BYTES_MAX
@@ -140,9 +141,11 @@ class Connection:
             return
         request = Request(op, unique, nodeid, uid, gid, pid, body)
         is_lock = op == Op.SETLKW
-        task = self._loop.create_task(self._serve(request), name="lock" if is_lock else "request")
-        self._running[unique] = task
         self._waiting_locks += is_lock
+        begun = Begun(self._serve(request))
+        if not begun.is_done:
+            name = "lock" if is_lock else "request"
+            self._running[unique] = self._loop.create_task(begun, name=name)
 
     async def _serve(self, request: Request) -> None:
         unique = request.unique

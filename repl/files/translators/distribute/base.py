@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
 from repl.errors import ConfigError
+from repl.files.eager import Begun
 from repl.files.events import ChildDown, ChildUp, Event, Invalidated, Unwatched
 from repl.files.options import Options
 from repl.files.translator import Context, Translator
@@ -182,16 +183,14 @@ class Base(Translator):
         """The same question to several subvolumes at the same time; all answers."""
         if len(indexes) <= 1:
             return {i: await self._one(i, call) for i in indexes}
-        loop = asyncio.get_running_loop()
-        tasks = [(i, loop.create_task(self._one(i, call))) for i in indexes[1:]]
+        begun = [(i, Begun(self._one(i, call))) for i in indexes]
         answers: Answers = {}
         try:
-            answers[indexes[0]] = await self._one(indexes[0], call)
-            for i, task in tasks:
-                answers[i] = await task
+            for i, one in begun:
+                answers[i] = await one
         except BaseException:
-            for _, task in tasks:
-                task.cancel()
+            for _, one in begun[len(answers) + 1 :]:
+                one.cancel()
             raise
         return answers
 

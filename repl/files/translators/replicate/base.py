@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from repl.errors import ConfigError
+from repl.files.eager import Begun
 from repl.files.options import Options
 from repl.files.translator import ANY_NUMBER, Context, Translator
 from repl.files.translators.replicate.changelog import DIRTY, PREFIX
@@ -154,16 +155,14 @@ class Base(Translator):
         if not mask & (mask - 1):  # one or none
             return {i: await self._one(i, call) for i in bits(mask)}
         indexes = bits(mask)
-        loop = asyncio.get_running_loop()
-        tasks = [(i, loop.create_task(self._one(i, call))) for i in indexes[1:]]
+        begun = [(i, Begun(self._one(i, call))) for i in indexes]
         answers: Answers = {}
         try:
-            answers[indexes[0]] = await self._one(indexes[0], call)
-            for i, task in tasks:
-                answers[i] = await task
+            for i, one in begun:
+                answers[i] = await one
         except BaseException:
-            for _, task in tasks:
-                task.cancel()
+            for _, one in begun[len(answers) + 1 :]:
+                one.cancel()
             raise
         return answers
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from repl.errors import ProtocolError
+from repl.files.eager import Begun
 from repl.files.rpc import operations as ops
 from repl.files.rpc.frames import Frame, Kind
 from repl.files.rpc.operations import Call, Receiver, Sender
@@ -65,6 +66,7 @@ class Calls:
         self._loop = asyncio.get_running_loop()
         self._works: dict[int, Work] = {}
         self._backlog: deque[Work] = deque()
+        self._is_cancelling = False
         self._waiting = 0
         self._waiting_bytes = 0
         self._releases: set[asyncio.Task[None]] = set()
@@ -129,7 +131,10 @@ class Calls:
         if self.is_frozen:
             self._backlog.append(work)
         else:
-            work.task = self._loop.create_task(self._serve(work))
+            # What was given up ends before anything that came behind it begins.
+            call = self._serve(work) if self._is_cancelling else Begun(self._serve(work))
+            if not isinstance(call, Begun) or not call.is_done:
+                work.task = self._loop.create_task(call)
 
     def _forget_number(self, work: Work, fd: Fd) -> None:
         for file in work.used:
@@ -153,6 +158,11 @@ class Calls:
         work = self._works.get(call_id)
         if work is not None and work.waits and not work.call.is_compound and work.task is not None:
             work.task.cancel()
+            self._is_cancelling = True
+            self._loop.call_soon(self._cancelled)
+
+    def _cancelled(self) -> None:
+        self._is_cancelling = False
 
     # ---- working ----
 
