@@ -27,16 +27,17 @@ TIMEOUT_S = 120
 class Host:
     """State and run directory in one folder; everything that runs is gone at the end."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, address: str = "") -> None:
+        """``address``: of one machine among several."""
         self.folder = folder
+        self.address = address or "127.0.0.1"
         self.mount_point = folder / "mnt"
-        self.mount_point.mkdir()
-        self.env = {**os.environ, "REPL_RUN_DIR": str(folder / "r")}
-        for name in ("REPL_STATE_DIR", "REPL_NODE"):
-            self.env.pop(name, None)
+        self.mount_point.mkdir(exist_ok=True)
+        self.env = {**os.environ, "REPL_RUN_DIR": str(folder / f"r{address}"), "REPL_NODE": address}
+        self.env.pop("REPL_STATE_DIR", None)
 
     def place(self, number: int) -> str:
-        return f"127.0.0.1:{self.brick(number)}"
+        return f"{self.address}:{self.brick(number)}"
 
     def brick(self, number: int) -> Path:
         return self.folder / f"brick{number}"
@@ -214,6 +215,33 @@ def test_volume_third_copies_arbiters_and_split_brains(host: Host) -> None:
     host.do("start", "v", "force")
     host.do("heal", "v", "wait")
     assert (host.brick(1) / "file").read_bytes() == b"with two of three"
+
+
+def test_volume_of_two_hosts_changes_by_export_and_import(tmp_path: Path, host: Host) -> None:
+    """The new copy is of the host that only gets the description: it is accused before it is started there."""
+    alice, bob = Host(tmp_path, "127.0.0.2"), Host(tmp_path, "127.0.0.3")
+    try:
+        base = str(free_port())
+        for one in (alice, bob):
+            one.do("create", "v", "replica", "2", alice.place(1), bob.place(2), "--base-port", base)
+            one.do("start", "v")
+        alice.mount("v")
+        fill(alice.mount_point)
+        before = digest(alice.mount_point)
+        alice.do("add-brick", "v", "replica", "3", bob.place(3))
+        exported = alice.folder / "v.json"
+        exported.write_text(alice.do("export", "v"))
+        bob.do("import", str(exported))
+        assert {brick["online"] for brick in bob.ask("status", "v")[0]["bricks"]} == {True}
+        assert digest(alice.mount_point) == before
+        wait_for(lambda: _is_up(alice) and _is_up(bob), 20, "three bricks")
+        bob.do("heal", "v", "wait")
+        assert same_bricks(host.brick(1), host.brick(3)) and digest(alice.mount_point) == before
+        assert "serves yet" in alice.refused("replace-brick", "v", bob.place(2), alice.place(4), "commit", "force")
+    finally:
+        subprocess.run(["umount", "-l", alice.mount_point], check=False, capture_output=True)
+        for one in (alice, bob):
+            one.run("stop", "v", "force")
 
 
 def _write(file: Path, text: bytes) -> None:

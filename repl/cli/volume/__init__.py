@@ -6,7 +6,7 @@ from __future__ import annotations
 import click
 
 from repl.cli.session import Session
-from repl.cli.volume import bricks, create, files, heal, life, look, options, rebalance, top
+from repl.cli.volume import bricks, carry, create, files, heal, life, look, options, rebalance, top
 
 
 @click.group("volume")
@@ -19,7 +19,7 @@ def volume(session: Session, is_json: bool, mode: str) -> None:
     session.is_script = session.is_script or mode == "script"
 
 
-for _group in (create, life, look, options, bricks, heal, rebalance, top, files):
+for _group in (create, carry, life, look, options, bricks, heal, rebalance, top, files):
     for _command in _group.COMMANDS:
         volume.add_command(_command)
 

@@ -7,7 +7,6 @@ process, then the clients' volfile.  The same command is run on every host of th
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 
@@ -46,9 +45,9 @@ def add_brick(volumes: Volumes, words: Words, base_port: int | None) -> None:
             bricks = volume.add_copies(replica, places, ports, arbiter=arbiter)
         else:
             bricks = [brick for one in volume.add_sets(places, ports) for brick in one.bricks]
-        _take_in(volumes, volume, bricks)
+        take_in(volumes, volume, bricks)
     if are_copies:
-        _heal_all(volumes, volume)
+        heal_all(volumes, volume)
     _done(volumes, "volume add-brick: success")
     if not are_copies and not volumes.session.is_json:
         output.print_note(f'"replctl volume rebalance {name} start" moves files there; new ones are made there after '
@@ -64,26 +63,18 @@ def _check_no_task(volumes: Volumes, volume: Volume) -> None:
                              advice="Commit or stop it first.")  # fmt: skip
 
 
-def _take_in(volumes: Volumes, volume: Volume, bricks: Sequence[Brick]) -> None:
+def take_in(volumes: Volumes, volume: Volume, bricks: Sequence[Brick]) -> None:
     """New bricks become part of the volume, those of this host run."""
-    own = [brick for brick in bricks if volumes.is_own(brick.host)]
-    for brick in own:
-        claim(volume, brick)
-    if volume.status is not Status.STARTED:
-        volumes.save(volume)
-        return
-    if own:
-        from repl.files.volume.accuse import accuse  # loaded when needed: it brings all of replicate with it
-
-        asyncio.run(accuse(volume, own))
-    volumes.save_bricks(volume)
-    for brick in own:
-        processes.brick_daemon(volumes, volume, brick).start()
+    for brick in bricks:
+        if volumes.is_own(brick.host):
+            claim(volume, brick)
+    if volume.status is Status.STARTED:
+        volumes.save_bricks(volume)
+        processes.start_all(volumes, volume)
     volumes.save(volume)
-    processes.start_all(volumes, volume)
 
 
-def _heal_all(volumes: Volumes, volume: Volume) -> None:
+def heal_all(volumes: Volumes, volume: Volume) -> None:
     """New copies are filled at once; if nobody can be asked, the daemon finds them in the index."""
     if volume.status is Status.STARTED and processes.wants_heals(volumes, volume):
         try:
@@ -199,10 +190,10 @@ def _drop(volumes: Volumes, name: str, sets: Sequence[BrickSet]) -> None:
             moving.stop(is_killed=True)
         volumes.store.remove_file(name, rebalance.PROGRESS)
         volumes.save(volume)
-        _stop_bricks(volumes, volume, [brick for one in gone for brick in one.bricks])
+        stop_bricks(volumes, volume, [brick for one in gone for brick in one.bricks])
 
 
-def _stop_bricks(volumes: Volumes, volume: Volume, bricks: Sequence[Brick]) -> None:
+def stop_bricks(volumes: Volumes, volume: Volume, bricks: Sequence[Brick]) -> None:
     """Once nobody uses them any more: clients need some seconds to take their new graph."""
     deadline = time.monotonic() + CLIENTS_TIMEOUT_S
     for brick in bricks:
@@ -239,7 +230,7 @@ def _remove_copies(volumes: Volumes, volume: Volume, replica: int, places: Seque
         _check_no_task(volumes, volume)
         gone = volume.drop_copies(replica, places)
         volumes.save(volume)
-        _stop_bricks(volumes, volume, gone)
+        stop_bricks(volumes, volume, gone)
         if replica == 1:
             processes.heal_daemon(volumes, volume).stop()
     _done(volumes, "volume remove-brick commit force: success")
@@ -283,11 +274,11 @@ def replace_brick(volumes: Volumes, words: Words, base_port: int | None) -> None
             raise UsageError(f"{name}: failed: {before} serves yet.",
                              advice=f"Run the same command on {old.host} first.")  # fmt: skip
         try:
-            _take_in(volumes, volume, [brick])
+            take_in(volumes, volume, [brick])
         except ReplError:
             processes.start_all(volumes, volumes.load(name))
             raise
-    _heal_all(volumes, volume)
+    heal_all(volumes, volume)
     _done(volumes, "volume replace-brick: success: replace-brick commit force operation successful")
 
 

@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""create, delete, export, import, adopt: volumes come and go."""
+"""create and delete: volumes come and go."""
 
 from __future__ import annotations
-
-import sys
-from pathlib import Path
 
 import click
 
@@ -12,8 +9,7 @@ from repl.cli import output
 from repl.cli.volume.context import Volumes, claim
 from repl.cli.volume.words import Words, command, confirm
 from repl.errors import UsageError
-from repl.files.volume import model, store
-from repl.files.volume.gluster import GLUSTERD, read_gluster
+from repl.files.volume import model
 from repl.files.volume.graphs import default_allow, is_loopback
 from repl.files.volume.model import Place, Status, Volume
 
@@ -38,12 +34,12 @@ def create(volumes: Volumes, words: Words, base_port: int | None) -> None:
         if name in volumes.store.names():
             raise UsageError(f"{name}: failed: Volume {name} already exists.",
                              advice=f'"replctl volume info {name}" shows it.')  # fmt: skip
-        _check_bricks_are_free(volumes, places)
+        check_bricks_are_free(volumes, places)
         ports = volumes.ports(name, base_port, len(places))
         volume = model.create(name, places, ports, replica=replica, arbiter=arbiter)
         if not is_forced:
             _check_hosts(volume)
-        _install(volumes, volume)
+        install(volumes, volume)
     _say_created(volumes, volume)
 
 
@@ -60,7 +56,7 @@ def take_replica(words: Words) -> tuple[int, bool]:
     return (3 if arbiter and replica == 2 else replica), arbiter
 
 
-def _check_bricks_are_free(volumes: Volumes, places: list[Place]) -> None:
+def check_bricks_are_free(volumes: Volumes, places: list[Place]) -> None:
     for other in volumes.store.volumes():
         for brick in other.bricks:
             if brick.place in places:
@@ -77,7 +73,7 @@ def _check_hosts(volume: Volume) -> None:
             raise UsageError(f"{volume.name}: failed: {SAME_SERVER}")
 
 
-def _install(volumes: Volumes, volume: Volume) -> None:
+def install(volumes: Volumes, volume: Volume) -> None:
     for brick in volumes.own_bricks(volume):
         claim(volume, brick)
     volumes.save(volume)
@@ -117,64 +113,14 @@ def delete(volumes: Volumes, words: Words) -> None:
     confirm(volumes, "Deleting volume will erase all information about the volume. Do you want to continue?")
     with volumes.store.changing():
         volumes.store.remove(name)
-    _done(volumes, f"volume delete: {name}: success")
+    done(volumes, f"volume delete: {name}: success")
 
 
-@command("export", "NAME")
-def export(volumes: Volumes, words: Words) -> None:
-    """Print what another host needs to know of a volume: for "replctl volume import" there."""
-    volume = volumes.load(words.next("the volume's name"))
-    words.end()
-    click.echo(store.render(volume), nl=False)
-
-
-@command("import", "[FILE]")
-def import_(volumes: Volumes, words: Words) -> None:
-    """Take over what "replctl volume export" printed elsewhere: a new volume, or its changes."""
-    file = words.take(words.peek()) or "-"
-    words.end()
-    text = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-    volume = store.parse(text, "standard input" if file == "-" else file)
-    model.check_name(volume.name)
-    with volumes.store.changing():
-        if volume.name in volumes.store.names():
-            known = volumes.load(volume.name)
-            if known.id != volume.id:
-                raise UsageError(f"{volume.name}: there is another volume of that name here.")
-            volume.status = known.status
-        elif volume.status is Status.STARTED:
-            volume.status = Status.CREATED
-        _install(volumes, volume)
-    _done(volumes, f"volume import: {volume.name}: success")
-
-
-@command("adopt", "NAME")
-@click.option("--from", "folder", type=click.Path(path_type=Path), default=GLUSTERD, show_default=True,
-              metavar="DIR", help="glusterd's directory, or a copy of it.")
-@click.option("--base-port", type=int, metavar="PORT", help="The first brick's port (24009, or the next that is free).")
-def adopt(volumes: Volumes, words: Words, folder: Path, base_port: int | None) -> None:
-    """Take over a volume of GlusterFS with its bricks as they are; glusterd and its bricks have to be stopped."""
-    name = words.next("the volume's name")
-    words.end()
-    with volumes.store.changing():
-        if name in volumes.store.names():
-            raise UsageError(f"{name}: failed: Volume {name} already exists.")
-        found = read_gluster(folder, name)
-        _check_bricks_are_free(volumes, found.places)
-        volume = model.create(name, found.places, volumes.ports(name, base_port, len(found.places)),
-                              replica=found.replica, arbiter=found.has_arbiter, volume_id=found.id)  # fmt: skip
-        volume.options = found.options
-        _install(volumes, volume)
-    for key, reason in found.left_out.items():
-        output.print_note(f"option {key} is left out: {reason}")
-    _done(volumes, f"volume adopt: {name}: success: please start the volume to access data")
-
-
-def _done(volumes: Volumes, text: str) -> None:
+def done(volumes: Volumes, text: str) -> None:
     if volumes.session.is_json:
         output.print_json({"ok": True, "data": {}})
     else:
         output.print_line(text)
 
 
-COMMANDS = (create, delete, export, import_, adopt)
+COMMANDS = (create, delete)

@@ -9,6 +9,7 @@ Errors: ``DidNotStart`` with what the process said, ``WaitTimedOut``.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
@@ -181,15 +182,18 @@ def start_all(volumes: Volumes, volume: Volume, *, is_all_or_nothing: bool = Fal
     keep the others from it, unless it is to be all or nothing.  Raises what kept one from it, afterwards."""
     started: list[Daemon] = []
     errors: list[ReplError] = []
-    daemons = [brick_daemon(volumes, volume, brick) for brick in volumes.own_bricks(volume)]
+    own = volumes.own_bricks(volume)
+    daemons = [brick_daemon(volumes, volume, brick) for brick in own if not brick.is_fresh]
+    fresh = [brick for brick in own if brick.is_fresh]
+    _start_each(daemons, started, errors)
+    try:
+        if fresh:
+            _accuse(volume, fresh)
+            _start_each([brick_daemon(volumes, volume, brick) for brick in fresh], started, errors)
+    except ReplError as error:
+        errors.append(error)
     if wants_heals(volumes, volume):
-        daemons.append(heal_daemon(volumes, volume))
-    for daemon in daemons:
-        try:
-            if daemon.start():
-                started.append(daemon)
-        except ReplError as error:
-            errors.append(error)
+        _start_each([heal_daemon(volumes, volume)], started, errors)
     if errors:
         for daemon in started if is_all_or_nothing else ():
             daemon.stop()
@@ -197,6 +201,24 @@ def start_all(volumes: Volumes, volume: Volume, *, is_all_or_nothing: bool = Fal
         first.message = "\n  ".join(error.message for error in errors)
         raise first
     return [daemon.what for daemon in started]
+
+
+def _start_each(daemons: Sequence[Daemon], started: list[Daemon], errors: list[ReplError]) -> None:
+    for daemon in daemons:
+        try:
+            if daemon.start():
+                started.append(daemon)
+        except ReplError as error:
+            errors.append(error)
+
+
+def _accuse(volume: Volume, fresh: Sequence[Brick]) -> None:
+    """Before anybody can read from them."""
+    from repl.files.volume.accuse import accuse  # loaded when needed: it brings all of replicate with it
+
+    asyncio.run(accuse(volume, fresh))
+    for brick in fresh:
+        brick.is_fresh = False
 
 
 def stop_all(volumes: Volumes, volume: Volume, *, is_killed: bool = False) -> None:

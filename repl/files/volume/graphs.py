@@ -16,7 +16,7 @@ from repl.files import volfile
 from repl.files.volume import settings
 from repl.files.volume.model import Brick, BrickSet, Volume
 
-LOOPBACK = ("127.0.0.1", "::1")
+LOOPBACK = ("127.*", "::1")
 
 
 def is_loopback(host: str) -> bool:

@@ -49,6 +49,7 @@ class Brick:
     path: str
     port: int
     is_arbiter: bool = False
+    is_fresh: bool = False  # came empty into a set with data: the others accuse it before it is started
 
     @property
     def place(self) -> Place:
@@ -171,8 +172,10 @@ class Volume:
         added = []
         for k, one in enumerate(self.sets):
             for place in places[k * more : (k + 1) * more]:
-                one.bricks.append(self._new_brick(place, next(ports), is_arbiter=arbiter))
-                added.append(one.bricks[-1])
+                brick = self._new_brick(place, next(ports), is_arbiter=arbiter)
+                brick.is_fresh = True
+                one.bricks.append(brick)
+                added.append(brick)
         self.replica, self.has_arbiter = replica, arbiter
         return added
 
@@ -223,7 +226,7 @@ class Volume:
             )
         check_places([new], self)
         before = Brick(brick.number, brick.host, brick.path, brick.port, brick.is_arbiter)
-        brick.host, brick.path, brick.port = new.host, new.path, port
+        brick.host, brick.path, brick.port, brick.is_fresh = new.host, new.path, port, True
         return before
 
 
