@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import struct
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -450,3 +451,33 @@ def test_a_file_that_was_open_while_a_brick_was_away_is_closed_there_too() -> No
         assert not client.links[1].opened and world.bricks[1].inodes[gfid].opened == 0
 
     play(2, scene)
+
+
+@pytest.mark.parametrize("is_accused", [True, False])
+def test_a_file_below_what_an_empty_brick_lacks_is_found_by_its_gfid(is_accused: bool) -> None:
+    """Only the root accuses a brick that took its place empty; everything below was ESTALE until it was healed."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+        folder = b"\xf0" * 16
+        await client.afr.mkdir(client.caller, Loc(parent=ROOT_GFID, name=b"folder"), mode=0o755, gfid=folder)
+        gfid = await make_file(client, b"file", b"text", parent=folder)
+        await settle()
+        world.crash(1)
+        inodes = world.bricks[1].inodes
+        for lost in [g for g in inodes if g != ROOT_GFID]:
+            del inodes[lost]
+        inodes[ROOT_GFID].entries.clear()
+        if is_accused:
+            world.bricks[0].inodes[ROOT_GFID].xattrs[client.afr.keys[1]] = struct.pack(">3I", 0, 1, 1)
+        world.come_back(1)
+        fresh = await world.client()
+        if is_accused:
+            assert (await fresh.afr.lookup(fresh.caller, Loc(gfid=gfid))).iatt.size == 4
+            assert await read(fresh, gfid) == b"text"
+        else:
+            with pytest.raises(FopError) as caught:
+                await fresh.afr.lookup(fresh.caller, Loc(gfid=gfid))
+            assert caught.value.errno == errno.ESTALE
+
+    play(2, scene, data_self_heal="off", metadata_self_heal="off", entry_self_heal="off")

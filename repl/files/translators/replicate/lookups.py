@@ -11,6 +11,7 @@ looked at again while the name is locked, before they are called a split-brain.
 from __future__ import annotations
 
 import errno
+import logging
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -23,7 +24,10 @@ from repl.files.translators.replicate.reads import with_size
 from repl.files.translators.replicate.writes import Writes
 from repl.files.values import NO_GFID, ROOT_GFID, Caller, FopError, Loc, LockCommand, LockType, Looked, Want
 
+log = logging.getLogger(__name__)
+
 CONTENT = b"glusterfs.content"
+PATHS = b"glusterfs.gfidtopath"
 
 
 class Lookups(Writes):
@@ -117,7 +121,7 @@ class Lookups(Writes):
         found: dict[int, Looked] = good_of(answers)
         missing = mask_of([i for i, e in errors.items() if e.errno in GONE])
         if not loc.name:
-            return self._judge_gfid(found, missing, errors)
+            return await self._judge_gfid(found, missing, errors)
         if not missing and not found:
             raise telling_error(errors)
         if missing and not found and missing == self.everyone:
@@ -144,7 +148,9 @@ class Lookups(Writes):
             await self.refresh(inode)
         return inode.readable[Kind.ENTRY] & self.up or (self.up if inode.is_split[Kind.ENTRY] else 0)
 
-    def _judge_gfid(self, found: dict[int, Looked], missing: int, errors: dict[int, OSError]) -> dict[int, Looked]:
+    async def _judge_gfid(
+        self, found: dict[int, Looked], missing: int, errors: dict[int, OSError]
+    ) -> dict[int, Looked]:
         """By gfid alone: whoever has it must accuse those that do not, or it is a left-over of something removed."""
         if not found:
             raise telling_error(errors)
@@ -160,7 +166,27 @@ class Lookups(Writes):
         tenured = self.inodes.peek(next(iter(found.values())).iatt.gfid)
         if tenured is not None and (tenured.tenure or tenured.fds):
             return found
+        for i, answer in found.items():
+            if await self._are_behind(i, missing, answer.iatt.gfid):
+                return found
         raise FopError(errno.ESTALE, f"{self.name}: some copies do not have it, and those that do cannot say why")
+
+    async def _are_behind(self, index: int, missing: int, gfid: bytes) -> bool:
+        """Children that lack it have not got so far yet: this one accuses all of them of a directory on the way to it
+        (a brick that took its place empty is accused at the root only)."""
+        child, caller, keys = self.subvolumes[index], self.owner(), [self.keys[j] for j in bits(missing)]
+        at = ROOT_GFID
+        try:
+            path = (await child.getxattr(caller, Loc(gfid=gfid), PATHS))[PATHS].split(b"\n")[0]
+            for name in path.split(b"/")[1:]:
+                looked = await child.lookup(caller, Loc(gfid=at), want=self.want_keys)
+                keys = [key for key in keys if not unpack(looked.xattrs.get(key))[Kind.ENTRY]]
+                if not keys:
+                    return True
+                at = (await child.lookup(caller, Loc(parent=at, name=name))).iatt.gfid
+        except (OSError, KeyError):
+            log.debug("%s: no way to %s", self.name, gfid.hex())
+        return False
 
     # ---- heals: see Replicate ----
 
