@@ -159,7 +159,10 @@ class Load:
 
     def random(self) -> None:
         path = self.root / "random"
-        path.write_bytes(os.urandom(MIB) * self.sizes.random_mib)
+        with path.open("wb", buffering=0) as file:
+            for _ in range(self.sizes.random_mib):
+                file.write(os.urandom(MIB))
+            os.fsync(file.fileno())
         for mode, depth in (("randwrite", 1), ("randwrite", 16), ("randread", 16)):
             self._fio(path, mode, depth)
         path.unlink()

@@ -389,7 +389,8 @@ class Posix(Translator):
             return True
 
         if not await self._asynchronously(opened, write):
-            return [await self._run_on(opened, files.write, opened, data, offset, 0) for data, offset in pieces]
+            writes = [self._run_on(opened, files.write, opened, data, offset, 0) for data, offset in pieces]
+            return list(await asyncio.gather(*writes))
         return [Changed(before, files.iatt(opened)) for _ in pieces]
 
     async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:

@@ -4,7 +4,8 @@
 A thread for each costs more than ten times as much, because Python's threads wait for each other.
 Inputs: open descriptors, for reads and writes with O_DIRECT and offsets and sizes that are multiples of
 ``DIRECT_ALIGN``; outputs: when it is on the disk, the data that was read.  Several writes go with one system call.
-Errors: ``OSError`` of the operation; from ``Aio`` itself where the system has none of it (then: threads).
+Errors: ``OSError`` of the operation, EAGAIN where submitting it would have to wait (dirty pages, blocks that were never
+written: then threads do it); from ``Aio`` itself where the system has none of it.
 Source: io_submit(2), <linux/aio_abi.h>; IOCB_CMD_FSYNC and IOCB_CMD_FDSYNC are since Linux 4.18.
 """
 
@@ -140,7 +141,8 @@ class Aio:
         futures = []
         for operation in operations:
             self._last += 1
-            raw += _IOCB.pack(self._last, 0, 0, operation.opcode, 0, operation.fd, operation.at, operation.size,
+            how = os.RWF_NOWAIT if operation.size else 0
+            raw += _IOCB.pack(self._last, 0, how, operation.opcode, 0, operation.fd, operation.at, operation.size,
                               operation.offset, 0, _RESULT_TO_EVENTFD, self._eventfd)  # fmt: skip
             future: asyncio.Future[int] = self._loop.create_future()
             self._waiting[self._last] = future, buffer
