@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import random
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -64,9 +66,11 @@ def test_stopped_brick_holds_the_mount_up_for_seconds_only(volume: VolumeProcess
     assert volume.tree(0)["during"][3] == b"during"
 
 
-@pytest.mark.parametrize(
-    "cut", [{"from_server": False}, {"to_server": False}, {}], ids=["to the brick", "from the brick", "both ways"]
-)
+ONE_WAY = [pytest.param({"from_server": False}, id="to the brick", marks=pytest.mark.files_long),
+           pytest.param({"to_server": False}, id="from the brick")]  # fmt: skip
+
+
+@pytest.mark.parametrize("cut", [*ONE_WAY, pytest.param({}, id="both ways")])
 def test_cut_link_is_noticed_in_seconds_and_healed_afterwards(tmp_path: Path, cut: dict[str, bool]) -> None:
     with running_volume(tmp_path, 2, options=QUICK) as volume:
         cable = Cable(volume.volume.bricks[0].port)
@@ -112,6 +116,50 @@ def test_all_copies_away_is_an_error_at_once_and_files_go_on_when_they_are_back(
     volume.heal()
     volume.wait_healed()
     volume.assert_equal()
+
+
+# ---- locks ----
+
+
+def _try_lock(path: Path) -> bool:
+    """By another process: those of one do not keep each other out."""
+    code = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert not done.returncode or "BlockingIOError" in done.stderr, done.stderr
+    return not done.returncode
+
+
+def test_lock_outlives_bricks_that_go_and_come_back_one_after_the_other(volume: VolumeProcesses) -> None:
+    first, second = volume.mount("first").path, volume.mount("second").path
+    (first / "f").write_text("x")
+    volume.heal()
+    with open(first / "f", "r+") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        for number in (0, 1, 0):
+            volume.kill(number)
+            assert not _try_lock(second / "f"), f"brick {number} is away"
+            volume.start(number)
+            wait_for(lambda: volume.is_healed() and _is_up_everywhere(volume), 20, "the brick", ignore=OSError)
+            assert not _try_lock(second / "f"), f"brick {number} is back"
+    wait_for(lambda: _try_lock(second / "f"), 5, "the lock after the file is closed")
+
+
+def _is_up_everywhere(volume: VolumeProcesses) -> bool:
+    """Every client has seen every brick come as often as it has seen it go."""
+    logs = [(volume.folder / f"{name}.log").read_text() for name in ("first", "second")]
+    return all(log.count("' is up") - log.count("' is down") == 3 for log in logs)  # two bricks and their set
+
+
+def test_locks_of_a_killed_client_are_free_at_once(volume: VolumeProcesses) -> None:
+    first, second = volume.mount("first"), volume.mount("second").path
+    (first.path / "f").write_text("x")
+    file = open(first.path / "f", "r+")  # noqa: SIM115
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    assert not _try_lock(second / "f")
+    first.process.kill()
+    wait_for(lambda: _try_lock(second / "f"), 3, "the lock")
+    with contextlib.suppress(OSError):
+        file.close()
 
 
 # ---- full disks ----
@@ -349,7 +397,7 @@ def test_three_copies_survive_any_order_of_kills_and_returns(tmp_path: Path, sca
         for writer in writers:
             writer.start()
         away: set[int] = set()
-        for _ in range(10 * scale):
+        for _ in range(6 * scale):
             number = chance.randrange(3)
             if number in away:
                 volume.start(number)
