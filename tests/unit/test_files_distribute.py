@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections.abc import Awaitable
@@ -443,5 +444,27 @@ def test_distribute_tells_no_attributes_of_link_files_or_single_copies() -> None
         assert isinstance(first, Invalidated) and first.iatt is None and first.is_gone
         assert isinstance(second, Invalidated) and second.iatt is None and not second.is_gone
         assert isinstance(third, Invalidated) and third.iatt is not None
+
+    run(scenario())
+
+
+def test_distribute_file_that_could_not_be_emptied_is_not_left_open() -> None:
+    """O_TRUNC with an error on the brick: nobody closed what the failed open had opened."""
+
+    async def scenario() -> None:
+        world = World()
+        client = world.client()
+        await client.write("f", b"x")
+        gfid = (await client.look("f")).iatt.gfid
+        fd = Fd(gfid, os.O_WRONLY | os.O_TRUNC)
+        for port in client.ports:
+
+            async def full(*_: Any, **__: Any) -> Any:
+                raise FopError(errno.ENOSPC, "full")
+
+            port.truncate = full  # type: ignore[method-assign]
+        await fails(errno.ENOSPC, client.dht.open(client.caller, Loc(gfid=gfid), fd, flags=os.O_WRONLY | os.O_TRUNC))
+        await asyncio.sleep(1)
+        assert all(brick.inodes[gfid].opened == 0 for brick in world.bricks if gfid in brick.inodes)
 
     run(scenario())

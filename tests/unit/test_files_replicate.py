@@ -481,3 +481,42 @@ def test_a_file_below_what_an_empty_brick_lacks_is_found_by_its_gfid(is_accused:
             assert caught.value.errno == errno.ESTALE
 
     play(2, scene, data_self_heal="off", metadata_self_heal="off", entry_self_heal="off")
+
+
+def test_a_file_that_could_not_be_emptied_is_not_left_open() -> None:
+    """O_TRUNC without a quorum: the open failed after all copies had opened the file, and nobody closed it."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"a", b"x")
+        await settle()
+
+        async def hook(who: str, brick: str, fop: str, is_done: bool) -> None:
+            if fop == "xattrop":
+                raise FopError(errno.ENOSPC, brick)
+
+        world.hook = hook
+        with pytest.raises(FopError):
+            await client.afr.open(client.caller, Loc(gfid=gfid), Fd(gfid), flags=os.O_WRONLY | os.O_TRUNC)
+        await settle()
+        assert all(not link.opened and link.brick.inodes[gfid].opened == 0 for link in client.links)
+
+    play(2, scene)
+
+
+def test_a_file_is_opened_late_only_once_whoever_needs_it() -> None:
+    """Two writes at the same time to a brick that is back: the second open ended the connection."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"a", b"x")
+        world.crash(1)
+        fd = Fd(gfid, os.O_WRONLY)
+        await client.afr.open(client.caller, Loc(gfid=gfid), fd, flags=os.O_WRONLY)
+        world.come_back(1)
+        before = world.bricks[1].counts["open"]
+        await asyncio.gather(*(client.afr.writev(client.caller, fd, b"y", offset=n) for n in range(5)))
+        assert world.bricks[1].counts["open"] == before + 1
+        await client.afr.release(fd)
+
+    play(2, scene)

@@ -182,7 +182,11 @@ class Files(Migrating):
         )
         self.opened(fd, index, flags)
         if flags & os.O_TRUNC:
-            await self.truncate(caller, fd, 0)
+            try:
+                await self.truncate(caller, fd, 0)
+            except BaseException:  # it is not open for the caller, who will not close it
+                self.context.spawn(self.release(fd), f"{self.name}: a file that was not opened is closed")
+                raise
 
     async def readv(self, caller: Caller, fd: Fd, *, size: int, offset: int) -> Read:
         asked = self.need(self.fd_state(fd).index, fd)

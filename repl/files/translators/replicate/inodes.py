@@ -70,6 +70,7 @@ class FdState:
     flags: int
     opened: int = 0
     locks: list[tuple[Caller, Lock]] = field(default_factory=list)
+    opening: asyncio.Future[None] | None = None  # on children that did not have it open
     is_released: bool = False
     listing: int = -1  # the child that a listing goes on at
 

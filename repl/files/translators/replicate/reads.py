@@ -167,13 +167,18 @@ class Reads(Transactions):
             if good or not (rest := readable & self.up & ~mask):
                 break
             mask = rest
-        if not mask_of(good) & readable:
-            raise telling_error(errors_of(answers)) if errors_of(answers) else self.nobody(f"opening {loc}")
         state.opened = mask_of(good)
+        if not state.opened & readable:
+            await self._release(state)
+            raise telling_error(errors_of(answers)) if errors_of(answers) else self.nobody(f"opening {loc}")
         fd.contexts[self] = state
         inode.fds.add(state)
         if flags & os.O_TRUNC and writes:
-            await self.truncate(caller, fd, 0)
+            try:
+                await self.truncate(caller, fd, 0)
+            except BaseException:  # it is not open for the caller, who will not close it
+                self.context.spawn(self.release(fd), f"{self.name}: a file that was not opened is closed")
+                raise
 
     async def opendir(self, caller: Caller, loc: Loc, fd: Fd) -> None:
         inode = self.inodes.get(loc.gfid)

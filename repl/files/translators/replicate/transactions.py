@@ -131,9 +131,19 @@ class Transactions(Base):
 
     async def ensure_open(self, state: FdState, mask: int) -> None:
         """Files are opened late on children that were away, and for reading on those that are not read from."""
+        while state.opening is not None and mask & ~state.opened & self.up:
+            await asyncio.shield(state.opening)  # one at a time: a file is opened on a child only once
         missing = mask & ~state.opened & self.up
         if not missing:
             return
+        state.opening = opening = asyncio.get_running_loop().create_future()
+        try:
+            await self._open_late(state, missing)
+        finally:
+            state.opening = None
+            opening.set_result(None)
+
+    async def _open_late(self, state: FdState, missing: int) -> None:
         loc, caller = Loc(gfid=state.inode.gfid), self.tenure_owner
         if state.lower.is_directory:
             answers = await self.ask(missing, lambda c: c.opendir(caller, loc, state.lower))
