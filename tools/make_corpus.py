@@ -341,6 +341,9 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     ):
         for seed in made:
             yield name, seed
+    for path in sorted((VECTORS / "volfiles").glob("*.vol")):
+        yield "py_volfile", path.read_bytes()
+    yield "py_volfile", b'volume "a b"\n type x/y # c\n option k "v\\"w\\\\"\nend-volume\n'
     for path in sorted((VECTORS / "res-corpus").rglob("*")):
         if path.is_file() and path.stat().st_size < 6000 and path.suffix in (".res", ".conf"):
             yield "py_config", path.read_bytes()

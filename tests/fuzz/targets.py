@@ -27,6 +27,7 @@ from repl.drbd.bitmap_code import Merger
 from repl.drbd.layout import MetadataKind
 from repl.drbd.uuids import Feature
 from repl.errors import ConfigError, MetadataError, ProtocolError, ReplError
+from repl.files import volfile
 from repl.limits import NBD_OPTION_BYTES_MAX
 from repl.node.disk import DiskPlace
 from repl.node.moved import at_last_size
@@ -242,6 +243,23 @@ def fuzz_config(data: bytes) -> None:
     assert load(RES_FILE, text=dump(config, "alpha")) == config
 
 
+def fuzz_volfile(data: bytes) -> None:
+    """A volfile; what is written from it reads the same."""
+    try:
+        found = volfile.parse(data[:65536].decode(), "fuzz.vol")
+    except UnicodeDecodeError:  # volfile.load refuses it
+        return
+    except ConfigError as error:
+        assert error.message
+        return
+    again = volfile.parse(volfile.render(found.volumes), "fuzz.vol")
+    assert [_facts(v) for v in again.volumes] == [_facts(v) for v in found.volumes]
+
+
+def _facts(volume: volfile.Volume) -> tuple[object, ...]:
+    return volume.name, volume.type, volume.options, volume.subvolumes
+
+
 def fuzz_control(data: bytes) -> None:
     """Frames of the control socket, both directions."""
     at = 0
@@ -317,4 +335,5 @@ TARGETS: dict[str, Target] = {
     "py_nbd_client": fuzz_nbd_client,
     "py_records": fuzz_records,
     "py_files_rpc": fuzz_files_rpc,
+    "py_volfile": fuzz_volfile,
 }
