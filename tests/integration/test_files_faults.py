@@ -153,7 +153,7 @@ def _is_up_everywhere(volume: VolumeProcesses) -> bool:
 def test_locks_of_a_killed_client_are_free_at_once(volume: VolumeProcesses) -> None:
     first, second = volume.mount("first"), volume.mount("second").path
     (first.path / "f").write_text("x")
-    file = open(first.path / "f", "r+")  # noqa: SIM115
+    file = open(first.path / "f", "r+")
     fcntl.lockf(file, fcntl.LOCK_EX)
     assert not _try_lock(second / "f")
     first.process.kill()
