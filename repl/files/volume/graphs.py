@@ -17,6 +17,11 @@ from repl.files.volume import settings
 from repl.files.volume.model import Brick, BrickSet, Volume
 
 LOOPBACK = ("127.*", "::1")
+# Every brick has features/upcall and tells of changes: caches need not ask every second (decision 0093).
+_TRUST = {
+    "performance/md-cache": {"md-cache-timeout": "600"}, "performance/quick-read": {"cache-timeout": "60"},
+    "performance/io-cache": {"cache-timeout": "60"},
+}  # fmt: skip
 
 
 def is_loopback(host: str) -> bool:
@@ -105,7 +110,7 @@ def client_volfile(volume: Volume) -> str:
     top = text.add_with(volume.distribute_name, "cluster/distribute", tops, own)
     for key, kind, _ in settings.LAYERS:
         if settings.is_on(volume.options, key) and settings.is_there(kind):
-            top = text.add(f"{v}-{kind.rpartition('/')[2]}", kind, [top])
+            top = text.add_with(f"{v}-{kind.rpartition('/')[2]}", kind, [top], _TRUST.get(kind, {}))
     text.add(v, "debug/io-stats", [top], count_fop_hits="off", latency_measurement="off")
     return text.render()
 
