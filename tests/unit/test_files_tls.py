@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from repl.errors import ConfigError
 from repl.files.events import ChildDown, Event
@@ -42,11 +43,15 @@ def client_options(authority: Authority) -> dict[str, str]:
 
 
 def run(work: Callable[[], Awaitable[None]]) -> None:
+    """With both event loops: real processes have uvloop, whose TLS is another one."""
+
     async def limited() -> None:
         async with asyncio.timeout(30):
             await work()
 
-    asyncio.run(limited())
+    for factory in (asyncio.new_event_loop, uvloop.new_event_loop):
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(limited())
 
 
 async def reason_of_refusal(server: Server, **options: str) -> str:
@@ -95,6 +100,7 @@ def test_strangers_are_refused(
 ) -> None:
     """No TLS, a certificate of somebody else, none at all; and a server that cannot show one."""
     foreign = Authority(tmp_path, "foreign")
+    impostor = foreign.sign("brick1") | {"transport.socket.ssl-ca-list": str(authority.certificate)}
     stranger = foreign.sign("client1") | {"transport.socket.ssl-ca-list": str(authority.certificate)}
 
     async def work() -> None:
@@ -112,7 +118,6 @@ def test_strangers_are_refused(
                     raise ConnectionError
             async with attached(server, "brick", **client_options) as client:
                 await client.stat(ME, ROOT)
-        impostor = foreign.sign("brick1") | {"transport.socket.ssl-ca-list": str(authority.certificate)}
         async with served(brick, **impostor) as server:
             assert "certificate" in (await reason_of_refusal(server, **client_options)).lower()
         async with served(brick) as server:
@@ -123,7 +128,7 @@ def test_strangers_are_refused(
 
 def test_names_of_certificates_decide_who_may_attach(authority: Authority, server_options: dict[str, str],
                                                      client_options: dict[str, str]) -> None:  # fmt: skip
-    other = authority.sign("other")
+    other, admin = authority.sign("other"), authority.sign("admin7")
     allowed = {"auth.login.brick.ssl-allow": "client1,admin*"}
 
     async def work() -> None:
@@ -131,7 +136,7 @@ def test_names_of_certificates_decide_who_may_attach(authority: Authority, serve
             assert "ssl-allow" in await reason_of_refusal(server, **other)
             async with attached(server, "brick", **client_options) as client:
                 await client.stat(ME, ROOT)
-            async with attached(server, "brick", **authority.sign("admin7")) as client:
+            async with attached(server, "brick", **admin) as client:
                 await client.stat(ME, ROOT)
 
     run(work)
@@ -145,7 +150,7 @@ def test_address_is_judged_before_the_first_byte_of_tls(
         options = {"auth.addr.brick.allow": "10.0.0.*", "transport.socket.listen-port": "0"}
         server = make(Server, "server", [brick], **options, **server_options)
         handshakes: list[object] = []
-        monkeypatch.setattr(asyncio.get_running_loop(), "start_tls", lambda *a, **k: handshakes.append(a))
+        monkeypatch.setattr(door.Doors, "_begin", lambda *words: handshakes.append(words))
         await server.start()
         try:
             reader, writer = await asyncio.open_connection(*server.addresses[0])

@@ -49,15 +49,11 @@ class Connection(asyncio.BufferedProtocol):
     # ---- the transport calls ----
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """After a TLS handshake bytes may have come before this is called, and even the end."""
-        if self._is_lost:
-            return
         assert isinstance(transport, asyncio.Transport) or hasattr(transport, "writelines")
         self._transport = transport  # type: ignore[assignment]
         self._transport.set_write_buffer_limits(high=UNSENT_HIGH_BYTES)  # type: ignore[union-attr]
         self.received_at = self._loop.time()
         self._owner.on_connected(self)
-        self._loop.call_soon(self._take_frames)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self.reader.buffer()
@@ -65,8 +61,7 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self.reader.received(nbytes)
         self.received_at = self._loop.time()
-        if self._transport is not None:
-            self._take_frames()
+        self._take_frames()
 
     def eof_received(self) -> None:
         self._reason = self._reason or "the other end closed the connection"

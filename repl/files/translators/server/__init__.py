@@ -74,8 +74,10 @@ class Server(Translator):
         loop = asyncio.get_running_loop()
         for opened in self._sockets:
             make = loop.create_unix_server if opened.family == socket.AF_UNIX else loop.create_server
-            accept = self._doors.make if self._doors is not None else self._accept
-            self._servers.append(await make(accept, sock=opened))
+            if self._doors is not None:
+                self._doors.open(opened)
+            else:
+                self._servers.append(await make(self._accept, sock=opened))
             log.info("volume '%s': listening on %s", self.name, _text_of(opened))
 
     def _accept(self) -> Connection:
@@ -107,7 +109,7 @@ class Server(Translator):
         for server in self._servers:
             server.close()
         if self._doors is not None:
-            self._doors.close()
+            await self._doors.close()
         for opened in self._sockets:
             opened.close()
         self._servers, self._sockets = [], []
@@ -131,7 +133,7 @@ class Server(Translator):
 
     def _refusal(self, client: Client) -> str:
         """What can be said as soon as it has connected."""
-        handshakes = len(self._doors.waiting) if self._doors is not None else 0
+        handshakes = self._doors.handshakes if self._doors is not None else 0
         if len(self._sessions) + handshakes >= RPC_CLIENTS_MAX:
             return f"{RPC_CLIENTS_MAX} clients are connected"
         return "" if self.rules.may_speak(client) else "no auth option names its address"
