@@ -11,6 +11,7 @@ import datetime
 import os
 import random
 import threading
+from collections import deque
 from pathlib import Path
 
 NAMES = 12
@@ -30,6 +31,7 @@ class Writer:
         self.errors: list[str] = []  # what failed, and when
         self._chance = random.Random(name)
         self._files: dict[str, Possible] = {}
+        self._history: dict[str, deque[str]] = {}  # the last things that happened to each
         self._blocks: list[set[bytes]] = [{bytes(BLOCK_BYTES)} for _ in range(BLOCKS)]
         self._lines: list[tuple[bytes, bool]] = []  # and whether it was acknowledged
         self._count = 0
@@ -79,6 +81,9 @@ class Writer:
             self.errors.append(f"{when} {self.name} {work.__name__} {self._count}: {error}")
             self._stopped.wait(0.05)  # not to spin while nothing can be written
 
+    def _note(self, name: str, what: str) -> None:
+        self._history.setdefault(name, deque(maxlen=8)).append(f"{self._count} {what}")
+
     # ---- what is done ----
 
     def _data(self) -> bytes:
@@ -100,20 +105,28 @@ class Writer:
         new = self.folder / "new"
         self._write(new, data, flags=os.O_CREAT | os.O_TRUNC)
         possible.add(data)
+        self._note(name, "replacing")
         os.rename(new, self.folder / name)
         self._files[name] = {data}
+        self._note(name, "replaced")
 
     def _remove(self) -> None:
         name = f"f{self._chance.randrange(NAMES)}"
         possible = self._files.setdefault(name, {None})
         was_there = None not in possible
         possible.add(None)
+        self._note(name, "removing")
         try:
             os.unlink(self.folder / name)
         except FileNotFoundError:
-            if was_there:  # perhaps a first try of the volume's own has removed it before a brick went
+            # Perhaps a first try of the volume's own has removed it before a brick went; and what failed before may
+            # come true yet, so this is no news of what is there.
+            self._note(name, "was not there")
+            if was_there:
                 raise
+            return
         self._files[name] = {None}
+        self._note(name, "removed")
 
     def _overwrite(self) -> None:
         index = self._chance.randrange(BLOCKS)
@@ -138,7 +151,8 @@ class Writer:
             path = folder / name
             content = path.read_bytes() if path.exists() else None
             if content not in possible:
-                found.append(f"{self.name}/{name}: {_short(content)}, possible: {[_short(p) for p in possible]}")
+                found.append(f"{self.name}/{name}: {_short(content)}, possible: "
+                             f"{[_short(p) for p in possible]}; {list(self._history[name])}")  # fmt: skip
         data = (folder / BLOCK_FILE).read_bytes()
         for index, contents in enumerate(self._blocks):
             block = data[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]
