@@ -305,6 +305,8 @@ class Faults:
             self.do(what, index % len(self.world.bricks), self.world.clients[who % len(self.world.clients)])
 
     def do(self, what: str, index: int, client: Client) -> None:
+        if what == "flip":
+            what = "return" if self.world.bricks[index].is_down else "crash"
         if what == "crash":
             self.world.crash(index)
         elif what == "return":

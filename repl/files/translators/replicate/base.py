@@ -57,6 +57,11 @@ def mask_of(indexes: Mapping[int, Any] | Sequence[int]) -> int:
     return sum(1 << i for i in indexes)
 
 
+def heard(answers: Answers) -> int:
+    """Children that have said what they have, or that they have nothing."""
+    return mask_of([i for i, a in answers.items() if not isinstance(a, OSError) or a.errno in GONE])
+
+
 def telling_error(errors: Mapping[int, OSError]) -> OSError:
     """Of several errors the one to tell: real ones before lost connections."""
 
@@ -229,15 +234,20 @@ class Base(Translator):
         found = good_of(answers)
         if not found:
             raise telling_error(errors_of(answers)) if answers else self.nobody("looking at an inode")
+        self.need_quorum("reading what is not known yet", heard(answers))
         self.learn(inode, found, generation)
 
     def learn(self, inode: InodeState, found: Mapping[int, Looked], generation: int) -> None:
         inode.learn(found, self.keys, self.arbiters, generation, self.quorum)
         # A transaction of our own knows best who has missed something since.
-        tenure = inode.tenure
-        if tenure is not None and tenure.is_open:
-            for kind in tenure.used:
-                inode.lose(self.everyone & ~tenure.active, kind)
+        for tenure in (inode.tenure, inode.entry_tenure):
+            if tenure is not None and tenure.is_open:
+                for kind in tenure.used:
+                    inode.lose(self.everyone & ~tenure.active, kind)
+
+    def is_good_away(self, inode: InodeState) -> bool:
+        """Where no copy is good: whether one that did not answer may be (decision 0070)."""
+        return self.quorum.is_majority and inode.found != self.everyone
 
     def read_order(self, gfid: bytes, readable: int, pid: int) -> list[int]:
         """Children of the mask, the one to read from first."""

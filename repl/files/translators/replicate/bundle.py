@@ -31,7 +31,7 @@ class Bundle:
         self._steps = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    async def send(self, steps: Sequence[Step]) -> Any:
+    def send(self, steps: Sequence[Step]) -> asyncio.Future[Any]:
         """The list of answers, or the ``OSError`` with which the frame failed."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
@@ -41,7 +41,18 @@ class Bundle:
             self._start()
         elif self._timer is None:
             self._timer = loop.call_later(FILES_BUNDLE_S, self._start)
-        return await future
+        return future
+
+    def lost(self, error: OSError) -> None:
+        """The connection is gone: nothing that belongs to it goes over the next one (marks would be taken back when
+        the lock is not ours any more, beside somebody who does the same)."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        groups, self._waiting, self._steps = self._waiting, [], 0
+        for _, future in groups:
+            if not future.done():
+                future.set_result(error)
 
     def _start(self) -> None:
         if self._timer is not None:

@@ -76,39 +76,49 @@ class Entries(Lookups):
     ) -> Answers:  # fmt: skip
         """An old copy of the directory (or of the other one) does not decide whether a name can be made or removed.
 
-        ``name`` is changed there only if it means the same inode as on the good copies, and ``target`` is not there.
+        ``name`` is changed there only if it means the same inode as on the good copies, and ``target`` is not there or
+        means what it means on one of them.
         """
         old = tenure.accused.get(Kind.ENTRY, 0) & mask
         if other is not None:
             old |= other.accused.get(Kind.ENTRY, 0) & mask
         if not old:
             return await self.ask(mask, call)
+        replaced: set[bytes] = set()
+        if target is not None:
+            wanted = Loc(parent=target.parent, name=target.name)
+            there = await self.ask(mask & ~old, lambda c: c.lookup(tenure.caller, wanted))
+            replaced = {a.iatt.gfid for a in good_of(there).values()}
         answers = await self.ask(mask & ~old, call)
         if good := good_of(answers):
             gfid = next(iter(good.values())).iatt.gfid
 
             async def call_if_same(child: Translator) -> Any:
                 if name is not None:
-                    await self._need_same(child, tenure.caller, gfid, name, target)
+                    await self._need_same(child, tenure.caller, gfid, name)
+                if target is not None:
+                    await self._need_replaced(child, tenure.caller, target, replaced)
                 return await call(child)
 
             answers |= await self.ask(old, call_if_same)
         return answers
 
-    async def _need_same(
-        self, child: Translator, caller: Caller, gfid: bytes, name: Loc, target: Loc | None
-    ) -> None:
+    @staticmethod
+    async def _need_same(child: Translator, caller: Caller, gfid: bytes, name: Loc) -> None:
         there = await child.lookup(caller, Loc(parent=name.parent, name=name.name))
         if there.iatt.gfid != gfid:
             raise FopError(errno.EIO, f"{child.name}: {name} is another inode on this old copy")
-        if target is not None:
-            try:
-                await child.lookup(caller, Loc(parent=target.parent, name=target.name))
-            except OSError as error:
-                if error.errno != errno.ENOENT:
-                    raise
-            else:
-                raise FopError(errno.EIO, f"{child.name}: {target} is there on this old copy")
+
+    @staticmethod
+    async def _need_replaced(child: Translator, caller: Caller, target: Loc, replaced: set[bytes]) -> None:
+        try:
+            there = await child.lookup(caller, Loc(parent=target.parent, name=target.name))
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+        else:
+            if there.iatt.gfid not in replaced:
+                raise FopError(errno.EIO, f"{child.name}: {target} is another inode on this old copy")
 
     # ---- making ----
 

@@ -10,6 +10,7 @@ Answers whether the name is settled; what cannot be settled is noted in the run'
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import stat
 from dataclasses import dataclass
@@ -50,6 +51,10 @@ class Gone(enum.Enum):
     LATER = "the inode is being healed"
 
 
+class _Entangled(Exception):
+    """What becomes of this name depends on what becomes of others: half a rename."""
+
+
 class NameHeal:
     def __init__(self, run: Run, judged: Judged, aside: Aside) -> None:
         self.run = run
@@ -57,9 +62,19 @@ class NameHeal:
         self.judged = judged
         self.aside = aside
         self.places = Places(run, aside, judged.trusted)
+        self._alone = asyncio.Lock()
+        self._putting = asyncio.Lock()
 
     async def heal(self, name: bytes) -> bool:
         """OSError: a child could not do it."""
+        try:
+            return await self._heal(name, is_alone=False)
+        except _Entangled:
+            async with self._alone:
+                return await self._heal(name, is_alone=True)
+
+    async def _heal(self, name: bytes, *, is_alone: bool) -> bool:
+        """``is_alone``: no other name of the directory of which the same can be said is being healed."""
         run = self.run
         loc = Loc(parent=run.gfid, name=name)
         there = await self._look(loc)
@@ -70,6 +85,8 @@ class NameHeal:
             if not kept:
                 return True
             present = kept
+        if not is_alone and len({a.iatt.gfid for a in there.values()}) > 1:
+            raise _Entangled
         good = self._choose(name, present)
         if good < 0:
             return False
@@ -83,7 +100,7 @@ class NameHeal:
                 return False
         is_done = True
         for i in bits(run.mask & ~same):
-            is_done &= await self._impunge(i, loc, present[good], same)
+            is_done &= await self._impunge(i, loc, present[good], same, is_alone=is_alone)
         return is_done
 
     async def _look(self, loc: Loc) -> dict[int, Looked]:
@@ -173,6 +190,10 @@ class NameHeal:
         Half of a rename that was never acknowledged can leave it under one name here and under another one there, and
         each directory's good copy may be the one without.
         """
+        async with self._putting:  # two names of one inode would be in each other's way for ever
+            return await self._put_aside_alone(index, victim, is_replaced=is_replaced)
+
+    async def _put_aside_alone(self, index: int, victim: Loc, *, is_replaced: bool) -> Gone:
         afr, caller = self.afr, self.afr.owner()
         lock = range_lock(afr.heal_domain, Loc(gfid=victim.gfid))
         got = await take(afr, self.run.mask, caller, lock, [], waits=False)
@@ -189,7 +210,7 @@ class NameHeal:
 
     # ---- giving a name ----
 
-    async def _impunge(self, index: int, loc: Loc, good: Looked, same: int) -> bool:
+    async def _impunge(self, index: int, loc: Loc, good: Looked, same: int, *, is_alone: bool) -> bool:
         child, caller, gfid = self.afr.subvolumes[index], self.run.caller, good.iatt.gfid
         try:
             here = (await child.lookup(caller, Loc(gfid=gfid))).iatt
@@ -203,10 +224,15 @@ class NameHeal:
             return False
         if await self.aside.take(index, loc, gfid):
             return True
-        if not here.is_directory:
-            await child.link(caller, Loc(gfid=gfid), loc)
-            return True
-        return await self.places.settle(index, loc, good.iatt, here, same)
+        if here.is_directory:
+            return await self.places.settle(index, loc, good.iatt, here, same)
+        if here.nlink == 1 == good.iatt.nlink and self.judged.trusted >> index & 1 and not self.judged.is_blamed:
+            if not is_alone:
+                raise _Entangled
+            if (is_moved := await self.places.move_file(index, loc, gfid, same)) is not None:
+                return is_moved
+        await child.link(caller, Loc(gfid=gfid), loc)
+        return True
 
     async def _make(self, index: int, loc: Loc, good: Looked, same: int) -> None:
         """Marks first, on all copies that have it; the new inode is marked by itself from its first instant."""

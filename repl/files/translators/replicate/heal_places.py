@@ -55,6 +55,32 @@ class Places:
             return await self._move(same, loc, other, is_here=False)
         return await self._move(1 << index, other, loc, is_here=True)
 
+    async def move_file(self, index: int, loc: Loc, gfid: bytes, same: int) -> bool | None:
+        """A file with one name, ``loc`` on those of ``same``, another one on ``index``, whose word counts as much: half
+        a rename that was never acknowledged.  It gets one name, not both: who goes on with the old name, which is there
+        after a rename that failed, must not write into what the new one means (decision 0070).
+        None: the other name is an old one, or nobody knows it: it gets this one too, and the other's heal goes on.
+        """
+        run = self.run
+        try:
+            other = await self._where(index, gfid)
+        except OSError:
+            return None
+        if other is None or other.parent != loc.parent and await self._is_old(index, other.parent):
+            return None
+        place = Loc(parent=other.parent, name=other.name)
+        answers = await self.afr.ask(same & self.trusted, lambda c: c.lookup(run.caller, place))
+        there = {a.iatt.gfid if isinstance(a, Looked) else a.errno for a in answers.values()} - GONE
+        if gfid in there:
+            return None
+        if there:
+            run.note(Status.LATER, f"{other.name!r}, its name on {self.afr.names[index]}, comes first")
+            return False
+        if other.parent == loc.parent:
+            await self._rename(1 << index, other, loc)
+            return True
+        return await self._move(1 << index, other, loc, is_here=True)
+
     async def _where(self, index: int, gfid: bytes) -> Loc | None:
         """Its directory and name on that child; None: below the root there is no way to it."""
         child, caller = self.afr.subvolumes[index], self.run.caller

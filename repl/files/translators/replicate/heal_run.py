@@ -261,8 +261,11 @@ class Run:
                     self._plan(place, i, afr.keys[j], kind, -count)
             if count := copy.dirty[kind]:
                 self._plan(place, i, DIRTY, kind, -count)
+        # A change that was under way may be on those that are away, and what is here now is without it, or the other
+        # way round: the dirty mark that says so goes, an accusation takes its place (decision 0070).
+        was_dirty = afr.quorum.is_majority and any(self.copies[i].dirty[kind] for i in bits(healed))
         for j in bits(afr.everyone & ~healed):
-            is_accused = any(self.copies[i].said[j][kind] for i in bits(sources & healed))
+            is_accused = was_dirty or any(self.copies[i].said[j][kind] for i in bits(sources & healed))
             for i in bits(healed):
                 count = self.copies[i].said[j][kind]
                 if is_accused and not count:

@@ -16,7 +16,16 @@ import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from repl.files.translators.replicate.base import GONE, Answers, bits, errors_of, good_of, mask_of, telling_error
+from repl.files.translators.replicate.base import (
+    GONE,
+    Answers,
+    bits,
+    errors_of,
+    good_of,
+    heard,
+    mask_of,
+    telling_error,
+)
 from repl.files.translators.replicate.changelog import DIRTY, KINDS, Kind, unpack
 from repl.files.translators.replicate.decide import owners_differ
 from repl.files.translators.replicate.inodes import InodeState
@@ -44,10 +53,13 @@ class Lookups(Writes):
         def look() -> Awaitable[Answers]:
             return self.ask(mask, lambda c: c.lookup(caller, loc, want=wanted))
 
+        is_known = not loc.name or self.is_fresh(self.inodes.get(loc.parent))
         answers = await look()
         found = good_of(answers)
+        if len(found) != len(answers) and not self.quorum.is_met(heard(answers)):
+            return await self._lookup_known(caller, loc, want)
         if len(found) != len(answers) or not _agree(found):
-            found = await self._judge(loc, answers, look)
+            found = await self._judge(loc, answers, look, is_known=is_known)
         gfid = next(iter(found.values())).iatt.gfid
         inode = self.inodes.get(gfid)
         self.learn(inode, found, generation)
@@ -87,8 +99,13 @@ class Lookups(Writes):
     # ---- answers that differ ----
 
     async def _judge(
-        self, loc: Loc, answers: Answers, look: Callable[[], Awaitable[Answers]]
+        self, loc: Loc, answers: Answers, look: Callable[[], Awaitable[Answers]], *, is_known: bool
     ) -> dict[int, Looked]:
+        if not is_known:
+            # Which copies of the directory are good must be known of a time before their answers: one that has been
+            # healed since would be believed what it said before.
+            await self.refresh(self.inodes.get(loc.parent))
+            answers = await look()
         found = await self._judge_once(loc, answers)
         if found is None:
             async with self._name_kept(loc):
@@ -117,6 +134,7 @@ class Lookups(Writes):
 
     async def _judge_once(self, loc: Loc, answers: Answers) -> dict[int, Looked] | None:
         """None: good copies have different objects."""
+        self.need_quorum(f"looking up {loc}", heard(answers))
         errors = errors_of(answers)
         found: dict[int, Looked] = good_of(answers)
         missing = mask_of([i for i, e in errors.items() if e.errno in GONE])
@@ -131,7 +149,7 @@ class Lookups(Writes):
         if not trusted:
             if missing & good:
                 raise errors[bits(missing & good)[0]]
-            if not found or good:
+            if not found or good or self.quorum.is_majority:
                 raise self.nobody(f"looking up {loc}: no good copy of the directory answers")
             trusted = found
         gfid = next(iter(trusted.values())).iatt.gfid
@@ -142,11 +160,14 @@ class Lookups(Writes):
         return {i: a for i, a in found.items() if a.iatt.gfid == gfid}
 
     async def _good_directory(self, gfid: bytes) -> int:
-        """Children whose copy of the directory is good; all of them when none is (a heal merges their names)."""
+        """Children whose copy of the directory is good; all of them when none is (a heal merges their names), unless
+        the good one is away."""
         inode = self.inodes.get(gfid)
         if not self.is_fresh(inode):
             await self.refresh(inode)
-        return inode.readable[Kind.ENTRY] & self.up or (self.up if inode.is_split[Kind.ENTRY] else 0)
+        if not inode.readable[Kind.ENTRY] & self.up and inode.is_split[Kind.ENTRY] and not self.is_good_away(inode):
+            return self.up
+        return inode.readable[Kind.ENTRY] & self.up
 
     async def _judge_gfid(
         self, found: dict[int, Looked], missing: int, errors: dict[int, OSError]

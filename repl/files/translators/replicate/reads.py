@@ -57,10 +57,9 @@ class Reads(Transactions):
             raise self.nobody(f"reading {Loc(gfid=inode.gfid)}")
         return mask
 
-    @staticmethod
-    def _may_show(inode: InodeState, kind: Kind) -> bool:
+    def _may_show(self, inode: InodeState, kind: Kind) -> bool:
         """Attributes and names of a split-brain are shown, contents are not (spec 5.11)."""
-        return kind is Kind.ENTRY or (kind is Kind.METADATA)
+        return kind is not Kind.DATA and not self.is_good_away(inode)
 
     async def read_from(
         self,

@@ -61,6 +61,7 @@ class Tenure:
         self.caller = afr.tenure_owner
         self.locked = 0  # children that hold the lock for us
         self.active = 0  # those that have everything done so far
+        self.lost = 0  # those whose connection broke: neither their lock nor their marks are ours any more
         self.accused: dict[Kind, int] = {}  # old copies, by the counters that were read at the beginning
         self.is_clean = False  # nobody was accused or dirty at the beginning
         self.dirty: dict[Kind, int] = {}  # children with our dirty mark
@@ -128,6 +129,7 @@ class Tenure:
         self.is_open = True
 
     async def _take(self, mask: int, values: dict[bytes, bytes], command: LockCommand) -> dict[int, list[Any]]:
+        self.lost &= ~mask
         steps = [self._lock_step(command), self._xattrop(values, is_reading=True)]
         answers = await self.afr.ask(mask, lambda c: c.compound(self.caller, steps))
         return {i: a if isinstance(a, list) else [a] for i, a in answers.items()}
@@ -148,8 +150,8 @@ class Tenure:
                 self.locked |= 1 << i
                 if not isinstance(answer[-1], OSError):
                     self.active |= 1 << i
-        self.locked &= afr.up
-        self.active &= afr.up
+        self.locked &= afr.up & ~self.lost
+        self.active &= afr.up & ~self.lost
         self.used.add(kind)
         self.dirty[kind] = self.active if DIRTY in values else 0
         self.blamed[kind] = 0
@@ -288,6 +290,7 @@ class Tenure:
 
     def child_lost(self, mask: int) -> None:
         """The connection is gone, and the lock with it."""
+        self.lost |= mask
         self.locked &= ~mask
         for kind in self.dirty:
             self.dirty[kind] &= ~mask
@@ -382,6 +385,7 @@ class Tenure:
         self.locked = 0
 
     async def _finish_on(self, mask: int, kinds: tuple[Kind, ...]) -> None:
+        mask &= ~self.lost
         unlock = self._unlock_step()
         steps = [self._xattrop({DIRTY: minus_one(kinds)}), unlock] if kinds else [unlock]
         answers = await self._last_steps(mask, steps)

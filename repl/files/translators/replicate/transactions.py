@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -249,6 +250,8 @@ class Transactions(Base):
             self.notify_parents(Unwatched() if self.up else event)
 
     def _child_lost(self, index: int) -> None:
+        for bundle in (self.bundles[index], self.syncs[index]):
+            bundle.lost(FopError(errno.ENOTCONN, self.names[index]))
         for tenure in list(self.tenures):
             tenure.child_lost(1 << index)
         for inode in self.inodes.all():

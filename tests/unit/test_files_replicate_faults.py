@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cluster/replicate when bricks go while they are asked: who is believed, and what half a rename becomes."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from repl.files.translators.replicate.healing import How
+from repl.files.values import ROOT_GFID, Fd, FopError, Loc
+from tests.lib.replicas import Client, World
+from tests.unit.test_files_heal import HEALS_OFF, assert_healed, heal_all
+from tests.unit.test_files_replicate import make_file, play, read, settle
+
+
+def at_root(name: bytes, gfid: bytes = bytes(16)) -> Loc:
+    return Loc(gfid, ROOT_GFID, name)
+
+
+async def find(client: Client, name: bytes) -> bytes:
+    return (await client.afr.lookup(client.caller, at_root(name))).iatt.gfid
+
+
+def names(world: World, index: int) -> dict[bytes, bytes]:
+    return {p[1:]: about[6] for p, about in world.tree(index).items() if p != b"/"}
+
+
+async def rename_on_the_last_only(world: World, client: Client, gfid: bytes) -> None:
+    """new -> f, which is done on one brick of three and fails."""
+
+    async def hook(who: str, brick: str, fop: str, is_done: bool) -> None:
+        if fop == "rename" and not is_done and brick != "brick2":
+            world.crash(int(brick[-1]))
+
+    no_fault, world.hook = world.hook, hook
+    with pytest.raises(FopError):
+        await client.afr.rename(client.caller, at_root(b"new", gfid), at_root(b"f"))
+    world.hook = no_fault
+    await settle()
+
+
+def test_an_old_copy_is_not_believed_when_the_others_go_while_all_are_asked() -> None:
+    async def scene(world: World) -> None:
+        client = await world.client()
+        world.crash(2)
+        await make_file(client, b"a", b"data")
+        await settle()
+        world.come_back(2)
+        is_armed = True
+
+        async def hook(who: str, brick: str, fop: str, is_done: bool) -> None:
+            nonlocal is_armed
+            if is_armed and fop == "lookup" and brick != "brick2":
+                is_armed = False
+                world.crash(0)
+                world.crash(1)
+
+        world.hook = hook
+        for ask in (client.afr.opendir(client.caller, at_root(b"", ROOT_GFID), Fd(ROOT_GFID)), find(client, b"a")):
+            with pytest.raises(FopError) as caught:
+                await ask
+            assert caught.value.errno == errno.ENOTCONN
+        assert not is_armed
+
+    play(3, scene, **HEALS_OFF)
+
+
+def test_two_old_copies_together_do_not_show_what_was_removed() -> None:
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"a", b"data")
+        await settle()
+        world.crash(1)
+        await make_file(client, b"x")
+        await settle()
+        world.crash(2)
+        world.come_back(1)
+        await client.afr.unlink(client.caller, at_root(b"a", gfid))
+        await settle()
+        world.crash(0)
+        world.come_back(2)
+        assert [b"a" in names(world, i) for i in (1, 2)] == [False, True]
+        for ask in (find(client, b"a"), client.afr.opendir(client.caller, at_root(b"", ROOT_GFID), Fd(ROOT_GFID))):
+            with pytest.raises(FopError) as caught:
+                await ask
+            assert caught.value.errno == errno.ENOTCONN
+        world.come_back(0)
+        with pytest.raises(FopError) as caught:
+            await find(client, b"a")
+        assert caught.value.errno == errno.ENOENT
+        await find(client, b"x")
+        await heal_all(client)
+        assert_healed(world)
+
+    play(3, scene, **HEALS_OFF)
+
+
+@pytest.mark.parametrize("is_there", [False, True], ids=["nothing there before", "another file there before"])
+def test_half_a_rename_leaves_one_name_not_two(is_there: bool) -> None:
+    async def scene(world: World) -> None:
+        client = await world.client()
+        if is_there:
+            await make_file(client, b"f", b"old")
+        gfid = await make_file(client, b"new", b"data")
+        await settle()
+        await rename_on_the_last_only(world, client, gfid)
+        for index in (0, 1):
+            world.come_back(index)
+        await heal_all(client)
+        assert_healed(world)
+        undone = {b"new": b"data", b"f": b"old"} if is_there else {b"new": b"data"}
+        assert names(world, 0) in (undone, {b"f": b"data"})
+
+    play(3, scene, **HEALS_OFF)
+
+
+def test_what_a_heal_of_two_copies_decides_holds_for_the_third() -> None:
+    """Each pair is healed by itself: the third one must not be thought equal afterwards."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+        await make_file(client, b"f", b"old")
+        gfid = await make_file(client, b"new", b"data")
+        await settle()
+        await rename_on_the_last_only(world, client, gfid)
+        world.crash(2)
+        for index in (0, 1):
+            world.come_back(index)
+        await client.afr.healer.heal(ROOT_GFID, How())
+        decided = names(world, 0)
+        world.crash(1)
+        world.come_back(2)
+        await client.afr.healer.heal(ROOT_GFID, How())
+        assert await read(client, await find(client, b"f")) == decided[b"f"]
+        world.come_back(1)
+        await heal_all(client)
+        assert_healed(world)
+        assert names(world, 0) == decided
+
+    play(3, scene, **HEALS_OFF)
+
+
+def test_a_file_is_replaced_while_one_brick_is_away_and_another_is_not_healed_yet() -> None:
+    async def scene(world: World) -> None:
+        client = await world.client()
+        await make_file(client, b"f", b"old")
+        gfid = await make_file(client, b"new", b"data")
+        await settle()
+        world.crash(1)
+        await make_file(client, b"x")
+        await settle()
+        world.crash(2)
+        world.come_back(1)
+        await client.afr.rename(client.caller, at_root(b"new", gfid), at_root(b"f"))
+        assert await find(client, b"f") == gfid
+        world.come_back(2)
+        await heal_all(client)
+        assert_healed(world)
+        assert names(world, 0) == {b"f": b"data", b"x": b""}
+
+    play(3, scene, **HEALS_OFF)
