@@ -119,11 +119,9 @@ class Writer:
         try:
             os.unlink(self.folder / name)
         except FileNotFoundError:
-            # Perhaps a first try of the volume's own has removed it before a brick went; and what failed before may
-            # come true yet, so this is no news of what is there.
+            # What failed before may come true yet, so this is no news of what is there (decision 0070).
             self._note(name, "was not there")
-            if was_there:
-                raise
+            assert not was_there, f"{self.name}/{name} was acknowledged and is not there: {list(self._history[name])}"
             return
         self._files[name] = {None}
         self._note(name, "removed")

@@ -27,7 +27,7 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from repl.files.translator import Step
+from repl.files.translator import Step, Translator
 from repl.files.translators.replicate.base import AWAY, bits
 from repl.files.translators.replicate.changelog import (
     DIRTY,
@@ -129,9 +129,15 @@ class Tenure:
         self.is_open = True
 
     async def _take(self, mask: int, values: dict[bytes, bytes], command: LockCommand) -> dict[int, list[Any]]:
-        self.lost &= ~mask
         steps = [self._lock_step(command), self._xattrop(values, is_reading=True)]
-        answers = await self.afr.ask(mask, lambda c: c.compound(self.caller, steps))
+
+        async def take(child: Translator) -> list[Any]:
+            answer = await child.compound(self.caller, steps)
+            if self.lost:  # before: this connection is a new one
+                self.lost &= ~(1 << self.afr.subvolumes.index(child))
+            return answer
+
+        answers = await self.afr.ask(mask, take)
         return {i: a if isinstance(a, list) else [a] for i, a in answers.items()}
 
     async def _give_back(self, answers: dict[int, list[Any]], values: dict[bytes, bytes]) -> None:
