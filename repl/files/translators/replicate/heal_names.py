@@ -90,6 +90,9 @@ class NameHeal:
         good = self._choose(name, present)
         if good < 0:
             return False
+        if await self._is_claimed_twice(loc, present, good):
+            gfid = present[good].iatt.gfid
+            good = self._choose(name, {i: a for i, a in present.items() if a.iatt.gfid != gfid})
         iatt = present[good].iatt
         same = sum(1 << i for i, a in there.items() if a.iatt.gfid == iatt.gfid)
         if iatt.is_regular and not same & ~self.afr.arbiters and await self._has_no_data(iatt.gfid):
@@ -141,6 +144,21 @@ class NameHeal:
             word = "type" if is_type else "gfid"
             self.run.split(word, f"{name!r} is another object on each side", name)
         return chosen
+
+    async def _is_claimed_twice(self, loc: Loc, present: dict[int, Looked], good: int) -> bool:
+        """The inode chosen for this name has been given another contested name too: it cannot have both, and what the
+        copies had at this one before must not be lost for it."""
+        iatt, judged = present[good].iatt, self.judged
+        same = sum(1 << i for i, a in present.items() if a.iatt.gfid == iatt.gfid)
+        is_merge = judged.is_dirty and not judged.is_blamed
+        if len(present) == same.bit_count() or not is_merge or iatt.is_directory or iatt.nlink != 1:
+            return False
+        for i in bits(judged.trusted & self.run.mask & ~same):
+            answer = await self.afr.ask_one(i, lambda c: c.lookup(self.run.caller, Loc(gfid=iatt.gfid)))
+            if isinstance(answer, Looked) and answer.iatt.nlink == 1:
+                if await self.places.is_claimed_twice(i, loc, iatt.gfid, same):
+                    return True
+        return False
 
     @staticmethod
     def _newest(present: dict[int, Looked]) -> int:

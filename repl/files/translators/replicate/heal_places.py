@@ -62,15 +62,9 @@ class Places:
         None: the other name is an old one, or nobody knows it: it gets this one too, and the other's heal goes on.
         """
         run = self.run
-        try:
-            other = await self._where(index, gfid)
-        except OSError:
+        if (other := await self._other_name(index, loc, gfid)) is None:
             return None
-        if other is None or other.parent != loc.parent and await self._is_old(index, other.parent):
-            return None
-        place = Loc(parent=other.parent, name=other.name)
-        answers = await self.afr.ask(same & self.trusted, lambda c: c.lookup(run.caller, place))
-        there = {a.iatt.gfid if isinstance(a, Looked) else a.errno for a in answers.values()} - GONE
+        there = await self._at(other, same)
         if gfid in there:
             return None
         if there:
@@ -80,6 +74,27 @@ class Places:
             await self._rename(1 << index, other, loc)
             return True
         return await self._move(1 << index, other, loc, is_here=True)
+
+    async def is_claimed_twice(self, index: int, loc: Loc, gfid: bytes, same: int) -> bool:
+        """Its other name means another file on the copies that have it as ``loc``: two renames, each half done."""
+        other = await self._other_name(index, loc, gfid)
+        return other is not None and bool(await self._at(other, same) - {gfid})
+
+    async def _other_name(self, index: int, loc: Loc, gfid: bytes) -> Loc | None:
+        """Where a copy has it, if its word counts there."""
+        try:
+            other = await self._where(index, gfid)
+        except OSError:
+            return None
+        if other is None or other.parent != loc.parent and await self._is_old(index, other.parent):
+            return None
+        return other
+
+    async def _at(self, other: Loc, same: int) -> set[bytes | int | None]:
+        """What good copies have there: gfids, and errors that say nothing of it."""
+        place = Loc(parent=other.parent, name=other.name)
+        answers = await self.afr.ask(same & self.trusted, lambda c: c.lookup(self.run.caller, place))
+        return {a.iatt.gfid if isinstance(a, Looked) else a.errno for a in answers.values()} - GONE
 
     async def _where(self, index: int, gfid: bytes) -> Loc | None:
         """Its directory and name on that child; None: below the root there is no way to it."""

@@ -207,6 +207,7 @@ class Tenure:
     def adopt(self, kind: Kind, active: int, absent: int) -> None:
         """For an inode that was made together with this tenure: lock and marks are there already."""
         self.locked = self.active = active & self.afr.up
+        self.lost &= ~active  # before it was made there
         self.used.add(kind)
         self.dirty[kind] = active
         self.blamed[kind] = absent
