@@ -173,6 +173,8 @@ class Resize:
             if theirs.c_size != volume.size_sectors:
                 node.connection.send_sizes(volume)
             return
+        if volume.state.conn > _C.CONNECTED and theirs.c_size == volume.size_sectors:
+            return  # news of a handshake, no order: a size does not change below bitmaps and resyncs
         own = await self._measure(volume)
         await self._move_if_moved(volume, own)
         no_resync = SizeFlag.NO_RESYNC in theirs.dds_flags or volume.new_part_is_clean

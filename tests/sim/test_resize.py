@@ -225,6 +225,24 @@ def test_disks_that_grew_are_used_when_one_is_attached_again(primary: int) -> No
         pair.check_idle_pair()
 
 
+def test_disk_that_grew_unseen_is_left_alone_while_bitmaps_are_exchanged() -> None:
+    """The new, larger disk of the peer takes the smaller size and says so: that is no order to look again."""
+    with cluster() as pair:
+        app = pair.serve(1)
+        app.write(*range(50))
+        before = pair.volume(1).size_sectors
+        down(pair, 0)
+        grow_disk(pair, 0, 1)
+        node_disk.create_metadata(pair.shells[0].place, device_uuid=pair.world.random64())
+        pair.start(0)
+        pair.until(lambda: pair.in_sync, 30_000, "in sync")
+        assert [pair.volume(n).size_sectors for n in (0, 1)] == [before] * 2
+        pair.ask(1, "resize")
+        check(pair, usable(pair, 0))
+        app.stop()
+        pair.check_idle_pair()
+
+
 def test_smaller_disk_of_the_peer_is_refused() -> None:
     with cluster(fresh=False, sizes=(LARGE, SMALL)) as pair:
         pair.start(0)
