@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from repl.drbd import packets as pk
 from repl.drbd.decision import Refusal
 from repl.drbd.packets import Packet
-from repl.drbd.states import ConnectionState, DiskState, Role, StateChange
+from repl.drbd.states import ConnectionState, DiskState, Role, StateChange, StateWord
 from repl.drbd.uuids import (
     Uuids,
     finish_source,
@@ -51,6 +51,11 @@ def _veto(handler: str, status: int) -> FinalDrop:
     )
 
 
+def _goes_on(volume: Volume, state: StateWord) -> bool:
+    """Its disk and its part in the resync were not lost while the step before was waited for."""
+    return volume.attached and state.conn > _C.CONNECTED
+
+
 class ResyncControl:
     """Resyncs of all volumes."""
 
@@ -86,7 +91,12 @@ class ResyncControl:
         node = self._node
         if not await node.ask_ok(ec.BitmapWrite(volume.number)):
             return
-        await node.transition(lambda v, s: replace(s, conn=_C.WF_SYNC_UUID), only=volume)
+        await node.transition(
+            lambda v, s: replace(s, conn=_C.WF_SYNC_UUID) if _goes_on(v, s) else s,
+            only=volume,
+        )
+        if volume.state.conn != _C.WF_SYNC_UUID:
+            return
         node.ask(ec.BitmapSend(volume.number))
         volume.waiting_for_sync_uuid.keep(None)
 
@@ -96,7 +106,7 @@ class ResyncControl:
             return
 
         def uuids(v: Volume) -> Uuids:
-            if v is not volume:
+            if v is not volume or not v.attached:
                 return v.uuids
             return start_source_sync_uuid(v.corrected or v.uuids, node.random)
 
@@ -104,11 +114,13 @@ class ResyncControl:
             return
         dirty = node.dirty_bits(volume)
         await node.transition(
-            lambda v, s: replace(s, conn=_C.SYNC_SOURCE, pdsk=_D.INCONSISTENT),
+            lambda v, s: replace(s, conn=_C.SYNC_SOURCE, pdsk=_D.INCONSISTENT) if v.attached else s,
             uuids=uuids,
             only=volume,
             reason=f"{dirty} blocks ({dirty * 4} KiB) to be sent",
         )
+        if volume.state.conn not in _RUNNING:
+            return
         volume.corrected = None
         self._child(self._save_progress(volume), "save resync progress")
         node.connection.send(Packet.SYNC_UUID, pk.SyncUuid(volume.uuids.bitmap).encode(), volume=volume.number)
@@ -166,16 +178,22 @@ class ResyncControl:
                 raise ProtocolError(f"P_SYNC_UUID came in {volume.state.conn}; it is ignored.")
             await volume.waiting_for_sync_uuid
         await self._target_may_start(volume)
+        if not _goes_on(volume, volume.state):
+            return
         volume.expects_sync_uuid = volume.is_discarded = False
         node.connection.discard_was_carried_out()
         self.options.choose_csums(volume)
         dirty = node.dirty_bits(volume)
         await node.transition(
-            lambda v, s: replace(s, conn=_C.SYNC_TARGET, disk=_D.INCONSISTENT, pdsk=_D.UP_TO_DATE),
-            uuids=lambda v: target_accept_sync_uuid(v.uuids, uuid),
+            lambda v, s: (
+                replace(s, conn=_C.SYNC_TARGET, disk=_D.INCONSISTENT, pdsk=_D.UP_TO_DATE) if _goes_on(v, s) else s
+            ),
+            uuids=lambda v: target_accept_sync_uuid(v.uuids, uuid) if _goes_on(v, v.state) else v.uuids,
             only=volume,
             reason=f"{dirty} blocks ({dirty * 4} KiB) to be fetched",
         )
+        if volume.state.conn not in _RUNNING:
+            return
         self._child(self._save_progress(volume), "save resync progress")
 
     async def _target_finished(self, volume: Volume, failed: int) -> None:

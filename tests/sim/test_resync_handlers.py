@@ -109,3 +109,21 @@ def test_link_lost_while_the_handler_runs() -> None:
         cluster.until(lambda: cluster.in_sync, 60_000, "the resync")
         cluster.run(60_000)
         cluster.check_idle_pair()
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_disk_lost_while_the_handler_runs(index: int) -> None:
+    """Nothing of the resync goes on without it; with a disk again there is another one."""
+    with pair() as cluster:
+        part(cluster)
+        cluster.shells[index].scripts[NAMES[0] if index else NAMES[2]] = Script(0, delay_ms=3_000)
+        cluster.ask(1, "connect")
+        cluster.until(lambda: bool(called(cluster, index)), 5_000, "the handler")
+        cluster.ask(index, "detach", force=True)
+        cluster.until(lambda: cluster.state(index)[2] == DiskState.DISKLESS, 5_000, "the detach")
+        cluster.run(5_000)
+        assert cluster.state(index)[2] == DiskState.DISKLESS
+        assert cluster.state(index)[1] <= ConnectionState.CONNECTED
+        cluster.ask(index, "attach")
+        cluster.until(lambda: cluster.in_sync, 60_000, "the resync")
+        cluster.check_idle_pair()
