@@ -55,6 +55,7 @@ def gluster(folder: Path, script: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.files_long
 def test_gluster_volume_is_adopted_used_and_given_back(host: Host) -> None:  # noqa: F811
     folder, name = host.folder, socket.gethostname()
     tree, changed = folder / "tree", folder / "changed"

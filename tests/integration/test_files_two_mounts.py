@@ -164,7 +164,13 @@ for number in range(int(sys.argv[3])):
 """
 
 
-@pytest.mark.parametrize("code", [INSERT, INSERT_IN_OPEN_BASE], ids=["opened for each", "open all the time"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(INSERT, id="opened for each", marks=pytest.mark.files_long),
+        pytest.param(INSERT_IN_OPEN_BASE, id="open all the time"),
+    ],
+)
 def test_sqlite_from_both_mounts_loses_nothing(pair: Pair, scale: int, code: str) -> None:
     base = sqlite3.connect(pair[0] / "base.db")
     base.execute("create table t (who text, number int)")

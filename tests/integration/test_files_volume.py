@@ -181,6 +181,7 @@ def test_volume_lives_through_everything_that_gluster_users_type(host: Host) -> 
     assert host.do("list") == "No volumes present in cluster\n"
 
 
+@pytest.mark.files_long
 def test_volume_third_copies_arbiters_and_split_brains(host: Host) -> None:
     host.do("create", "v", "replica", "2", host.place(1), host.place(2), "--base-port", str(free_port()))
     host.do("set", "v", "cluster.self-heal-daemon", "off", "cluster.data-self-heal", "off")
