@@ -168,21 +168,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _set_up_logging(given: argparse.Namespace) -> None:
-    path = given.log_file
-    try:
-        if not path and not given.no_daemon:
-            directory = process.run_directory()
-            directory.mkdir(parents=True, exist_ok=True)
-            path = str(directory / f"repl-brickd.{os.getpid()}.log")
-        process.set_up_logging(given.log_level, path)
-    except OSError as error:
-        raise ConfigError(f"cannot write the log {path}: {error.strerror}.") from error
-
-
 def _serve(given: argparse.Namespace, background: process.Background) -> None:
     process.keep_memory()
-    _set_up_logging(given)
+    process.log_as("repl-brickd", given.log_level, given.log_file, in_background=not given.no_daemon)
     pid_file = process.PidFile(given.pid_file) if given.pid_file else None
 
     def ready() -> None:

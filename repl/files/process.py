@@ -56,6 +56,22 @@ def set_up_logging(level: str, path: str = "") -> None:
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 
+def log_as(program: str, level: str, path: str, *, in_background: bool) -> str:
+    """To ``path`` if given, in the background else to a file in the run directory, else to standard error; the path.
+
+    ConfigError: it cannot be written.
+    """
+    try:
+        if not path and in_background:
+            directory = run_directory()
+            directory.mkdir(parents=True, exist_ok=True)
+            path = str(directory / f"{program}.{os.getpid()}.log")
+        set_up_logging(level, path)
+    except OSError as error:
+        raise ConfigError(f"cannot write the log {path}: {error.strerror}.") from error
+    return path
+
+
 class Background:
     """``detach`` goes to the background; the process that was started ends when ``ready`` or ``failed`` is called in
     the one that goes on (or when that one dies)."""

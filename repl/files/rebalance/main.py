@@ -129,11 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if value := getattr(given, name):
                     setattr(given, name, os.path.abspath(value))
             background.detach()
-            if not given.log_file:
-                process.run_directory().mkdir(parents=True, exist_ok=True)
-                given.log_file = str(process.run_directory() / f"repl-rebalance.{os.getpid()}.log")
-        log_file = given.log_file
-        process.set_up_logging(given.log_level, log_file)
+        log_file = process.log_as(
+            "repl-rebalance", given.log_level, given.log_file, in_background=not given.no_daemon
+        )
         pid_file = process.PidFile(given.pid_file) if given.pid_file else None
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
