@@ -8,6 +8,7 @@ import errno
 import os
 import random
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -223,6 +224,29 @@ def test_read_ahead_reads_on_and_throws_away_what_has_changed() -> None:
         await settle()
         await other.top.writev(other.me, writer, b"CHANGED", offset=(1 << 20) + 5)
         assert (await read(mount, fd, step, 1 << 20))[5:12] == b"CHANGED"
+
+    on_mounts(work, ["read-ahead"])
+
+
+def test_read_ahead_forgets_what_an_open_may_have_emptied_whose_answer_is_lost() -> None:
+    async def work(mount: Mount, other: Mount) -> None:
+        data = random.Random(3).randbytes(2 << 20)
+        gfid = await put(other, "f", data)
+        fd, step = await opened(mount, gfid), 128 * 1024
+        for offset in range(0, 1 << 20, step):
+            assert await read(mount, fd, step, offset) == data[offset : offset + step]
+        await settle()
+        bottom = mount.layers["read-ahead"].child
+        answered = bottom.open
+
+        async def unanswered(*args: Any, **words: Any) -> None:
+            await answered(*args, **words)
+            raise FopError(errno.ENOTCONN, "the link broke")
+
+        bottom.open = unanswered  # type: ignore[method-assign]
+        with pytest.raises(FopError):
+            await opened(mount, gfid, os.O_WRONLY | os.O_TRUNC)
+        assert await read(mount, fd, step, 1 << 20) == b""
 
     on_mounts(work, ["read-ahead"])
 

@@ -134,9 +134,13 @@ class ReadAhead(Watching):
     # ---- our own changes ----
 
     async def open(self, caller: Caller, loc: Loc, fd: Fd, *, flags: int) -> None:
-        await self.child.open(caller, loc, fd, flags=flags)
         if flags & os.O_TRUNC:
             self._drop(loc.gfid)
+        try:
+            await self.child.open(caller, loc, fd, flags=flags)
+        finally:  # an error may come after the file was emptied
+            if flags & os.O_TRUNC:
+                self._drop(loc.gfid)
 
     async def create(
         self, caller: Caller, loc: Loc, fd: Fd, *, flags: int, mode: int, gfid: bytes, extra: Any = None
