@@ -520,3 +520,26 @@ def test_a_file_is_opened_late_only_once_whoever_needs_it() -> None:
         await client.afr.release(fd)
 
     play(2, scene)
+
+
+def test_making_a_name_that_is_there_accuses_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """Each such create left a line in the log about copies that had missed a change."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"a", b"x")
+        await settle()
+        for flags in (0, os.O_EXCL):
+            fd = Fd(client.context.new_gfid(), os.O_RDWR)
+            loc = Loc(parent=ROOT_GFID, name=b"a")
+            try:
+                await client.afr.create(client.caller, loc, fd, flags=os.O_RDWR | flags, mode=0o644, gfid=fd.gfid)
+            except FopError as error:
+                assert error.errno == errno.EEXIST and flags
+            assert flags or fd.gfid == gfid
+        await settle()
+        assert world.pending() == {} and client.afr.tenures == {}
+
+    caplog.set_level("INFO")
+    play(2, scene)
+    assert [record.message for record in caplog.records if "accusing" in record.message] == []

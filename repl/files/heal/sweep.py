@@ -17,9 +17,10 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 
+from repl.files.answers import GONE
 from repl.files.heal import index
 from repl.files.translators.replicate import Replicate
-from repl.files.translators.replicate.base import GONE, bits
+from repl.files.translators.replicate.base import bits
 from repl.files.translators.replicate.healing import How, Outcome, Pace, Status
 from repl.files.values import ROOT_GFID, Fd, FopError, Loc, Looked
 from repl.limits import HEAL_BATCH_NAMES, HEAL_SEEN_MAX, HEAL_SWEEPS_MAX

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from repl.errors import UsageError
+from repl.files.answers import AWAY, GONE
 from repl.files.rebalance.layouts import fix_layout, weights_of, write_commit, write_volume_commit
 from repl.files.rebalance.leftovers import clean, entries_on
 from repl.files.rebalance.migration import Migration, Moved, Outcome, mover_domain
 from repl.files.rebalance.progress import Progress, State
 from repl.files.rebalance.special import move_special
 from repl.files.translators.distribute import Distribute
-from repl.files.translators.distribute.base import AWAY, GONE
 from repl.files.translators.distribute.links import name_of
 from repl.files.translators.distribute.marks import FILE_WANT, INCOMING, is_link
 from repl.files.values import ROOT_GFID, Entry, Fd, FopError, Loc, LockCommand, Looked

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from repl.files.answers import errors_of
 from repl.files.translators.distribute import Distribute
-from repl.files.translators.distribute.base import errors_of, telling_error
+from repl.files.translators.distribute.base import telling_error
 from repl.files.translators.distribute.caches import Directory
 from repl.files.translators.distribute.layout import COMMIT_INVALID, Range, fixed_layout
 from repl.files.translators.distribute.marks import COMMIT_HASH, commit_value

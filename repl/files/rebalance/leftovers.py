@@ -12,8 +12,8 @@ import logging
 import stat
 from collections.abc import AsyncIterator
 
+from repl.files.answers import GONE
 from repl.files.translators.distribute import Distribute
-from repl.files.translators.distribute.base import GONE
 from repl.files.translators.distribute.links import name_of
 from repl.files.translators.distribute.marks import FILE_WANT, is_link
 from repl.files.values import Entry, Fd, FopError, Loc

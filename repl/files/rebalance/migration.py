@@ -18,8 +18,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from repl.files.answers import GONE
 from repl.files.translators.distribute import Distribute
-from repl.files.translators.distribute.base import GONE
 from repl.files.translators.distribute.copying import copy_range, next_data
 from repl.files.translators.distribute.links import name_of
 from repl.files.translators.distribute.marks import (

@@ -12,9 +12,11 @@ import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any
 
 from repl.errors import ConfigError
+from repl.files.answers import GONE, Answers, most_telling
 from repl.files.eager import Begun
 from repl.files.events import ChildDown, ChildUp, Event, Invalidated, Unwatched
 from repl.files.options import Options
@@ -28,32 +30,15 @@ from repl.limits import DISTRIBUTE_DIRECTORIES_MAX, DISTRIBUTE_FILES_MAX, DISTRI
 
 log = logging.getLogger(__name__)
 
-Answers: TypeAlias = dict[int, Any]
 SUBVOLUMES_MAX = 4096  # their numbers have to find room in the offsets of listings
 
-GONE = frozenset((errno.ENOENT, errno.ESTALE))
-AWAY = frozenset((errno.ENOTCONN, errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTDOWN, errno.ESHUTDOWN))
 NO_LOCKS = frozenset((errno.ENOSYS, errno.EOPNOTSUPP))  # a brick without features/locks
 _TELLING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOTEMPTY, errno.EEXIST, errno.EACCES, errno.ENOTCONN)
 
 
-def errors_of(answers: Mapping[int, Any]) -> dict[int, OSError]:
-    return {i: a for i, a in answers.items() if isinstance(a, OSError)}
-
-
-def good_of(answers: Mapping[int, Any]) -> Answers:
-    return {i: a for i, a in answers.items() if not isinstance(a, OSError)}
-
-
 def telling_error(errors: Mapping[int, OSError]) -> OSError:
     """Of several errors the one to tell."""
-
-    def rank(error: OSError) -> int:
-        if error.errno in GONE:
-            return 99
-        return _TELLING.index(error.errno) if error.errno in _TELLING else 50
-
-    return min(errors.values(), key=rank)
+    return most_telling(errors, _TELLING, GONE)
 
 
 class Base(Translator):
@@ -229,7 +214,7 @@ class Base(Translator):
             yield
         finally:
             unlock = Lock(LockType.UNLOCK, lock.first, lock.last)
-            self._unlock(child.inodelk(caller, domain, loc, LockCommand.TRY, unlock))
+            self._unlock(partial(child.inodelk, caller, domain, loc, LockCommand.TRY, unlock))
 
     @asynccontextmanager
     async def locked_names(
@@ -254,13 +239,13 @@ class Base(Translator):
             for caller, child, loc in held:
                 parent = Loc(gfid=loc.parent)
                 self._unlock(
-                    child.entrylk(caller, self.domain, parent, loc.name, LockCommand.TRY, LockType.UNLOCK)
+                    partial(child.entrylk, caller, self.domain, parent, loc.name, LockCommand.TRY, LockType.UNLOCK)
                 )
 
-    def _unlock(self, call: Awaitable[Any]) -> None:
+    def _unlock(self, call: Callable[[], Awaitable[Any]]) -> None:
         async def unlock() -> None:
             try:
-                await call
+                await call()
             except OSError as error:
                 log.debug("volume '%s': a lock went with its subvolume: %s", self.name, error)
 

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from repl.files.translators.distribute.base import AWAY, GONE, Base, errors_of, good_of, telling_error
+from repl.files.answers import AWAY, GONE, errors_of, good_of
+from repl.files.translators.distribute.base import Base, telling_error
 from repl.files.translators.distribute.caches import Directory
 from repl.files.translators.distribute.layout import (
     COMMIT_INVALID,

@@ -10,8 +10,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from repl.files.answers import good_of
 from repl.files.translator import Step, Translator
-from repl.files.translators.distribute.base import good_of
 from repl.files.translators.distribute.caches import FdState, state_of
 from repl.files.translators.distribute.marks import is_suspicious, looks_like_link
 from repl.files.translators.distribute.migrating import NONE, Migrating, Phase

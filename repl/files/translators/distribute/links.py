@@ -6,11 +6,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
-from repl.files.translators.distribute.base import GONE, errors_of, good_of
+from repl.files.answers import GONE, errors_of, good_of
 from repl.files.translators.distribute.caches import Directory
 from repl.files.translators.distribute.directories import Directories
 from repl.files.translators.distribute.marks import (
@@ -71,7 +72,7 @@ class Links(Directories):
                 if not all(await asyncio.gather(*(self.is_fresh(loc, place) for place, loc in pairs))):
                     continue
                 yield places
-            self._later(self.verify_names(pairs), "layouts after a change of names")
+            self._later(partial(self.verify_names, pairs), "layouts after a change of names")
             return
         raise FopError(errno.ESTALE, f"{self.name}: the layout of {locs[0]} changes all the time")
 
@@ -176,10 +177,10 @@ class Links(Directories):
             if index in found and all(e.errno in GONE for e in errors_of(answers).values()):
                 await self.subvolumes[index].unlink(caller, loc)
 
-    def _later(self, work: Any, name: str) -> None:
+    def _later(self, work: Callable[[], Awaitable[Any]], name: str) -> None:
         async def guarded() -> None:
             try:
-                await work
+                await work()
             except OSError as error:
                 log.info("volume '%s': %s: %s", self.name, name, error)
 

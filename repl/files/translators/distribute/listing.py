@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import stat
 
-from repl.files.translators.distribute.base import GONE, SUBVOLUMES_MAX
+from repl.files.answers import GONE
+from repl.files.translators.distribute.base import SUBVOLUMES_MAX
 from repl.files.translators.distribute.caches import Directory, FdState
 from repl.files.translators.distribute.marks import FILE_WANT, INCOMING, is_link, is_migrating
 from repl.files.translators.distribute.renames import Renames

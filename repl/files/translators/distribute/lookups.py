@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import errno
 import logging
+from functools import partial
 from typing import Any
 
-from repl.files.translators.distribute.base import GONE, errors_of, good_of, telling_error
+from repl.files.answers import GONE, errors_of, good_of
+from repl.files.translators.distribute.base import telling_error
 from repl.files.translators.distribute.caches import Directory
 from repl.files.translators.distribute.directories import merged
 from repl.files.translators.distribute.links import Links, name_of
@@ -73,7 +75,7 @@ class Lookups(Links):
         place = await self._follow(caller, loc, want, index, first)
         if place is not None:
             if place[1].iatt.gfid != first.iatt.gfid or INCOMING in first.xattrs:
-                self._later(self.repair_link(loc, index), f"link file of {loc}")
+                self._later(partial(self.repair_link, loc, index), f"link file of {loc}")
             return place[0], self._found(loc, *place, want)
         if not is_last:
             return None  # it may have moved under our feet
@@ -138,7 +140,7 @@ class Lookups(Links):
         data = self.data_among({index: found[index], **found} if index in found else found)
         if data is not None:
             if index is not None and data != index:
-                self._later(self.repair_link(loc, index), f"link file of {loc}")
+                self._later(partial(self.repair_link, loc, index), f"link file of {loc}")
             return data, self._found(loc, data, found[data], want)
         if index is None:
             raise self.away([i for i in self.everyone if not self.up[i]], str(loc))
@@ -146,7 +148,7 @@ class Lookups(Links):
         if is_stale and serious:
             raise telling_error(serious)
         for i in found:
-            self._later(self.remove_stale(loc, i), f"stale link file of {loc}")
+            self._later(partial(self.remove_stale, loc, i), f"stale link file of {loc}")
         gone = errors_of(answers)
         raise next((e for e in gone.values() if e.errno == errno.ENOENT), None) or FopError(errno.ENOENT, str(loc))
 

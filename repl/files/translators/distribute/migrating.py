@@ -17,10 +17,11 @@ import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from repl.files.answers import GONE
 from repl.files.translator import Translator
-from repl.files.translators.distribute.base import GONE
 from repl.files.translators.distribute.caches import FdState, Mirror, state_of
 from repl.files.translators.distribute.copying import copy_range
 from repl.files.translators.distribute.lookups import Lookups
@@ -179,7 +180,7 @@ class Migrating(Lookups):
             self.files.drop(gfid)
         for fd in self.open_files.get(gfid, ()):
             if self.fd_state(fd).index == index:
-                self._later(self._follow_if_moved(fd, index), f"{fd} is followed")
+                self._later(partial(self._follow_if_moved, fd, index), f"{fd} is followed")
 
     async def _follow_if_moved(self, fd: Fd, index: int) -> None:
         state = state_of(fd, self)

@@ -14,8 +14,8 @@ import os
 import stat
 from typing import Any
 
+from repl.files.answers import GONE, errors_of, good_of
 from repl.files.translator import Step
-from repl.files.translators.distribute.base import GONE, errors_of, good_of
 from repl.files.translators.distribute.caches import Directory
 from repl.files.translators.distribute.files import Files
 from repl.files.translators.distribute.links import name_of

@@ -16,8 +16,8 @@ import asyncio
 import errno
 from dataclasses import dataclass
 
+from repl.files.answers import GONE
 from repl.files.translator import Step
-from repl.files.translators.distribute.base import GONE
 from repl.files.translators.distribute.links import name_of
 from repl.files.translators.distribute.marks import FILE_WANT, LINK_MODE, LINKTO, is_link, is_suspicious, linkto_value
 from repl.files.translators.distribute.trees import Trees

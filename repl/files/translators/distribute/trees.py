@@ -12,9 +12,11 @@ import errno
 import logging
 import stat
 from dataclasses import dataclass
+from functools import partial
 
+from repl.files.answers import GONE, errors_of, good_of
 from repl.files.translator import Step, Translator
-from repl.files.translators.distribute.base import GONE, NO_LOCKS, errors_of, good_of, telling_error
+from repl.files.translators.distribute.base import NO_LOCKS, telling_error
 from repl.files.translators.distribute.layout import COMMIT_NONE, Range, new_layout
 from repl.files.translators.distribute.links import name_of
 from repl.files.translators.distribute.marks import (
@@ -93,7 +95,7 @@ class Trees(Names):
         finally:
             if is_locked:
                 self._unlock(
-                    child.entrylk(who, self.domain, parent, loc.name, LockCommand.TRY, LockType.UNLOCK)
+                    partial(child.entrylk, who, self.domain, parent, loc.name, LockCommand.TRY, LockType.UNLOCK)
                 )
 
     async def _make_copies(
@@ -105,7 +107,7 @@ class Trees(Names):
             **extra, self.layout_key: ranges.get(i, Range(0, 0, self._new_commit())).pack()}))  # fmt: skip
         if errors := errors_of(answers):
             log.info("volume '%s': %s is not everywhere yet: %s", self.name, loc, telling_error(errors))
-            self._later(self.lookup(self.owner(), name_of(loc)), f"copies of {loc}")
+            self._later(partial(self.lookup, self.owner(), name_of(loc)), f"copies of {loc}")
         elif all(self.up):
             self._learn_made(gfid, index, {index: looked, **answers}, ranges)
 

@@ -13,11 +13,11 @@ Source: spec 4.5.  Gluster opens late in performance/open-behind.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 from collections.abc import Sequence
 from typing import Any
 
+from repl.files.answers import GONE
 from repl.files.events import Invalidated
 from repl.files.options import Kind, Option, Options
 from repl.files.translator import Context, Step, Translator
@@ -46,7 +46,6 @@ from repl.limits import QUICK_READ_BYTES_MAX
 KIB = 1024
 CONTENT = b"glusterfs.content"
 _PLAIN_FLAGS = os.O_NOATIME | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # of an open that may be late
-_GONE = frozenset((errno.ENOENT, errno.ESTALE))
 
 
 class Late:
@@ -221,7 +220,7 @@ class QuickRead(Watching):
             try:
                 await self._open_now(fd)
             except OSError as error:
-                if error.errno not in _GONE:
+                if error.errno not in GONE:
                     raise
                 return self._part(late.content, size, offset)
         return await self._fetch(caller, fd, size, offset)
@@ -265,7 +264,7 @@ class QuickRead(Watching):
             try:
                 return await self.child.stat(caller, late.loc)
             except OSError as error:
-                if error.errno not in _GONE:
+                if error.errno not in GONE:
                     raise
                 return Looked(copy_of(late.content.iatt))
         return await self.child.stat(caller, self._target(target), want=want)

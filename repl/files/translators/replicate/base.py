@@ -10,9 +10,10 @@ import asyncio
 import errno
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 from repl.errors import ConfigError
+from repl.files.answers import AWAY, GONE, Answers, errors_of, good_of, most_telling
 from repl.files.eager import Begun
 from repl.files.options import Options
 from repl.files.translator import ANY_NUMBER, Context, Translator
@@ -26,8 +27,6 @@ from repl.limits import FILES_INODES_MAX
 
 log = logging.getLogger(__name__)
 
-Answers: TypeAlias = dict[int, Any]
-
 # An operation that fails like this has changed nothing.
 HARMLESS = frozenset((
     errno.EINVAL, errno.EBADF, errno.EPERM, errno.EACCES, errno.ENODATA, errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY,
@@ -35,22 +34,12 @@ HARMLESS = frozenset((
     errno.EXDEV, errno.ENOSYS, errno.ERANGE, errno.E2BIG, errno.EFBIG, errno.ESTALE, errno.EAGAIN, errno.EBUSY,
     errno.ENXIO,
 ))  # fmt: skip
-GONE = frozenset((errno.ENOENT, errno.ESTALE))
-AWAY = frozenset((errno.ENOTCONN, errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTDOWN, errno.ESHUTDOWN))
 # The error that says most comes first; what is not listed comes before the last ones.
 _TELLING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ESTALE)
 
 
 def bits(mask: int) -> list[int]:
     return [i for i in range(mask.bit_length()) if mask >> i & 1]
-
-
-def errors_of(answers: Answers) -> dict[int, OSError]:
-    return {i: a for i, a in answers.items() if isinstance(a, OSError)}
-
-
-def good_of(answers: Answers) -> Answers:
-    return {i: a for i, a in answers.items() if not isinstance(a, OSError)}
 
 
 def mask_of(indexes: Mapping[int, Any] | Sequence[int]) -> int:
@@ -64,13 +53,7 @@ def heard(answers: Answers) -> int:
 
 def telling_error(errors: Mapping[int, OSError]) -> OSError:
     """Of several errors the one to tell: real ones before lost connections."""
-
-    def rank(error: OSError) -> int:
-        if error.errno in AWAY:
-            return 99
-        return _TELLING.index(error.errno) if error.errno in _TELLING else 50
-
-    return min(errors.values(), key=rank)
+    return most_telling(errors, _TELLING, AWAY)
 
 
 class Base(Translator):

@@ -14,8 +14,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from repl.files.answers import Answers, errors_of, good_of
 from repl.files.translator import Step, Translator
-from repl.files.translators.replicate.base import Answers, errors_of, good_of, mask_of, telling_error
+from repl.files.translators.replicate.base import mask_of, telling_error
 from repl.files.translators.replicate.changelog import DIRTY, Kind, delta
 from repl.files.translators.replicate.inodes import FdState, InodeState
 from repl.files.translators.replicate.lookups import Lookups

@@ -13,8 +13,9 @@ import logging
 import uuid
 from typing import TYPE_CHECKING
 
+from repl.files.answers import GONE
 from repl.files.translator import Translator
-from repl.files.translators.replicate.base import GONE, bits
+from repl.files.translators.replicate.base import bits
 from repl.files.values import ROOT_GFID, Caller, Entry, Fd, Iatt, Loc, gfid_text
 from repl.limits import FILES_DEPTH_MAX
 

@@ -11,8 +11,9 @@ import asyncio
 import stat
 from typing import Any
 
+from repl.files.answers import good_of
 from repl.files.translator import Step
-from repl.files.translators.replicate.base import bits, good_of
+from repl.files.translators.replicate.base import bits
 from repl.files.translators.replicate.changelog import Kind
 from repl.files.translators.replicate.decide import Verdict, owners_differ
 from repl.files.translators.replicate.heal_locks import send

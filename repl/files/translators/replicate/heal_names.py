@@ -15,7 +15,8 @@ import enum
 import stat
 from dataclasses import dataclass
 
-from repl.files.translators.replicate.base import GONE, bits
+from repl.files.answers import GONE
+from repl.files.translators.replicate.base import bits
 from repl.files.translators.replicate.changelog import DIRTY, Counts, Kind, accusations, delta, plus_one
 from repl.files.translators.replicate.decide import Witness, favorite
 from repl.files.translators.replicate.heal_aside import Aside

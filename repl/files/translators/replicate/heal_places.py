@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 
-from repl.files.translators.replicate.base import GONE, bits
+from repl.files.answers import GONE
+from repl.files.translators.replicate.base import bits
 from repl.files.translators.replicate.changelog import Kind, accusations
 from repl.files.translators.replicate.decide import Witness, judge
 from repl.files.translators.replicate.heal_aside import Aside

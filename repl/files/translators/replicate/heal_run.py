@@ -19,8 +19,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from repl.files.answers import GONE
 from repl.files.translator import Step
-from repl.files.translators.replicate.base import GONE, bits
+from repl.files.translators.replicate.base import bits
 from repl.files.translators.replicate.changelog import DIRTY, KINDS, Kind, accusations, delta, plus_one, unpack
 from repl.files.translators.replicate.decide import Verdict, Witness, favorite, judge
 from repl.files.translators.replicate.heal_locks import is_busy, range_lock, send, take, unlock_step

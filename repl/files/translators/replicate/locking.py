@@ -12,8 +12,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from repl.files.answers import AWAY, Answers, errors_of, good_of
 from repl.files.translator import Translator
-from repl.files.translators.replicate.base import AWAY, Answers, errors_of, good_of, telling_error
+from repl.files.translators.replicate.base import telling_error
 from repl.files.translators.replicate.entries import Entries
 from repl.files.values import Caller, Fd, Loc, Lock, LockCommand, LockType, Target
 

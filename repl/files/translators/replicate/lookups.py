@@ -16,16 +16,8 @@ import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from repl.files.translators.replicate.base import (
-    GONE,
-    Answers,
-    bits,
-    errors_of,
-    good_of,
-    heard,
-    mask_of,
-    telling_error,
-)
+from repl.files.answers import GONE, Answers, errors_of, good_of
+from repl.files.translators.replicate.base import bits, heard, mask_of, telling_error
 from repl.files.translators.replicate.changelog import DIRTY, KINDS, Kind, unpack
 from repl.files.translators.replicate.decide import owners_differ
 from repl.files.translators.replicate.inodes import InodeState

@@ -9,8 +9,9 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from repl.files.answers import AWAY, GONE, errors_of, good_of
 from repl.files.translator import Step, Translator
-from repl.files.translators.replicate.base import AWAY, GONE, bits, errors_of, good_of, mask_of, telling_error
+from repl.files.translators.replicate.base import bits, mask_of, telling_error
 from repl.files.translators.replicate.changelog import Kind
 from repl.files.translators.replicate.inodes import FdState, InodeState
 from repl.files.translators.replicate.transactions import Transactions

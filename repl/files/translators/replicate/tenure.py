@@ -27,8 +27,9 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from repl.files.answers import AWAY
 from repl.files.translator import Step, Translator
-from repl.files.translators.replicate.base import AWAY, bits
+from repl.files.translators.replicate.base import bits
 from repl.files.translators.replicate.changelog import (
     DIRTY,
     ENTRY_IN,
@@ -345,7 +346,7 @@ class Tenure:
 
     async def _close(self) -> None:
         try:
-            for kind in list(self.used):
+            for kind in list(self.used) if self.active else ():  # else there is no change that anybody has missed
                 if self.afr.everyone & ~self.active & ~self.blamed.get(kind, 0):
                     await self._blame_late(kind)
             await self._make_stable()

@@ -9,18 +9,11 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from repl.files.answers import Answers, errors_of, good_of
 from repl.files.events import ChildDown, ChildUp, Contended, Event, Invalidated, Reconnected, Unwatched
 from repl.files.options import Options
 from repl.files.translator import Context, Translator
-from repl.files.translators.replicate.base import (
-    HARMLESS,
-    Answers,
-    Base,
-    errors_of,
-    good_of,
-    mask_of,
-    telling_error,
-)
+from repl.files.translators.replicate.base import HARMLESS, Base, mask_of, telling_error
 from repl.files.translators.replicate.bundle import Bundle
 from repl.files.translators.replicate.changelog import Kind
 from repl.files.translators.replicate.inodes import UNKNOWN, FdState, InodeState

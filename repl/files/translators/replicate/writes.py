@@ -8,8 +8,9 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from repl.files.answers import Answers, errors_of, good_of
 from repl.files.translator import Step, Translator
-from repl.files.translators.replicate.base import Answers, errors_of, good_of, mask_of, telling_error
+from repl.files.translators.replicate.base import mask_of, telling_error
 from repl.files.translators.replicate.changelog import Kind
 from repl.files.translators.replicate.inodes import FdState
 from repl.files.translators.replicate.order import WHOLE, Span
