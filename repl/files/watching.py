@@ -8,6 +8,7 @@ only if ``is_fresh`` says afterwards that the inode has not changed meanwhile.  
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -54,7 +55,7 @@ class Watch:
         return changed is None or name_key(parent, name) not in changed and name_key(parent, b"") not in changed
 
 
-class Watching(Translator):
+class Watching(Translator, abc.ABC):
     """``invalidate`` and ``clear`` are the cache's own."""
 
     def __init__(self, name: str, options: Options, subvolumes: Sequence[Translator], context: Context) -> None:
@@ -80,13 +81,13 @@ class Watching(Translator):
             self.clear()
         self.notify_parents(event)
 
+    @abc.abstractmethod
     def invalidate(self, event: Invalidated) -> None:
         """Another client has changed something."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def clear(self) -> None:
         """Nothing is known to be true any more."""
-        raise NotImplementedError
 
 
 def name_key(parent: bytes, name: bytes) -> bytes:

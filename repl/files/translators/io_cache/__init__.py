@@ -13,20 +13,20 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Sequence
-from typing import Any
 
+from repl.files.dropping import DataCache
 from repl.files.events import Invalidated
 from repl.files.options import Kind, Option, Options
-from repl.files.translator import Context, Step, Translator
+from repl.files.translator import Context, Translator
 from repl.files.translators.io_cache.pages import PAGE_BYTES, File, Pages
-from repl.files.values import Caller, Changed, Fd, Loc, Lock, LockCommand, LockType, Looked, Read, SyncKind, Target
-from repl.files.watching import Watching, copy_of, version_of
+from repl.files.values import Caller, Changed, Fd, Read, SyncKind
+from repl.files.watching import copy_of, version_of
 from repl.limits import MOUNT_TRANSFER_BYTES_MAX
 
 MIB = 1024 * 1024
 
 
-class IoCache(Watching):
+class IoCache(DataCache):
     TYPE = "performance/io-cache"
     OPTIONS = (
         Option("cache-size", Kind.SIZE, 32 * MIB, "bytes of all files together", minimum=4 * MIB,
@@ -76,7 +76,7 @@ class IoCache(Watching):
         self._pages.drop(gfid)
         super().forget(gfid)
 
-    def _drop(self, gfid: bytes) -> None:
+    def drop(self, gfid: bytes) -> None:
         self.note_change(gfid)
         self._pages.drop(gfid)
 
@@ -146,26 +146,10 @@ class IoCache(Watching):
 
     # ---- our own changes ----
 
-    async def open(self, caller: Caller, loc: Loc, fd: Fd, *, flags: int) -> None:
-        if flags & os.O_TRUNC:
-            self._drop(loc.gfid)
-        try:
-            await self.child.open(caller, loc, fd, flags=flags)
-        finally:
-            if flags & os.O_TRUNC:
-                self._drop(loc.gfid)
-
-    async def create(
-        self, caller: Caller, loc: Loc, fd: Fd, *, flags: int, mode: int, gfid: bytes, extra: Any = None
-    ) -> Looked:
-        looked = await self.child.create(caller, loc, fd, flags=flags, mode=mode, gfid=gfid, extra=extra)
-        if flags & os.O_TRUNC:
-            self._drop(looked.iatt.gfid)
-        return looked
-
     async def writev(
         self, caller: Caller, fd: Fd, data: bytes | bytearray | memoryview, *, offset: int, flags: int = 0
     ) -> Changed:
+        """Only those pages."""
         is_append = (flags | fd.flags) & os.O_APPEND
         end = offset if is_append else offset + len(data)
         self._drop_range(fd.gfid, offset, end)
@@ -174,45 +158,9 @@ class IoCache(Watching):
         finally:
             self._drop_range(fd.gfid, offset, end)
 
-    async def truncate(self, caller: Caller, target: Target, size: int) -> Changed:
-        self._drop(target.gfid)
-        try:
-            return await self.child.truncate(caller, target, size)
-        finally:
-            self._drop(target.gfid)
-
-    async def fallocate(self, caller: Caller, fd: Fd, *, mode: int, offset: int, length: int) -> Changed:
-        self._drop(fd.gfid)
-        try:
-            return await self.child.fallocate(caller, fd, mode=mode, offset=offset, length=length)
-        finally:
-            self._drop(fd.gfid)
-
     async def fsync(self, caller: Caller, fd: Fd, kind: SyncKind = SyncKind.ALL) -> Changed:
         try:
             return await self.child.fsync(caller, fd, kind)
         except OSError:
-            self._drop(fd.gfid)  # what was written may be lost
+            self.drop(fd.gfid)  # what was written may be lost
             raise
-
-    async def lk(self, caller: Caller, fd: Fd, command: LockCommand, lock: Lock) -> Lock:
-        held = await self.child.lk(caller, fd, command, lock)
-        if command is not LockCommand.GET and lock.type is not LockType.UNLOCK:
-            self._drop(fd.gfid)
-        return held
-
-    async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
-        """Reads that a compound makes are not cached, what it changes is dropped."""
-        changed = {
-            step.args[0].gfid for step in steps
-            if step.fop in _CHANGING or step.fop == "open" and step.kwargs["flags"] & os.O_TRUNC
-        }  # fmt: skip
-        for gfid in changed:
-            self._drop(gfid)
-        answers = await self.child.compound(caller, steps)
-        for gfid in changed:
-            self._drop(gfid)
-        return answers
-
-
-_CHANGING = frozenset(("writev", "truncate", "fallocate", "lk"))

@@ -12,11 +12,11 @@ Source: spec 4.5; listing ahead and names are our own.
 from __future__ import annotations
 
 import errno
-import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from repl.files.dropping import Dropping, truncates
 from repl.files.events import Event, Invalidated, Unwatched
 from repl.files.options import Options
 from repl.files.translator import Context, Step, Translator
@@ -31,9 +31,6 @@ from repl.files.values import (
     FopError,
     Iatt,
     Loc,
-    Lock,
-    LockCommand,
-    LockType,
     Looked,
     SetAttr,
     StatVfs,
@@ -42,7 +39,7 @@ from repl.files.values import (
     XattrOp,
     Xattrs,
 )
-from repl.files.watching import Watch, Watching, copy_of, name_key
+from repl.files.watching import Watch, copy_of, name_key
 from repl.limits import MD_CACHE_INODES_MAX, MD_CACHE_LISTING_BYTES, MD_CACHE_NAMES_MAX
 
 _MISSES = 3  # so many lookups in a directory before it is listed
@@ -60,7 +57,7 @@ class Known:
         self.xattrs: dict[bytes, bytes | None] = {}
 
 
-class MdCache(Watching):
+class MdCache(Dropping):
     TYPE = "performance/md-cache"
     ALIASES = ("performance/stat-prefetch",)
     OPTIONS = OPTIONS
@@ -108,10 +105,9 @@ class MdCache(Watching):
         self._known.clear()
         self._names.clear()
 
-    def _drop(self, *gfids: bytes) -> None:
-        for gfid in gfids:
-            self.note_change(gfid)
-            self._known.pop(gfid, None)
+    def drop(self, gfid: bytes) -> None:
+        self.note_change(gfid)
+        self._known.pop(gfid, None)
 
     # ---- what is known ----
 
@@ -272,7 +268,7 @@ class MdCache(Watching):
     def _about_to_change(self, *locs: Loc) -> None:
         """Names of ours: the directories' attributes change, and lookups on their way may be too old."""
         for loc in locs:
-            self._drop(loc.parent)
+            self.drop(loc.parent)
             self.note_change(name_key(loc.parent, loc.name))
 
     def _made(self, watch: Watch, loc: Loc, looked: Looked, now: float) -> Looked:
@@ -290,10 +286,10 @@ class MdCache(Watching):
     ) -> Looked:
         now = self.context.now()
         self._about_to_change(loc)
-        with self.watch() as watch:
+        with self.watch() as watch, self.creating(flags):
             looked = await self.child.create(caller, loc, fd, flags=flags, mode=mode, gfid=gfid, extra=extra)
             if looked.iatt.gfid != gfid:
-                self._drop(looked.iatt.gfid)
+                self.drop(looked.iatt.gfid)
         return self._made(watch, loc, looked, now)
 
     async def mknod(
@@ -329,7 +325,7 @@ class MdCache(Watching):
     async def link(self, caller: Caller, source: Loc, loc: Loc) -> Looked:
         now = self.context.now()
         self._about_to_change(loc)
-        self._drop(source.gfid)
+        self.drop(source.gfid)
         with self.watch() as watch:
             looked = await self.child.link(caller, source, loc)
         return self._made(watch, loc, looked, now)
@@ -355,7 +351,7 @@ class MdCache(Watching):
         else:
             self._names.forget(loc.parent, loc.name)
         self._about_to_change(loc)
-        self._drop(looked.iatt.gfid)
+        self.drop(looked.iatt.gfid)
         return looked
 
     async def rename(self, caller: Caller, source: Loc, target: Loc, *, flags: int = 0) -> Looked:
@@ -366,8 +362,8 @@ class MdCache(Watching):
             looked = await self.child.rename(caller, source, target, flags=flags)
         finally:
             self._forget_names(source, target)
-            self._drop(replaced)
-        self._drop(looked.iatt.gfid)
+            self.drop(replaced)
+        self.drop(looked.iatt.gfid)
         return looked
 
     def _forget_names(self, *locs: Loc) -> None:
@@ -377,70 +373,32 @@ class MdCache(Watching):
 
     # ---- those that change an inode ----
 
-    async def open(self, caller: Caller, loc: Loc, fd: Fd, *, flags: int) -> None:
-        if flags & os.O_TRUNC:
-            self._drop(loc.gfid)
-        try:
-            await self.child.open(caller, loc, fd, flags=flags)
-        finally:
-            if flags & os.O_TRUNC:
-                self._drop(loc.gfid)
-
     async def setattr(self, caller: Caller, target: Target, attributes: SetAttr) -> Changed:
-        self._drop(target.gfid)
+        self.drop(target.gfid)
         try:
             return await self.child.setattr(caller, target, attributes)
         finally:
-            self._drop(target.gfid)
+            self.drop(target.gfid)
 
     async def setxattr(self, caller: Caller, target: Target, values: Xattrs, *, flags: int = 0) -> None:
-        self._drop(target.gfid)
+        self.drop(target.gfid)
         try:
             await self.child.setxattr(caller, target, values, flags=flags)
         finally:
-            self._drop(target.gfid)
+            self.drop(target.gfid)
 
     async def removexattr(self, caller: Caller, target: Target, name: bytes) -> None:
-        self._drop(target.gfid)
+        self.drop(target.gfid)
         try:
             await self.child.removexattr(caller, target, name)
         finally:
-            self._drop(target.gfid)
+            self.drop(target.gfid)
 
     async def xattrop(self, caller: Caller, target: Target, op: XattrOp, values: Xattrs, *, want: Want = ()) -> Xattrs:
         try:
             return await self.child.xattrop(caller, target, op, values, want=want)
         finally:
-            self._drop(target.gfid)
-
-    async def writev(
-        self, caller: Caller, fd: Fd, data: bytes | bytearray | memoryview, *, offset: int, flags: int = 0
-    ) -> Changed:
-        self._drop(fd.gfid)
-        try:
-            return await self.child.writev(caller, fd, data, offset=offset, flags=flags)
-        finally:
-            self._drop(fd.gfid)
-
-    async def truncate(self, caller: Caller, target: Target, size: int) -> Changed:
-        self._drop(target.gfid)
-        try:
-            return await self.child.truncate(caller, target, size)
-        finally:
-            self._drop(target.gfid)
-
-    async def fallocate(self, caller: Caller, fd: Fd, *, mode: int, offset: int, length: int) -> Changed:
-        self._drop(fd.gfid)
-        try:
-            return await self.child.fallocate(caller, fd, mode=mode, offset=offset, length=length)
-        finally:
-            self._drop(fd.gfid)
-
-    async def lk(self, caller: Caller, fd: Fd, command: LockCommand, lock: Lock) -> Lock:
-        held = await self.child.lk(caller, fd, command, lock)
-        if command is not LockCommand.GET and lock.type is not LockType.UNLOCK:
-            self._drop(fd.gfid)
-        return held
+            self.drop(target.gfid)
 
     # ---- several at once ----
 
@@ -455,7 +413,7 @@ class MdCache(Watching):
         first, last = steps
         gfid = last.args[0].gfid
         known = self._fresh(gfid)
-        if first.fop != "open" or first.kwargs["flags"] & os.O_TRUNC:
+        if first.fop != "open" or truncates(first):
             return await super().compound(caller, steps)
         if known is not None and known.iatt is not None:
             try:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from repl.files.answers import GONE
+from repl.files.dropping import DataCache
 from repl.files.events import Invalidated
 from repl.files.options import Kind, Option, Options
 from repl.files.translator import Context, Step, Translator
@@ -30,7 +31,6 @@ from repl.files.values import (
     Loc,
     Lock,
     LockCommand,
-    LockType,
     Looked,
     Read,
     SetAttr,
@@ -40,7 +40,7 @@ from repl.files.values import (
     XattrOp,
     Xattrs,
 )
-from repl.files.watching import Watch, Watching, copy_of, version_of
+from repl.files.watching import Watch, copy_of, version_of
 from repl.limits import QUICK_READ_BYTES_MAX
 
 KIB = 1024
@@ -61,8 +61,9 @@ class Late:
         self.opening: asyncio.Future[None] | None = None
 
 
-class QuickRead(Watching):
+class QuickRead(DataCache):
     TYPE = "performance/quick-read"
+    CHANGING = DataCache.CHANGING | {"setattr", "setxattr", "removexattr"}
     OPTIONS = (
         Option("cache-size", Kind.SIZE, 128 * KIB * KIB, "bytes of all files together", minimum=0,
                maximum=32 * 1024**3),
@@ -112,13 +113,13 @@ class QuickRead(Watching):
         self._contents.drop(gfid)
         super().forget(gfid)
 
-    def _drop(self, gfid: bytes) -> None:
+    def drop(self, gfid: bytes) -> None:
         self.note_change(gfid)
         self._contents.drop(gfid)
 
-    async def _changing(self, gfid: bytes) -> None:
-        """We are about to change it: what is open has to see that."""
-        self._drop(gfid)
+    async def about_to_change(self, gfid: bytes) -> None:
+        """What is open has to see the change."""
+        self.drop(gfid)
         for fd in list(self._late.get(gfid, ())):
             await self._open_now(fd)
 
@@ -174,11 +175,7 @@ class QuickRead(Watching):
         if content is not None:
             self._open_later(caller, loc, fd, flags, content)
             return
-        if flags & os.O_TRUNC:
-            await self._changing(loc.gfid)
-        await self.child.open(caller, loc, fd, flags=flags)
-        if flags & os.O_TRUNC:
-            self._drop(loc.gfid)
+        await super().open(caller, loc, fd, flags=flags)
 
     def _open_later(self, caller: Caller, loc: Loc, fd: Fd, flags: int, content: Content) -> None:
         fd.contexts[self] = Late(caller, Loc(gfid=loc.gfid, path=loc.path), flags, content)
@@ -294,51 +291,25 @@ class QuickRead(Watching):
 
     async def lk(self, caller: Caller, fd: Fd, command: LockCommand, lock: Lock) -> Lock:
         await self._open_now(fd)
-        held = await self.child.lk(caller, fd, command, lock)
-        if command is not LockCommand.GET and lock.type is not LockType.UNLOCK:
-            self._drop(fd.gfid)
-        return held
+        return await super().lk(caller, fd, command, lock)
 
     async def getxattr(self, caller: Caller, target: Target, name: bytes | None = None) -> Xattrs:
         return await self.child.getxattr(caller, self._target(target), name)
 
     # ---- our own changes ----
 
-    async def writev(
-        self, caller: Caller, fd: Fd, data: bytes | bytearray | memoryview, *, offset: int, flags: int = 0
-    ) -> Changed:
-        await self._changing(fd.gfid)
-        try:
-            return await self.child.writev(caller, fd, data, offset=offset, flags=flags)
-        finally:
-            self._drop(fd.gfid)
-
-    async def truncate(self, caller: Caller, target: Target, size: int) -> Changed:
-        await self._changing(target.gfid)
-        try:
-            return await self.child.truncate(caller, target, size)
-        finally:
-            self._drop(target.gfid)
-
-    async def fallocate(self, caller: Caller, fd: Fd, *, mode: int, offset: int, length: int) -> Changed:
-        await self._changing(fd.gfid)
-        try:
-            return await self.child.fallocate(caller, fd, mode=mode, offset=offset, length=length)
-        finally:
-            self._drop(fd.gfid)
-
     async def setattr(self, caller: Caller, target: Target, attributes: SetAttr) -> Changed:
         changed = await self.child.setattr(caller, self._target(target), attributes)
-        self._drop(target.gfid)
+        self.drop(target.gfid)
         return changed
 
     async def setxattr(self, caller: Caller, target: Target, values: Xattrs, *, flags: int = 0) -> None:
         await self.child.setxattr(caller, self._target(target), values, flags=flags)
-        self._drop(target.gfid)
+        self.drop(target.gfid)
 
     async def removexattr(self, caller: Caller, target: Target, name: bytes) -> None:
         await self.child.removexattr(caller, self._target(target), name)
-        self._drop(target.gfid)
+        self.drop(target.gfid)
 
     async def xattrop(self, caller: Caller, target: Target, op: XattrOp, values: Xattrs, *, want: Want = ()) -> Xattrs:
         return await self.child.xattrop(caller, self._target(target), op, values, want=want)
@@ -346,27 +317,19 @@ class QuickRead(Watching):
     async def inodelk(self, caller: Caller, domain: str, target: Target, command: LockCommand, lock: Lock) -> None:
         await self.child.inodelk(caller, domain, self._target(target), command, lock)
 
-    async def create(
-        self, caller: Caller, loc: Loc, fd: Fd, *, flags: int, mode: int, gfid: bytes, extra: Xattrs | None = None
-    ) -> Looked:
-        looked = await self.child.create(caller, loc, fd, flags=flags, mode=mode, gfid=gfid, extra=extra)
-        if flags & os.O_TRUNC:
-            self._drop(looked.iatt.gfid)
-        return looked
-
     async def link(self, caller: Caller, source: Loc, loc: Loc) -> Looked:
         looked = await self.child.link(caller, source, loc)
-        self._drop(looked.iatt.gfid)
+        self.drop(looked.iatt.gfid)
         return looked
 
     async def unlink(self, caller: Caller, loc: Loc) -> Looked:
         looked = await self.child.unlink(caller, loc)
-        self._drop(looked.iatt.gfid)
+        self.drop(looked.iatt.gfid)
         return looked
 
     async def rename(self, caller: Caller, source: Loc, target: Loc, *, flags: int = 0) -> Looked:
         looked = await self.child.rename(caller, source, target, flags=flags)
-        self._drop(looked.iatt.gfid)
+        self.drop(looked.iatt.gfid)
         return looked
 
     # ---- several at once ----
@@ -377,7 +340,7 @@ class QuickRead(Watching):
             flags = first.kwargs["flags"]
             is_simple = all(step.fop in _SIMPLE for step in steps[1:])
             if is_simple and self._can_wait(first.args[0], flags) is not None:
-                return await super().compound(caller, steps)
+                return await Translator.compound(self, caller, steps)  # one by one
             if is_simple and flags & os.O_ACCMODE == os.O_RDONLY and not flags & ~_PLAIN_FLAGS and self._limit:
                 return await self._open_and_read(caller, steps)
         for step in steps:
@@ -385,14 +348,8 @@ class QuickRead(Watching):
                 if isinstance(target, Fd) and step.fop != "release":
                     await self._open_now(target)
         if any(step.fop == "release" and self in step.args[0].contexts for step in steps):
-            return await super().compound(caller, steps)
-        changed = {step.args[0].gfid for step in steps if step.fop in _CHANGING or _truncates(step)}
-        for gfid in changed:
-            await self._changing(gfid)
-        answers = await self.child.compound(caller, steps)
-        for gfid in changed:
-            self._drop(gfid)
-        return answers
+            return await Translator.compound(self, caller, steps)  # one by one
+        return await super().compound(caller, steps)
 
     async def _open_and_read(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
         """The contents of a file that is small enough come with its open."""
@@ -409,9 +366,4 @@ class QuickRead(Watching):
         return answers
 
 
-def _truncates(step: Step) -> bool:
-    return step.fop == "open" and bool(step.kwargs["flags"] & os.O_TRUNC)
-
-
 _SIMPLE = frozenset(("stat", "flush"))
-_CHANGING = frozenset(("writev", "truncate", "fallocate", "lk", "setattr", "setxattr", "removexattr"))

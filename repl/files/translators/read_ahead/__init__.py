@@ -14,11 +14,11 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from repl.files.dropping import DataCache
 from repl.files.events import Invalidated
 from repl.files.options import Kind, Option, Options
 from repl.files.translator import Context, Step, Translator
-from repl.files.values import Caller, Changed, Fd, Loc, Lock, LockCommand, LockType, Looked, Read, Target
-from repl.files.watching import Watching
+from repl.files.values import Caller, Fd, Read
 from repl.limits import MOUNT_TRANSFER_BYTES_MAX, READ_AHEAD_FILES_MAX
 
 KIB = 1024
@@ -36,7 +36,7 @@ class Stream:
         self.ahead: dict[int, asyncio.Task[Read | None]] = {}
 
 
-class ReadAhead(Watching):
+class ReadAhead(DataCache):
     TYPE = "performance/read-ahead"
     OPTIONS = (
         Option("page-count", Kind.INT, 4, "pages that are read ahead", minimum=1, maximum=16),
@@ -58,13 +58,13 @@ class ReadAhead(Watching):
 
     def invalidate(self, event: Invalidated) -> None:
         if event.is_data or event.is_gone:
-            self._drop(event.gfid)
+            self.drop(event.gfid)
 
     def clear(self) -> None:
         for gfid in list(self._streams):
-            self._drop(gfid)
+            self.drop(gfid)
 
-    def _drop(self, gfid: bytes) -> None:
+    def drop(self, gfid: bytes) -> None:
         self.note_change(gfid)
         for stream in self._streams.get(gfid, {}).values():
             stream.ahead.clear()
@@ -131,53 +131,7 @@ class ReadAhead(Watching):
 
         return self.context.spawn(done(), f"{self.name}: rest of a page")
 
-    # ---- our own changes ----
-
-    async def open(self, caller: Caller, loc: Loc, fd: Fd, *, flags: int) -> None:
-        if flags & os.O_TRUNC:
-            self._drop(loc.gfid)
-        try:
-            await self.child.open(caller, loc, fd, flags=flags)
-        finally:  # an error may come after the file was emptied
-            if flags & os.O_TRUNC:
-                self._drop(loc.gfid)
-
-    async def create(
-        self, caller: Caller, loc: Loc, fd: Fd, *, flags: int, mode: int, gfid: bytes, extra: Any = None
-    ) -> Looked:
-        looked = await self.child.create(caller, loc, fd, flags=flags, mode=mode, gfid=gfid, extra=extra)
-        if flags & os.O_TRUNC:
-            self._drop(looked.iatt.gfid)
-        return looked
-
-    async def writev(
-        self, caller: Caller, fd: Fd, data: bytes | bytearray | memoryview, *, offset: int, flags: int = 0
-    ) -> Changed:
-        self._drop(fd.gfid)
-        try:
-            return await self.child.writev(caller, fd, data, offset=offset, flags=flags)
-        finally:
-            self._drop(fd.gfid)
-
-    async def truncate(self, caller: Caller, target: Target, size: int) -> Changed:
-        self._drop(target.gfid)
-        try:
-            return await self.child.truncate(caller, target, size)
-        finally:
-            self._drop(target.gfid)
-
-    async def fallocate(self, caller: Caller, fd: Fd, *, mode: int, offset: int, length: int) -> Changed:
-        self._drop(fd.gfid)
-        try:
-            return await self.child.fallocate(caller, fd, mode=mode, offset=offset, length=length)
-        finally:
-            self._drop(fd.gfid)
-
-    async def lk(self, caller: Caller, fd: Fd, command: LockCommand, lock: Lock) -> Lock:
-        held = await self.child.lk(caller, fd, command, lock)
-        if command is not LockCommand.GET and lock.type is not LockType.UNLOCK:
-            self._drop(fd.gfid)
-        return held
+    # ---- open files ----
 
     async def release(self, fd: Fd) -> None:
         self._forget(fd)
@@ -190,15 +144,6 @@ class ReadAhead(Watching):
 
     async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
         for step in steps:
-            if step.fop in _CHANGING or step.fop == "open" and step.kwargs["flags"] & os.O_TRUNC:
-                self._drop(step.args[0].gfid)
             if step.fop == "release":
                 self._forget(step.args[0])
-        answers = await self.child.compound(caller, steps)
-        for step in steps:
-            if step.fop in _CHANGING or step.fop == "open" and step.kwargs["flags"] & os.O_TRUNC:
-                self._drop(step.args[0].gfid)
-        return answers
-
-
-_CHANGING = frozenset(("writev", "truncate", "fallocate", "lk"))
+        return await super().compound(caller, steps)
