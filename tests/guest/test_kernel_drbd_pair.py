@@ -13,6 +13,7 @@ from tests.lib.guest import CommandFailed
 from tests.lib.interop import LINK_LOST, MIB, PairMaker
 
 
+@pytest.mark.interop
 def test_roles_are_swapped_there_and_back_without_a_resync(make_pair: PairMaker) -> None:
     pair = make_pair()
     pair.our_primary()
@@ -180,6 +181,7 @@ def test_split_brain_is_ended_by_discarding_our_data(make_pair: PairMaker) -> No
     pair.compare()
 
 
+@pytest.mark.interop
 def test_full_sync_by_order_of_either_side(make_pair: PairMaker) -> None:
     pair = make_pair()
     pair.kernel_primary()

@@ -30,6 +30,7 @@ def check_source(pair: KernelPair, good: str) -> None:
     pair.compare()
 
 
+@pytest.mark.interop
 def test_our_outdated_primary_takes_what_the_kernel_has(make_pair: PairMaker) -> None:
     pair = congested(make_pair)
     pair.kernel_primary()
@@ -48,6 +49,7 @@ def test_our_outdated_primary_takes_what_the_kernel_has(make_pair: PairMaker) ->
     check_source(pair, good)
 
 
+@pytest.mark.interop
 def test_kernels_outdated_primary_takes_what_we_have(make_pair: PairMaker) -> None:
     pair = congested(make_pair)
     pair.our_primary()
@@ -69,6 +71,7 @@ def test_kernels_outdated_primary_takes_what_we_have(make_pair: PairMaker) -> No
     check_source(pair, good)
 
 
+@pytest.mark.interop
 def test_kernel_that_is_behind_is_left_when_our_disk_is_lost(make_pair: PairMaker) -> None:
     """Else it takes its copy for UpToDate, and our applications read old data."""
     pair = congested(make_pair)

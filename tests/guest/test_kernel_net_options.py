@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 from tests.lib.interop import MIB, KernelPair, PairMaker
 
 
@@ -32,6 +34,7 @@ def test_we_do_as_the_kernel_says(make_pair: PairMaker) -> None:
     assert pair.ours.log().count("lost the peer") == 0
 
 
+@pytest.mark.interop
 def test_the_kernel_does_as_we_say(make_pair: PairMaker) -> None:
     pair = make_pair(protocol="C")
     pair.our_primary()

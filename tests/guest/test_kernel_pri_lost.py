@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from tests.lib.interop import LINK_LOST, MIB, KernelPair, PairMaker
 
 NET = "after-sb-0pri discard-least-changes; after-sb-1pri call-pri-lost-after-sb;"
@@ -34,6 +36,7 @@ def parted(make_pair: PairMaker, folder: Path, *, ours: int, kernels: int) -> Ke
     return pair
 
 
+@pytest.mark.interop
 def test_our_primary_with_a_client_keeps_its_data_and_says_why(make_pair: PairMaker, tmp_path: Path) -> None:
     less, more = PRIMARY_LOSES
     pair = parted(make_pair, tmp_path, ours=less, kernels=more)

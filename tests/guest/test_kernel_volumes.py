@@ -91,7 +91,7 @@ def part(pair: KernelPair) -> None:
     pair.wait_kernel(cstate="WFConnection|StandAlone")
 
 
-@pytest.mark.parametrize("protocol", ["A", "C"])
+@pytest.mark.parametrize("protocol", [pytest.param("A", marks=pytest.mark.interop), "C"])
 def test_two_volumes_of_ours_are_replicated_and_resynced(make_pair: PairMaker, protocol: str) -> None:
     two = begin(make_pair, kernel_primary=False, protocol=protocol)
     for step in range(8):  # one epoch has writes of both
