@@ -248,6 +248,17 @@ def _start_undone(uuids: Uuids) -> Uuids:
     return replace(uuids, bitmap=uuids.history1, history1=uuids.history2)
 
 
+def _anew(uuids: Uuids, peer_current: int) -> Uuids:
+    """Before a full resync of a peer that has an older generation: that one is the youngest in the history.
+
+    differs: DRBD goes on from the bitmap UUID, which has nothing to do with this peer.  It pushes the peer's generation
+    out of the history, and so it needs no more than two interruptions for "unrelated data" (decision 0036).
+    """
+    slots = (uuids.bitmap, uuids.history1, uuids.history2)
+    others = [slot for slot in slots if base(slot) not in (0, base(peer_current))]
+    return Uuids(uuids.current, 0, base(peer_current), others[0] if others else 0)
+
+
 def _needs_version(rule: int, version: int) -> Verdict:
     return Verdict(
         rule,
@@ -336,7 +347,8 @@ def compare(me: Side, peer: Side, *, version: int, features: Feature, resolve_co
         text = "This node never got the last sync UUID of the peer."
         return Verdict(51, -CODE_BITMAP, text, None, _start_undone(theirs))
     if my_current in peer_history:
-        return Verdict(60, -CODE_FULL, "The data of this node is an older generation of the peer's.")
+        text = "The data of this node is an older generation of the peer's."
+        return Verdict(60, -CODE_FULL, text, None, _anew(theirs, my_current))
     if base(mine.bitmap) == peer_current:
         return Verdict(70, CODE_BITMAP, "This node went on from the data of the peer.")
     if _start_lost(mine, theirs, version):
@@ -345,7 +357,8 @@ def compare(me: Side, peer: Side, *, version: int, features: Feature, resolve_co
         text = "The peer never got the last sync UUID of this node."
         return Verdict(71, CODE_BITMAP, text, _start_undone(mine))
     if peer_current in my_history:
-        return Verdict(80, CODE_FULL, "The data of the peer is an older generation of this node's.")
+        text = "The data of the peer is an older generation of this node's."
+        return Verdict(80, CODE_FULL, text, _anew(mine, peer_current))
     if base(mine.bitmap) != 0 and base(mine.bitmap) == base(theirs.bitmap):
         return Verdict(90, CODE_SPLIT_BRAIN, "Both nodes changed the data after the same generation.")
     # Empty slots count as equal, as they do for the driver: both nodes have to see the same thing.

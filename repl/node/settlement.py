@@ -111,9 +111,11 @@ async def _begin(c: Connection, volume: Volume, decision: Decision) -> Connectio
     node, report = c.node, volume.peer_report
     assert report is not None
     c.doubt = decision.doubt or c.doubt
-    volume.corrected = decision.verdict.self_corrected
-    if decision.verdict.peer_corrected is not None:
-        volume.peer_report = replace(report, uuids=decision.verdict.peer_corrected)
+    # A direction that the disks' states have turned makes nothing of what the generations alone would correct.
+    volume.corrected = decision.verdict.self_corrected if decision.kind is DecisionKind.SOURCE else None
+    theirs = decision.verdict.peer_corrected if decision.kind is DecisionKind.TARGET else None
+    if theirs is not None and (c.peer_is_ours or decision.rule != 60):  # DRBD's node corrects nothing there
+        volume.peer_report = replace(report, uuids=theirs)
     if decision.kind is DecisionKind.NONE:
         return _C.CONNECTED
     if decision.split_brain and decision.kind is DecisionKind.TARGET:

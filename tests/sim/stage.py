@@ -290,8 +290,8 @@ class Stage:
                 continue  # it has a disk again, an older one
             if TOO_OLD in node.reason or self.options_changed and "Incompatible settings" in node.reason:
                 continue  # the versions below 91 know no way; options are told to one node after the other
-            if "Both nodes are Primary" in node.reason or "Unrelated" in node.reason:
-                continue  # one of them without good data; a history that many interrupted resyncs have used up (0036)
+            if "Both nodes are Primary" in node.reason:
+                continue  # one of them without good data
             if "disconnect" not in node.reason and not self.oracle.both_alone:
                 raise SimFailure(f"node {shell.index} is StandAlone without a split brain: {node.reason}")
 

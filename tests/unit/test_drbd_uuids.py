@@ -324,3 +324,36 @@ def test_verdicts_after_any_history_are_mirror_images(
             world.crash(index)
         else:
             world.connect(index, luck, discard)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    rounds=st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=12), first=st.integers(0, (1 << 64) - 1)
+)
+def test_source_that_dies_any_number_of_times_is_never_taken_for_another_one(
+    rounds: list[tuple[int, bool]], first: int
+) -> None:
+    world = World(first)
+    source = world.nodes[0]
+    world.promote(0)
+    world.disconnect()
+    for luck, goes_on_alone in rounds:
+        world.demote(0)
+        world.connect(holds=1, luck=luck, discard=-1)
+        if goes_on_alone and uuids.sync_had_begun(source.uuids):
+            source.uuids = uuids.new_beside_sync(source.uuids, world.random, primary=False)
+    world.connect(holds=1, luck=4, discard=-1)
+    assert world.connected and world.nodes[1].disk == UP
+
+
+def test_full_resync_of_an_older_generation_keeps_that_one_in_the_history_of_both() -> None:
+    for mine, corrected in (
+        (Uuids(A, 0, B, C), Uuids(A, 0, B, C)),
+        (Uuids(A, 0, C, B), Uuids(A, 0, B, C)),
+        (Uuids(A, D, B, C), Uuids(A, 0, B, D)),
+        (Uuids(A, D, C, B), Uuids(A, 0, B, D)),
+        (Uuids(A, 0, B, 0), Uuids(A, 0, B, 0)),
+    ):
+        found, mirrored = verdict(mine, Uuids(B)), verdict(Uuids(B), mine)
+        assert (found.rule, found.self_corrected) == (80, corrected)
+        assert (mirrored.rule, mirrored.peer_corrected) == (60, corrected)
