@@ -461,6 +461,7 @@ enum re_status link_init(struct core *core);
 void link_up(struct core *core, const struct re_link *options);
 void link_lost(struct core *core, enum re_lost reason, unsigned detail, uint64_t value, bool report);
 void link_resolve(struct core *core, uint64_t cookie, bool keep);
+void link_peer_disk_lost(struct volume *v);
 void link_check_resolved(struct core *core);
 void link_ping(struct core *core, uint64_t cookie);
 uint64_t link_timers(struct core *core);

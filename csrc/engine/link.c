@@ -183,6 +183,22 @@ static void give_up_transfer_log(struct core *core)
     }
 }
 
+/* The peer's disk goes while the link stays: what is not stable there may be lost with it.  The peer refuses it, or has
+ * confirmed it, on the other socket: a disk that comes back at once may be resynced before those acks are here. */
+void link_peer_disk_lost(struct volume *v)
+{
+    list_for_each(epoch_link, &v->core->link.log.epochs)
+    {
+        struct epoch *epoch = list_entry(epoch_link, struct epoch, link);
+        list_for_each(pos, &epoch->requests)
+        {
+            struct request *r = list_entry(pos, struct request, tl);
+            if (r->volume == v)
+                request_mark_dirty(r);
+        }
+    }
+}
+
 void link_resolve(struct core *core, uint64_t cookie, bool keep)
 {
     struct link *link = &core->link;

@@ -258,6 +258,8 @@ void volume_set_state(struct volume *v, const struct re_state *state)
         v->bad_blocks = false;      /* a resync has replaced them */
     if (state->role != ROLE_PRIMARY)
         v->others_whole = false;
+    if (v->state.peer_disk >= D_INCONSISTENT && state->peer_disk < D_INCONSISTENT)
+        link_peer_disk_lost(v);
     v->error_reported = false;
     v->state = *state;
     if (before != now) {

@@ -558,8 +558,9 @@ class Connection:
 
     def send_state(self, volume: Volume, state: StateWord | None = None) -> None:
         if self.node.is_connected or state is not None:
-            word = (state or volume.state).pack()
-            self.send(Packet.STATE, pk.State(StateWord.unpack(word)).encode(), volume=volume.number)
+            word = state or volume.state
+            pad = volume.attach_serials.pad(word) if self.peer_is_ours and self.node.is_connected else 0
+            self.send(Packet.STATE, pk.State(replace(word, pad=pad)).encode(), volume=volume.number)
 
     def send_sync_param(self, volume: Volume) -> None:
         version = self.agreed.version

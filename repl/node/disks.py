@@ -19,6 +19,7 @@ from repl.node.disk import Prepared
 from repl.node.drops import FinalDrop
 from repl.node.flow import Promise
 from repl.node.refusals import refusal
+from repl.node.settlement import refusal_by_kernel
 from repl.node.volume import Volume
 
 if TYPE_CHECKING:
@@ -203,6 +204,7 @@ class Disks:
         node.connection.send_sizes(volume)
         node.connection.send_uuids(volume)
         node.connection.send_state(volume)
+        volume.attach_refusal = refusal_by_kernel(node.connection, volume)
         await node.watch(lambda: volume.attach_refusal is not None or volume.state.disk != _D.NEGOTIATING)
         refused, volume.attach_refusal = volume.attach_refusal, None
         if refused is None and volume.state.disk >= _D.INCONSISTENT:

@@ -16,6 +16,7 @@ from repl.drbd.uuids import UUID_JUST_CREATED, UuidFlag, Uuids, adopt_current, b
 from repl.engine import commands as ec
 from repl.engine.events import Event
 from repl.errors import ProtocolError
+from repl.node.attaching import answers
 from repl.node.handshake import check_exposed, evaluate, real_disk
 from repl.node.leaving import peer_asks_to_leave
 from repl.node.verify import VERIFYING
@@ -75,6 +76,9 @@ class PeerPackets:
 
     async def _state(self, volume: Volume, theirs: StateWord) -> None:
         node, mine = self._node, volume.state
+        volume.attach_serials.heard(theirs)
+        if volume.is_negotiating and not answers(self._c, volume, theirs):
+            return
         peer_disk = real_disk(theirs, volume)
         busy = mine.conn > _C.CONNECTED
         syncs = mine.conn in (_C.SYNC_SOURCE, _C.PAUSED_SYNC_S)

@@ -14,7 +14,7 @@ from repl.drbd.split_brain import AfterSplitBrain, Policies, ResyncConflict
 from repl.drbd.states import ConnectionState, DiskState, Role, StateWord
 from repl.drbd.uuids import Feature, Side, UuidFlag, Uuids, new_current
 from repl.engine import commands as ec
-from repl.errors import ProtocolError
+from repl.errors import ProtocolError, ReplError
 from repl.node.drops import FinalDrop, RetryDrop
 from repl.node.volume import Volume
 
@@ -32,14 +32,7 @@ async def settle(
     node, report = c.node, volume.peer_report
     assert report is not None
     me, peer = _sides(c, volume, theirs, peer_disk)
-    decision = decide(
-        me,
-        peer,
-        version=c.agreed.version,
-        features=c.agreed.features,
-        resolve_conflicts=c.resolve_conflicts,
-        policies=policies(c),
-    )
+    decision = _decide(c, me, peer)
     node.emit(
         "handshake",
         f"decision {decision.kind.value} by rule {decision.rule}: {decision.reason}",
@@ -69,6 +62,31 @@ async def settle(
     if decision.left_over and not c.peer_is_ours:
         await _left_over_with_kernel(c, volume, decision, theirs)
     return await _begin(c, volume, decision), Role.SECONDARY if decision.peer_demotes else theirs.role
+
+
+def _decide(c: Connection, me: Side, peer: Side) -> Decision:
+    return decide(
+        me,
+        peer,
+        version=c.agreed.version,
+        features=c.agreed.features,
+        resolve_conflicts=c.resolve_conflicts,
+        policies=policies(c),
+    )
+
+
+def refusal_by_kernel(c: Connection, volume: Volume) -> ReplError | None:
+    """A disk of ours is Negotiating: the kernel module says nothing when it refuses it, but we know why it will."""
+    theirs = replace(volume.state, role=c.node.peer_role, disk=volume.state.pdsk)
+    if c.peer_is_ours or volume.peer_report is None or theirs.disk < _D.INCONSISTENT:
+        return None
+    decision = _decide(c, *_sides(c, volume, theirs, theirs.disk))
+    if decision.kind is DecisionKind.REFUSE:
+        try:
+            _refuse(c, volume, decision)
+        except (FinalDrop, RetryDrop) as refused:
+            return refused
+    return None
 
 
 def policies(c: Connection) -> Policies:

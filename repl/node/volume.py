@@ -16,6 +16,7 @@ from repl.drbd.superblock import Superblock
 from repl.drbd.uuids import Uuids, base, sync_had_begun
 from repl.engine.commands import Attach, AttachFlags
 from repl.errors import ReplError
+from repl.node.attaching import AttachSerials
 from repl.node.disk import Prepared, mark_attached
 from repl.node.flow import Promise
 from repl.node.settings import VolumeSettings
@@ -74,6 +75,7 @@ class Volume:
         self.peer_may_lack = False  # this Primary lost its disk, then a peer that had not confirmed every write
         self.peer_served = False  # this Primary worked on the peer's disk alone: no other one has all of it
         self.attach_refusal: ReplError | None = None  # verdict of the handshake on a disk that is Negotiating
+        self.attach_serials = AttachSerials()
         # of the present connection
         self.peer_report: UuidReport | None = None
         self.peer_sizes: Sizes | None = None
@@ -118,6 +120,7 @@ class Volume:
         self.corrected = None
         self.expects_sync_uuid = False
         self.waiting_for_sync_uuid = Promise()
+        self.attach_serials.new_connection()
 
     def peer_has_our_uuids(self) -> None:
         """Both are of one generation now; neither says so to the other."""
@@ -142,6 +145,7 @@ class Volume:
         self.written = found.serialise()
         self.disk_error = ""
         self.attach_refusal = None
+        self.attach_serials.attached()
 
     @property
     def al_extents(self) -> int:

@@ -5,10 +5,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 
 import pytest
 
+from repl import config
+from repl.daemon.disks import open_disk
+from repl.drbd.uuids import Uuids
 from repl.errors import ReplError
+from repl.node.disk import find_superblock
 from tests.lib.guest import CommandFailed
 from tests.lib.interop import MIB, PairMaker
 
@@ -100,6 +105,44 @@ def test_kernels_replaced_disk_is_filled_completely(make_pair: PairMaker) -> Non
     pair.kernel.adm("detach")
     pair.kernel.guest.run(f"dd if=/dev/zero of={pair.kernel.disk} bs=1M 2>/dev/null; sync", check=False)
     pair.kernel.adm("create-md --force")
+    pair.kernel.adm("attach")
+    pair.wait_in_sync()
+    pair.compare()
+
+
+def test_our_strange_disk_is_refused_at_once_although_the_kernel_says_nothing(make_pair: PairMaker) -> None:
+    pair = make_pair()
+    pair.kernel_primary()
+    pair.kernel.write(0, 64)
+    pair.ours.call("detach")
+    view = config.resource_for_node(config.load(pair.ours.conf), "r0", "here", addresses=()).volumes[0]
+    disk = open_disk(view)
+    try:
+        block, layout = find_superblock(disk.place)
+        strange = replace(block, uuids=Uuids(0x1110, 0x2220, 0x3330, 0x4440))
+        disk.place.md.pwrite(layout.superblock_byte, strange.serialise())
+        disk.place.md.flush()
+    finally:
+        disk.close()
+    with pytest.raises(ReplError, match="cannot be attached"):
+        pair.ours.call("attach")
+    pair.wait_kernel(cstate="Connected", disk="UpToDate", peer_disk="Diskless")
+    pair.kernel.write(64, 64)
+    pair.ours.create_metadata()
+    pair.ours.call("attach")
+    pair.wait_in_sync()
+    pair.compare()
+
+
+def test_our_disk_comes_back_to_a_kernel_without_one(make_pair: PairMaker) -> None:
+    pair = make_pair()
+    pair.kernel_primary()
+    pair.kernel.adm("secondary")
+    pair.ours.call("detach")
+    pair.kernel.adm("detach")
+    pair.wait_ours(peer_disk="Diskless", replication="Connected")
+    pair.ours.call("attach")
+    pair.wait_ours(disk="UpToDate", peer_disk="Diskless", replication="Connected")
     pair.kernel.adm("attach")
     pair.wait_in_sync()
     pair.compare()
