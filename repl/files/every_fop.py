@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from repl.files.translator import FOPS, Step, Translator
-from repl.files.values import Caller
+from repl.files.values import Caller, End, Fd
 
 Kind = TypeVar("Kind", bound=type[Translator])
 
@@ -34,7 +34,7 @@ def define_fops(make: Callable[[str], Callable[..., Any]]) -> Callable[[Kind], K
 class Around(Translator):
     """Does one thing around every operation: ``around`` is given its name and what to await.
 
-    A compound stays one operation, named ``compound``.
+    A compound stays one operation, named ``compound``, and so do ``sync_all`` and ``end_all``.
     """
 
     async def around(self, fop: str, caller: Caller, args: Sequence[Any], call: Callable[[], Any]) -> Any:
@@ -43,6 +43,21 @@ class Around(Translator):
     async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
         result: list[Any] = await self.around("compound", caller, (steps,), lambda: self.child.compound(caller, steps))
         return result
+
+
+    async def sync_all(self, caller: Caller, fds: Sequence[Fd]) -> list[OSError | None]:
+        found: list[OSError | None] = await self.around(
+            "sync_all", caller, (fds,), lambda: self.child.sync_all(caller, fds)
+        )
+        return found
+
+    async def end_all(
+        self, caller: Caller, domain: str, key: bytes, ends: Sequence[End]
+    ) -> list[bytes | OSError | None]:
+        found: list[bytes | OSError | None] = await self.around(
+            "end_all", caller, (domain, key, ends), lambda: self.child.end_all(caller, domain, key, ends)
+        )
+        return found
 
 
 def around(name: str) -> Callable[..., Any]:

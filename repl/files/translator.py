@@ -12,13 +12,16 @@ Ends of the interface:
 - ``Fd`` objects are made by the caller, before ``open``, ``opendir`` or ``create``;
 - ``want`` names extended attributes (internal ones too) that the answer is to carry in ``xattrs``;
 - ``extra`` are extended attributes that come into being together with a new object (``trusted.gfid`` needs none);
-- ``compound`` carries several operations in one frame: they run in order, the first error ends it.
+- ``compound`` carries several operations in one frame: they run in order, the first error ends it;
+- ``sync_all`` and ``end_all`` do one thing to many inodes.  They need not be defined: where the operations that they
+  are short for are, those are called.
 Events (child up, child down, upcalls) go from a child to its parents through ``notify``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import random
 from collections.abc import Callable, Sequence
@@ -30,6 +33,7 @@ from repl.files.options import Option, Options
 from repl.files.values import (
     Caller,
     Changed,
+    End,
     Entry,
     Fd,
     FopError,
@@ -345,6 +349,46 @@ class Translator:
                         await self.release(*late.args)
                 break
         return answers
+
+
+    async def sync_all(self, caller: Caller, fds: Sequence[Fd]) -> list[OSError | None]:
+        """``fsync`` of the data of several files, which wait for the disk together; none keeps another from it."""
+        if self.subvolumes and self._passes_on("fsync"):
+            return await self.subvolumes[0].sync_all(caller, fds)
+        calls = (self.fsync(caller, fd, SyncKind.DATA) for fd in fds)
+        return [_error_of(a) for a in await asyncio.gather(*calls, return_exceptions=True)]
+
+    async def end_all(
+        self, caller: Caller, domain: str, key: bytes, ends: Sequence[End]
+    ) -> list[bytes | OSError | None]:
+        """The ends of several transactions, short for xattrop and the unlock of each: none keeps another from it.
+
+        Answers what the counter ``key`` is afterwards, None where it was not to change.
+        """
+        if self.subvolumes and all(map(self._passes_on, ("xattrop", "inodelk", "entrylk"))):
+            return await self.subvolumes[0].end_all(caller, domain, key, ends)
+        return [await self._end(caller, domain, key, end) for end in ends]
+
+    async def _end(self, caller: Caller, domain: str, key: bytes, end: End) -> bytes | OSError | None:
+        loc = Loc(gfid=end.gfid)
+        value: bytes | OSError | None = None
+        try:
+            if end.delta:
+                value = (await self.xattrop(caller, loc, XattrOp.ADD, {key: end.delta}))[key]
+        except OSError as error:
+            value = error
+        with contextlib.suppress(OSError):  # not held any more
+            if end.is_entry:
+                await self.entrylk(caller, domain, loc, None, LockCommand.TRY, LockType.UNLOCK)
+            else:
+                await self.inodelk(caller, domain, loc, LockCommand.TRY, Lock(LockType.UNLOCK))
+        return value
+
+
+def _error_of(answer: Any) -> OSError | None:
+    if isinstance(answer, BaseException) and not isinstance(answer, OSError):
+        raise answer
+    return answer if isinstance(answer, OSError) else None
 
 
 def _until_error(answers: Sequence[Any]) -> list[Any]:

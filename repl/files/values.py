@@ -13,7 +13,7 @@ import stat
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 GFID_BYTES = 16
 ROOT_GFID = bytes(15) + b"\x01"
@@ -243,10 +243,23 @@ class XattrOp(enum.IntEnum):
     ADD_64 = 1
 
 
+class End(NamedTuple):
+    """The end of a transaction on one inode: ``delta`` is added to the counters (empty: nothing is), then the lock of
+    the whole inode (``is_entry``: of all names) is given back, whatever came of the counters."""
+
+    gfid: bytes
+    delta: bytes
+    is_entry: bool = False
+
+
 class SyncKind(enum.IntEnum):
     ALL = 0
     DATA = 1
 
+
+# In ``extra`` of create: a domain.  The caller gets the lock of the whole new file (inodelk) with it, and the answer's
+# ``xattrs`` have the key if that is so.
+NEW_LOCK = b"glusterfs.inodelk"
 
 # Keys that a lookup (or another operation with ``want``) can ask for beside ordinary attributes.
 Want: TypeAlias = tuple[bytes, ...]

@@ -25,6 +25,7 @@ from repl.files.events import ChildDown, ChildUp, Event, Invalidated
 from repl.files.options import Options
 from repl.files.translator import FOPS, Context, Step, Translator
 from repl.files.values import (
+    NEW_LOCK,
     ROOT_GFID,
     Caller,
     Changed,
@@ -239,10 +240,16 @@ class MemoryBrick(Translator):
             if flags & os.O_TRUNC:
                 self._resize(inode, 0)
         else:
-            inode, parent = self._make(caller, loc, gfid, stat.S_IFREG | mode & 0o7777, extra)
+            kept = {key: value for key, value in extra.items() if key != NEW_LOCK} if extra else None
+            inode, parent = self._make(caller, loc, gfid, stat.S_IFREG | mode & 0o7777, kept)
         fd.gfid = inode.iatt.gfid
         self._opened(fd, inode)
-        return self._looked(inode, parent)
+        looked = self._looked(inode, parent)
+        if extra and NEW_LOCK in extra and inode.iatt.gfid == gfid:
+            table = self._internal.table((extra[NEW_LOCK].decode(), gfid))
+            await table.lock((caller.client, caller.lock_owner), LockCommand.TRY, Lock(LockType.WRITE), counts=True)
+            looked.xattrs[NEW_LOCK] = b"1"
+        return looked
 
     async def mknod(
         self, caller: Caller, loc: Loc, *, mode: int, rdev: int, gfid: bytes, extra: Xattrs | None = None

@@ -22,7 +22,7 @@ from repl.errors import ProtocolError
 from repl.files.rpc import packing as pk
 from repl.files.translator import Step
 from repl.files.values import Caller, Fd, FopError, Loc, LockCommand, LockType, Read, SyncKind, XattrOp
-from repl.limits import RPC_COMPOUND_STEPS_MAX, RPC_PAYLOAD_BYTES_MAX
+from repl.limits import RPC_COMPOUND_STEPS_MAX, RPC_ENDS_MAX, RPC_PAYLOAD_BYTES_MAX
 
 I64_FIRST, U64_LAST = -(1 << 63), (1 << 64) - 1
 WANT_MAX = 256
@@ -171,6 +171,29 @@ STATVFS = _plain(pk.pack_statvfs, pk.unpack_statvfs)
 ENTRIES = _plain(pk.pack_entries, pk.unpack_entries)
 READ = Shape(_pack_read, _unpack_read)
 
+def _unpack_files(raw: Any, receiver: Receiver) -> list[Fd]:
+    if len(pk.is_list(raw)) > RPC_ENDS_MAX:
+        raise ProtocolError(f"at most {RPC_ENDS_MAX} files at a time.")
+    return [_unpack_fd(number, receiver) for number in raw]
+
+
+FILES = Shape(lambda fds, sender: [sender.number(fd) for fd in fds], _unpack_files)
+ENDS = _plain(pk.pack_ends, pk.unpack_ends)
+
+
+def _pack_outcomes(answers: Sequence[Any]) -> list[int]:
+    """What each came to: 0 or an error number."""
+    return [(a.errno or 5) if isinstance(a, OSError) else 0 for a in answers]
+
+
+def _unpack_outcomes(raw: Any) -> list[FopError | None]:
+    if len(pk.is_list(raw)) > RPC_ENDS_MAX:
+        raise ProtocolError("too many outcomes.")
+    return [FopError(pk.is_int(number, 1, 4095)) if number else None for number in raw]
+
+
+OUTCOMES = _plain(_pack_outcomes, _unpack_outcomes)
+
 REQUIRED = object()
 _READS = {"readv": "size", "rchecksum": "length"}
 
@@ -288,6 +311,8 @@ _TABLE: tuple[Operation, ...] = (
     Operation(33, "entrylk", (_place("domain", TEXT), _LOC, _place("name", _optional(BYTES)),
                               _place("command", COMMAND), _place("type", LOCK_TYPE)), NONE),
     Operation(34, "release", (_FD,), NONE),  # within a compound only
+    Operation(35, "sync_all", (_place("fds", FILES),), OUTCOMES),
+    Operation(36, "end_all", (_place("domain", TEXT), _place("key", BYTES), _place("ends", ENDS)), OUTCOMES),
 )  # fmt: skip
 BY_NAME: dict[str, Operation] = {operation.name: operation for operation in _TABLE}
 BY_NUMBER: dict[int, Operation] = {operation.number: operation for operation in _TABLE}

@@ -9,6 +9,7 @@ Numbers are big-endian; flags, modes and error numbers are Linux' own.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 from repl.errors import ProtocolError
@@ -17,6 +18,7 @@ from repl.files.values import (
     GFID_BYTES,
     Caller,
     Changed,
+    End,
     Entry,
     Fd,
     Iatt,
@@ -28,6 +30,7 @@ from repl.files.values import (
     StatVfs,
     Xattrs,
 )
+from repl.limits import RPC_ENDS_MAX
 
 _IATT = struct.Struct(">16sIIIIQQQIqqq")
 _LOC = struct.Struct(">16s16sH")
@@ -36,6 +39,7 @@ _FD = struct.Struct(">Q16sIB")
 _SETATTR = struct.Struct(">BIIIqqq")
 _STATVFS = struct.Struct(">IQQQQQQII")
 _ENTRY = struct.Struct(">q16sI")
+_END = struct.Struct(">16sBB12s")  # gfid, for all names, bytes of the delta, delta
 
 NO_INT = 0xFFFFFFFF
 GROUPS_MAX = 65536  # NGROUPS_MAX
@@ -194,6 +198,24 @@ def pack_statvfs(s: StatVfs) -> bytes:
 
 def unpack_statvfs(raw: Any) -> StatVfs:
     return StatVfs(*_STATVFS.unpack(is_bytes(raw)))
+
+
+# ---- ends of transactions ----
+
+
+def pack_ends(ends: Sequence[End]) -> bytes:
+    return b"".join([_END.pack(end.gfid, end.is_entry, len(end.delta), end.delta) for end in ends])
+
+
+def unpack_ends(raw: Any) -> list[End]:
+    if len(is_bytes(raw)) > RPC_ENDS_MAX * _END.size:
+        raise ProtocolError(f"at most {RPC_ENDS_MAX} transactions end at a time.")
+    ends = []
+    for gfid, is_entry, size, delta in _END.iter_unpack(raw):
+        if size not in (0, len(delta)):
+            raise ProtocolError("counters have three numbers, or there are none.")
+        ends.append(End(gfid, delta[:size], bool(is_int(is_entry, 0, 1))))
+    return ends
 
 
 # ---- who ----

@@ -41,7 +41,7 @@ from repl.files.translators.client.link import Link, LinkSettings, Refused
 from repl.files.translators.client.open_files import RemoteFiles
 from repl.files.translators.client.options import OPTIONS
 from repl.files.translators.client.recovery import UNLOCKS, open_again, recover
-from repl.files.values import Caller, Fd, FopError, LockCommand
+from repl.files.values import NEW_LOCK, Caller, End, Fd, FopError, Loc, Lock, LockCommand, LockType
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,9 @@ RECONNECT_S_MIN = 0.1
 RELEASE_S = 0.002
 RECONNECT_S_MAX = 1.0
 SETTLED_S = 5.0  # a link that lived for so long was a good one
+
+
+_SYNC_ALL, _END_ALL = ops.BY_NAME["sync_all"], ops.BY_NAME["end_all"]
 
 
 def _fop(name: str) -> Callable[..., Any]:
@@ -301,6 +304,23 @@ class Client(Translator):
                 self._after_error(operation, caller, values, None)
         return results
 
+    async def sync_all(self, caller: Caller, fds: Sequence[Fd]) -> list[OSError | None]:
+        link = self._linked()
+        if not link.knows("ends") or any(self not in fd.contexts or self.files.is_special(fd) for fd in fds):
+            return await super().sync_all(caller, fds)
+        found: list[OSError | None] = await link.call(_SYNC_ALL, caller, [fds])
+        return found
+
+    async def end_all(
+        self, caller: Caller, domain: str, key: bytes, ends: Sequence[End]
+    ) -> list[bytes | OSError | None]:
+        """The values of counters do not come over the wire: empty ones stand for them."""
+        link = self._linked()
+        if not link.knows("ends"):
+            return await super().end_all(caller, domain, key, ends)
+        found = await link.call(_END_ALL, caller, [domain, key, ends])
+        return [error or (b"" if end.delta else None) for end, error in zip(ends, found, strict=True)]
+
     async def _prepare(self, link: Link, caller: Caller, plan: Plan) -> None:
         """Files that the steps work on and do not open themselves have to be open."""
         for operation, values in plan:
@@ -362,7 +382,8 @@ class Client(Translator):
                 return
             if operation.name in ops.OPENERS:
                 await self.release(values[1])
-                continue
+            if operation.name == "create" and NEW_LOCK in result.xattrs:
+                operation, values = ops.BY_NAME["inodelk"], _lock_of_new(result.iatt.gfid, values)
             unlock = ops.unlock_of(operation, values)
             if unlock is None or any(op is operation and v == unlock for op, v in plan[index + 1 :]):
                 continue
@@ -394,6 +415,11 @@ class Client(Translator):
             file.locks.forget_client(client)
         if self._link is not None:
             self._link.tell(Kind.GONE, client)
+
+
+def _lock_of_new(gfid: bytes, values: list[Any]) -> list[Any]:
+    """The lock that a create has got, as if it had been asked for by itself."""
+    return [values[-1][NEW_LOCK].decode(), Loc(gfid=gfid), LockCommand.TRY, Lock(LockType.WRITE)]
 
 
 def _check(options: Options) -> None:

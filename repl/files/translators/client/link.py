@@ -187,6 +187,10 @@ class Link:
     def outstanding(self) -> int:
         return len(self._pending)
 
+    def knows(self, feature: str) -> bool:
+        """The server has named it in its welcome."""
+        return self._welcome is not None and feature in self._welcome.features
+
     async def call(self, operation: Operation, caller: Caller, values: list[Any]) -> Any:
         """The result of one operation."""
         waits = ops.is_lock_wait(operation, values)

@@ -11,7 +11,7 @@ from repl.errors import ConfigError
 from repl.files.every_fop import Around, around, define_fops
 from repl.files.options import Kind, Option, Options
 from repl.files.translator import Context, Translator
-from repl.files.values import Caller, FopError
+from repl.files.values import Caller, End, Fd, FopError
 
 # What a disk or a file system may well answer.
 PLAUSIBLE = (errno.EIO, errno.ENOSPC, errno.ENOMEM, errno.ESTALE, errno.EACCES, errno.ENOTCONN)
@@ -66,6 +66,14 @@ class ErrorGen(Around):
     async def compound(self, caller: Caller, steps: Sequence[Any]) -> list[Any]:
         """Step by step, so that each of them may fail."""
         return await Translator.compound(self, caller, steps)
+
+    async def sync_all(self, caller: Caller, fds: Sequence[Fd]) -> list[OSError | None]:
+        return await Translator.sync_all(self, caller, fds)
+
+    async def end_all(
+        self, caller: Caller, domain: str, key: bytes, ends: Sequence[End]
+    ) -> list[bytes | OSError | None]:
+        return await Translator.end_all(self, caller, domain, key, ends)
 
     def state(self) -> dict[str, object]:
         return {"failed": self.failed}

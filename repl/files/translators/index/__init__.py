@@ -36,6 +36,7 @@ from repl.files.translators.posix.listing import Listing
 from repl.files.values import (
     ROOT_GFID,
     Caller,
+    End,
     Entry,
     Fd,
     FopError,
@@ -73,6 +74,11 @@ _SETTLE_S = 1.0  # counters that were zero for so long: the entry goes
 _OURSELVES = Caller(is_internal=True)
 
 
+def _may_grow(delta: bytes) -> bool:
+    """Of counters that were not zero before: something is added to one of them."""
+    return any(0 < delta[at] < 128 or not delta[at] and any(delta[at : at + 4]) for at in range(0, len(delta), 4))
+
+
 class _OpenFolder:
     """A virtual directory that somebody lists."""
 
@@ -98,6 +104,7 @@ class Index(Translator):
         # Entries that are on the disk for sure (the most recently used ones), and those that may have become needless.
         self._known: dict[str, OrderedDict[bytes, None]] = {XATTROP: OrderedDict(), DIRTY: OrderedDict()}
         self._settling: dict[str, set[bytes]] = {XATTROP: set(), DIRTY: set()}
+        self._zero: set[bytes] = set()  # of those in DIRTY: the counter was seen to be zero
         self._busy: Counter[bytes] = Counter()  # inodes whose counters are being written
         self._timer: asyncio.TimerHandle | None = None
         self._is_sweeping = False
@@ -173,9 +180,7 @@ class Index(Translator):
         try:
             answer = await self.child.xattrop(caller, target, op, values, want=want)
         finally:
-            self._busy[gfid] -= 1
-            if not self._busy[gfid]:
-                del self._busy[gfid]
+            self._no_longer_busy(gfid)
             # Whatever came of it: counters that are zero (or were never written) need no entry.
             for kind in touched:
                 self._settle(kind, gfid)
@@ -184,8 +189,55 @@ class Index(Translator):
                 self._settling[kind].discard(gfid)
         return answer
 
+    async def create(
+        self, caller: Caller, loc: Loc, fd: Fd, *, flags: int, mode: int, gfid: bytes, extra: Xattrs | None = None
+    ) -> Looked:
+        """Some files are made with counters that say that they are being written."""
+        kinds = {kind for key, value in extra.items() if any(value) and (kind := self._kind(key))} if extra else ()
+        for kind in kinds:
+            self._add(kind, gfid)
+        try:
+            looked = await self.child.create(caller, loc, fd, flags=flags, mode=mode, gfid=gfid, extra=extra)
+        except BaseException:
+            for kind in kinds:
+                self._settle(kind, gfid)
+            raise
+        if looked.iatt.gfid != gfid:
+            for kind in kinds:
+                self._settle(kind, gfid)
+        return looked
+
+    async def end_all(
+        self, caller: Caller, domain: str, key: bytes, ends: Sequence[End]
+    ) -> list[bytes | OSError | None]:
+        kind = self._kind(key)
+        if kind is None or key in (ENTRY_IN, ENTRY_OUT) or any(_may_grow(end.delta) for end in ends):
+            return await super().end_all(caller, domain, key, ends)
+        for end in ends:
+            self._busy[end.gfid] += 1
+        try:
+            found = await self.child.end_all(caller, domain, key, ends)
+        finally:
+            for end in ends:
+                self._no_longer_busy(end.gfid)
+                if end.delta:
+                    self._settle(kind, end.gfid)
+        is_all = self._dirty == {key}  # nothing else is to be looked at before the entry goes
+        for end, value in zip(ends, found, strict=True):
+            if isinstance(value, bytes) and any(value):
+                self._add(kind, end.gfid)
+            elif value and is_all:
+                self._zero.add(end.gfid)
+        return found
+
+    def _no_longer_busy(self, gfid: bytes) -> None:
+        self._busy[gfid] -= 1
+        if not self._busy[gfid]:
+            del self._busy[gfid]
+
     def _add(self, kind: str, gfid: bytes) -> None:
         """Before the counter is written."""
+        self._zero.discard(gfid)
         known = self._known[kind]
         self._settling[kind].discard(gfid)
         if gfid in known:
@@ -237,8 +289,12 @@ class Index(Translator):
 
     async def _check_entry(self, kind: str, gfid: bytes) -> None:
         """Remove the entry if every watched counter of the inode is zero."""
-        if self._busy[gfid]:
+        if gfid in self._busy:
             return  # looked at again afterwards
+        if kind == DIRTY and gfid in self._zero:
+            self._settling[kind].discard(gfid)
+            self._forget(kind, gfid)
+            return
         try:
             values = await self.child.getxattr(_OURSELVES, Loc(gfid=gfid), None)
         except OSError as error:
@@ -254,6 +310,7 @@ class Index(Translator):
         self._forget(kind, gfid)
 
     def _forget(self, kind: str, gfid: bytes) -> None:
+        self._zero.discard(gfid)
         self._known[kind].pop(gfid, None)
         try:
             self._folders[kind].remove(gfid_text(gfid))

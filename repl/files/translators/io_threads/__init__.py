@@ -22,7 +22,7 @@ from repl.files.every_fop import define_fops
 from repl.files.options import Kind, Option, Options
 from repl.files.rpc.operations import BY_NAME, is_lock_wait
 from repl.files.translator import Context, Step, Translator
-from repl.files.values import TRANSACTION_PID, Caller, FopError
+from repl.files.values import TRANSACTION_PID, Caller, End, Fd, FopError
 
 LOCKS = frozenset(("lk", "inodelk", "entrylk"))
 
@@ -196,6 +196,19 @@ class IoThreads(Translator):
             return await self.child.compound(caller, steps)
         finally:
             self.end(priority)
+
+    async def sync_all(self, caller: Caller, fds: Sequence[Fd]) -> list[OSError | None]:
+        await self.begin(Priority.LOW, caller)
+        try:
+            return await self.child.sync_all(caller, fds)
+        finally:
+            self.end(Priority.LOW)
+
+    async def end_all(
+        self, caller: Caller, domain: str, key: bytes, ends: Sequence[End]
+    ) -> list[bytes | OSError | None]:
+        """Locks are given back: never behind somebody who waits for one."""
+        return await self.child.end_all(caller, domain, key, ends)
 
     async def _is_over(self, results: list[Any], rest: Sequence[Step]) -> bool:
         """An error has ended it: of the rest only releases are done."""

@@ -25,20 +25,26 @@ from repl.files.translators.locks.options import OPTIONS
 from repl.files.translators.locks.tables import L, NameLock, Owner, RangeTable, Table, Waiting
 from repl.files.values import (
     END,
+    NEW_LOCK,
     Caller,
     Changed,
+    End,
     Fd,
     FopError,
     Loc,
     Lock,
     LockCommand,
     LockType,
+    Looked,
     Read,
     Target,
+    Xattrs,
     gfid_text,
 )
 
 log = logging.getLogger(__name__)
+
+_WHOLE, _UNLOCK = Lock(LockType.WRITE), Lock(LockType.UNLOCK)
 
 
 class Locks(Translator):
@@ -133,6 +139,42 @@ class Locks(Translator):
             self._entries, Table, key, owner, command, lock,
             lambda table: self._contended(table, owner, lock, domain, loc.gfid),
         )  # fmt: skip
+
+    async def create(
+        self, caller: Caller, loc: Loc, fd: Fd, *, flags: int, mode: int, gfid: bytes, extra: Xattrs | None = None
+    ) -> Looked:
+        """With ``NEW_LOCK`` the new file is locked before anybody else can see it."""
+        if extra is None or NEW_LOCK not in extra:
+            return await self.child.create(caller, loc, fd, flags=flags, mode=mode, gfid=gfid, extra=extra)
+        domain = extra[NEW_LOCK].decode(errors="replace")
+        rest = {key: value for key, value in extra.items() if key != NEW_LOCK}
+        looked = await self.child.create(caller, loc, fd, flags=flags, mode=mode, gfid=gfid, extra=rest)
+        if looked.iatt.gfid == gfid and self._lock_new(caller, (domain, gfid)):
+            looked.xattrs[NEW_LOCK] = b"1"
+        return looked
+
+    def _lock_new(self, caller: Caller, key: tuple[str, bytes]) -> bool:
+        table = self._inodes.get(key) or Table()
+        try:
+            is_taken = table.take((caller.client, caller.lock_owner), _WHOLE, self.context.now())
+        except FopError:  # too many locks
+            return False
+        if is_taken:
+            self._inodes[key] = table
+        return is_taken
+
+    async def end_all(
+        self, caller: Caller, domain: str, key: bytes, ends: Sequence[End]
+    ) -> list[bytes | OSError | None]:
+        try:
+            return await self.child.end_all(caller, domain, key, ends)
+        finally:
+            owner = (caller.client, caller.lock_owner)
+            for end in ends:
+                if end.is_entry:
+                    self._release(self._entries, (domain, end.gfid), owner, NameLock(LockType.UNLOCK, None))
+                else:
+                    self._release(self._inodes, (domain, end.gfid), owner, _UNLOCK)
 
     def _contended(self, table: Table[L], owner: Owner, lock: L, domain: str, gfid: bytes) -> None:
         """Ask who is in the way to let go."""

@@ -33,6 +33,7 @@ from repl.files.translators.posix.space import Space
 from repl.files.values import (
     Caller,
     Changed,
+    End,
     Entry,
     Fd,
     FopError,
@@ -54,6 +55,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
+_ALONE = OSError(errno.ENOSYS, "not asynchronously")
 _BLOCK = 4096  # the least that a new object takes from the disk
 
 
@@ -214,9 +216,7 @@ class Posix(Translator):
         except OSError as error:
             raise FopError(error.errno or errno.EIO, f"{self.name}: {call.__name__}") from error
         finally:
-            opened.users -= 1
-            if opened.is_released and not opened.users:
-                self._files.release(opened)
+            self._used(opened)
 
     def _opened(self, fd: Fd) -> OpenFile:
         opened: OpenFile | None = fd.contexts.get(self)
@@ -346,6 +346,12 @@ class Posix(Translator):
     def _xattrop(self, target: Target, op: XattrOp, values: Xattrs, want: Want) -> Xattrs:
         return xattrs.operate(self._brick, self._node(target), op, values, want)
 
+    async def end_all(
+        self, caller: Caller, domain: str, key: bytes, ends: Sequence[End]
+    ) -> list[bytes | OSError | None]:
+        """The locks are features/locks' matter."""
+        return await self._run(xattrs.end_all, self._brick, key, ends)
+
     # ---- open files ----
 
     def _open(self, gfid: bytes, flags: int) -> OpenFile:
@@ -439,6 +445,29 @@ class Posix(Translator):
         iatt = files.iatt(opened)
         return Changed(iatt, iatt)
 
+    async def sync_all(self, caller: Caller, fds: Sequence[Fd]) -> list[OSError | None]:
+        """One call for all of them; what cannot be synced like that is synced by itself."""
+        found: list[OSError | None] = []
+        opened: list[OpenFile] = []
+        for fd in fds:
+            there: OpenFile | None = fd.contexts.get(self)
+            if there is not None and not there.is_released:
+                opened.append(there)
+        if len(opened) < len(fds) or self._failed:
+            return await super().sync_all(caller, fds)
+        for file in opened:
+            file.users += 1
+        try:
+            numbers = [file.fd for file in opened]
+            found = await self._lane.asynchronous(lambda aio: aio.sync_data(numbers)) or [_ALONE] * len(fds)
+        finally:
+            for file in opened:
+                self._used(file)
+        for index, error in enumerate(found):
+            if error is not None and error.errno in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EAGAIN):
+                found[index] = (await super().sync_all(caller, [fds[index]]))[0]
+        return found
+
     async def _sync(self, opened: OpenFile, kind: SyncKind) -> None:
         async def sync(aio: Aio) -> bool:
             await aio.sync(opened.fd, is_data=kind is SyncKind.DATA)
@@ -457,9 +486,12 @@ class Posix(Translator):
         except OSError as error:
             raise FopError(error.errno or errno.EIO, f"{self.name}: asynchronous I/O") from error
         finally:
-            opened.users -= 1
-            if opened.is_released and not opened.users:
-                self._files.release(opened)
+            self._used(opened)
+
+    def _used(self, opened: OpenFile) -> None:
+        opened.users -= 1
+        if opened.is_released and not opened.users:
+            self._files.release(opened)
 
     async def fsyncdir(self, caller: Caller, fd: Fd, kind: SyncKind = SyncKind.ALL) -> None:
         await self._sync(self._opened(fd), kind)

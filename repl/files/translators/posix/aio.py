@@ -82,6 +82,11 @@ class Aio:
     async def sync(self, fd: int, *, is_data: bool) -> None:
         await self._run([_Operation(_FDSYNC if is_data else _FSYNC, fd)], None)
 
+    async def sync_data(self, fds: Sequence[int]) -> list[OSError | None]:
+        """Of several files together; what became of each."""
+        results = await self._results([_Operation(_FDSYNC, fd) for fd in fds], None)
+        return [result if isinstance(result, OSError) else None for result in results]
+
     async def read(self, fd: int, size: int, offset: int) -> bytes:
         buffer = self._buffer(size)
         (count,) = await self._run([_Operation(_PREAD, fd, buffer.address, size, offset)], buffer)
@@ -125,16 +130,19 @@ class Aio:
 
     async def _run(self, operations: list[_Operation], buffer: _Buffer | None) -> list[int]:
         """The results, in order.  Raises ``OSError`` of the first that failed, when all have ended."""
-        async with self._turn:
-            for _ in operations:
-                await self._room.acquire()
-        futures = self._submit(operations, buffer)
-        results = await asyncio.shield(asyncio.gather(*futures, return_exceptions=True))
+        results = await self._results(operations, buffer)
         for result in results:
             if isinstance(result, BaseException):
                 self._give_back(buffer)
                 raise result
         return [result for result in results if isinstance(result, int)]
+
+    async def _results(self, operations: list[_Operation], buffer: _Buffer | None) -> list[int | BaseException]:
+        async with self._turn:
+            for _ in operations:
+                await self._room.acquire()
+        futures = self._submit(operations, buffer)
+        return await asyncio.shield(asyncio.gather(*futures, return_exceptions=True))
 
     def _submit(self, operations: list[_Operation], buffer: _Buffer | None) -> list[asyncio.Future[int]]:
         raw = bytearray()

@@ -24,8 +24,9 @@ from repl.files.translators.posix.names import (
     gfid2path,
     handle_path,
 )
-from repl.files.values import NO_GFID, Caller, FopError, Loc, Looked, Xattrs, gfid_text
+from repl.files.values import NEW_LOCK, NO_GFID, Caller, FopError, Loc, Looked, Xattrs, gfid_text
 
+_NOT_KEPT = (GFID_KEY.encode(), NEW_LOCK)
 _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT}
 
 
@@ -252,7 +253,7 @@ class Maker:
             values.append(gfid2path(loc.parent, loc.name))
         if extra:
             values += [(key, bytes(value)) for key, value in extra.items()
-                       if key != GFID_KEY.encode() and not key.startswith(PRECONDITION)]  # fmt: skip
+                       if key not in _NOT_KEPT and not key.startswith(PRECONDITION)]  # fmt: skip
         for key, value in values:
             if isinstance(target, int):
                 calls.setxattr(target, key, value)

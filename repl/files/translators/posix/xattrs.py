@@ -13,10 +13,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Sequence
 
+from repl.files.translators.posix import calls
 from repl.files.translators.posix.brick import Brick, Node
 from repl.files.translators.posix.names import GFID_KEY, is_internal
-from repl.files.values import Caller, FopError, Want, XattrOp, Xattrs
+from repl.files.values import Caller, End, FopError, Loc, Want, XattrOp, Xattrs
 from repl.limits import QUICK_READ_BYTES_MAX
 
 PATHINFO = b"trusted.glusterfs.pathinfo"
@@ -132,3 +134,29 @@ def operate(brick: Brick, node: Node, op: XattrOp, values: Xattrs, want: Want) -
     if missing:
         answer.update(wanted(brick, node, missing))
     return answer
+
+
+def end_all(brick: Brick, key: bytes, ends: Sequence[End]) -> list[bytes | OSError | None]:
+    """``operate`` with one counter of many inodes, each by itself."""
+    found: list[bytes | OSError | None] = []
+    for end in ends:
+        try:
+            found.append(_end(brick, key, end) if end.delta else None)
+        except OSError as error:
+            found.append(error)
+    return found
+
+
+def _end(brick: Brick, key: bytes, end: End) -> bytes:
+    if not end.is_entry and not key.startswith(_GFID) and len(end.delta) % 4 == 0:
+        path = f"{brick.path}/{brick.file_path(end.gfid)}"
+        try:
+            before = os.getxattr(path, key, follow_symlinks=False)
+        except OSError:
+            pass  # not there, or a directory's handle
+        else:
+            after = add(before, end.delta, 4)
+            if after != before:
+                calls.setxattr(path, key, after, follow_symlinks=False)
+            return after
+    return operate(brick, brick.at(Loc(gfid=end.gfid)), XattrOp.ADD, {key: end.delta}, ())[key]

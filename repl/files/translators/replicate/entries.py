@@ -23,14 +23,11 @@ from repl.files.translators.replicate.lookups import Lookups
 from repl.files.translators.replicate.reads import NEVER_DOWN
 from repl.files.translators.replicate.tenure import Tenure
 from repl.files.values import (
-    END,
+    NEW_LOCK,
     Caller,
     Fd,
     FopError,
     Loc,
-    Lock,
-    LockCommand,
-    LockType,
     Looked,
     XattrOp,
     Xattrs,
@@ -42,7 +39,7 @@ _EXCHANGE = 2
 _NEW_FILE = delta((2, 1, 0))
 _NEW_NODE = delta((1, 1, 0))
 _NEW_DIRECTORY = delta((0, 1, 1))
-_WHOLE = Lock(LockType.WRITE, 0, END)
+_DIRTY_DATA = delta((1, 0, 0))
 
 
 class Entries(Lookups):
@@ -149,13 +146,13 @@ class Entries(Lookups):
             except BaseException:
                 if own is not None:
                     own.suspect.add(Kind.DATA)
-                    self._adopt(own, answers, len(steps), absent)
+                    self._adopt(own, answers, absent)
                     own.close()
                 raise
             self._learn_new(inode, done)
             if own is not None:
-                self._adopt(own, answers, len(steps), self.everyone & ~done)
-            answer.xattrs = {k: v for k, v in answer.xattrs.items() if k not in self.want_keys}
+                self._adopt(own, answers, self.everyone & ~done)
+            answer.xattrs = {k: v for k, v in answer.xattrs.items() if k not in self.want_keys and k != NEW_LOCK}
             return answer, done
 
     async def _ask_made(self, tenure: Tenure, steps: list[Step], who: Caller) -> Answers:
@@ -173,10 +170,11 @@ class Entries(Lookups):
             answers |= await self.ask(old, make)
         return answers
 
-    def _adopt(self, own: Tenure, answers: Answers, steps: int, absent: int) -> None:
+    def _adopt(self, own: Tenure, answers: Answers, absent: int) -> None:
         """The new file's tenure began with the file itself, where the lock was got."""
         locked = mask_of([
-            i for i, a in answers.items() if isinstance(a, list) and len(a) == steps and not isinstance(a[-1], OSError)
+            i for i, a in answers.items()
+            if isinstance(a, list) and isinstance(a[0], Looked) and NEW_LOCK in a[0].xattrs
         ])  # fmt: skip
         own.pins += 1
         own.adopt(Kind.DATA, locked, absent)
@@ -186,16 +184,12 @@ class Entries(Lookups):
         own.unpin()
 
     def _making(self, step: Step, gfid: bytes, absent: int, unit: bytes, *, is_file: bool) -> list[Step]:
-        loc = Loc(gfid=gfid)
+        """A file comes into being with its marks and its lock, all else gets marks if it needs some."""
         values: Xattrs = {key: unit for i, key in enumerate(self.keys) if absent >> i & 1}
         if is_file:
-            values[DIRTY] = delta((1, 0, 0))
-        steps = [step]
-        if values:
-            steps.append(Step("xattrop", (loc, XattrOp.ADD, values)))
-        if is_file:
-            steps.append(Step("inodelk", (self.domain, loc, LockCommand.TRY, _WHOLE)))
-        return steps
+            extra = {**(step.kwargs["extra"] or {}), **values, DIRTY: _DIRTY_DATA, NEW_LOCK: self.domain.encode()}
+            return [Step(step.fop, step.args, {**step.kwargs, "extra": extra})]
+        return [step, Step("xattrop", (Loc(gfid=gfid), XattrOp.ADD, values))] if values else [step]
 
     def _learn_new(self, inode: InodeState, done: int) -> None:
         inode.found = done
@@ -406,6 +400,6 @@ def _made(answer: Any, *, needs_marks: bool) -> Any:
     """What a child's compound says of the object: it counts as made only with the marks it needs."""
     if isinstance(answer, OSError):
         return answer
-    if needs_marks and not isinstance(answer[0], OSError) and isinstance(answer[1], OSError):
-        return answer[1]
+    if needs_marks and not isinstance(answer[0], OSError) and isinstance(answer[-1], OSError):
+        return answer[-1]
     return answer[0]

@@ -169,7 +169,7 @@ class Reads(Transactions):
             mask = rest
         state.opened = mask_of(good)
         if not state.opened & readable:
-            await self._release(state)
+            await self.release_state(state)
             raise telling_error(errors_of(answers)) if errors_of(answers) else self.nobody(f"opening {loc}")
         fd.contexts[self] = state
         inode.fds.add(state)
@@ -226,29 +226,15 @@ class Reads(Transactions):
         if tenure is not None:
             writer = next((s for s in state.inode.fds if s.flags & os.O_ACCMODE), None)
             if writer is None:
-                tenure.close()
-            if tenure.syncing is state:
-                self.context.spawn(self._release_later(state, tenure.closed), f"{self.name}: late release")
+                tenure.close(for_good=False)
+            if tenure.syncing is state or tenure.unstable is state and writer is None:
+                tenure.releases.append(state)  # the sync needs it
                 return
-            if tenure.unstable is state:
+            if tenure.unstable is state and writer is not None:
                 # What was written is synced through a descriptor that is still open.
-                if writer is None:
-                    self.context.spawn(self._release_later(state, tenure.closed), f"{self.name}: late release")
-                    return
                 tenure.unstable = writer
                 await self.ensure_open(writer, tenure.active)
-        await self._release(state)
-
-    async def _release_later(self, state: FdState, closed: asyncio.Future[None]) -> None:
-        await asyncio.shield(closed)
-        await self._release(state)
-
-    async def _release(self, state: FdState) -> None:
-        """On all children: one that was away and came back may have opened it again without being asked."""
-        state.is_released = True
-        state.opened = 0
-        for child in self.subvolumes:
-            await child.release(state.lower)
+        await self.release_state(state)
 
     # ---- directories ----
 

@@ -76,6 +76,8 @@ class Tenure:
         self.pins = 0
         self.is_open = False
         self.is_closing = False
+        self.may_go_on = True  # an end that has not begun can be put off
+        self.releases: list[FdState] = []  # open files to be released behind the end
         self.size = -1  # for appending; -1: unknown
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.opened.add_done_callback(_seen)
@@ -312,7 +314,7 @@ class Tenure:
             return
         self._last_used = self.afr.context.now()
         if self.is_closing or not self.afr.is_eager or self._is_wanted:
-            self.close()
+            self.close(for_good=False)
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self.afr.post_op_delay_s, self._expire)
 
@@ -326,7 +328,7 @@ class Tenure:
         if self.pins:
             return
         if idle_s + 0.001 >= self.afr.post_op_delay_s:
-            self.close()
+            self.close(for_good=False)
         else:
             self._timer = asyncio.get_running_loop().call_later(self.afr.post_op_delay_s - idle_s, self._expire)
 
@@ -334,15 +336,55 @@ class Tenure:
         """Somebody waits for the lock: no new operations, and operations of their own for a while."""
         self.inode.contended_until = self.afr.context.now() + FILES_CONTENDED_S
         self.close()
+        self.afr.endings.hurry(self)
 
-    def close(self) -> None:
-        """The end, as soon as nobody uses it any more."""
+    def close(self, *, for_good: bool = True) -> None:
+        """The end, as soon as nobody uses it any more.  Not ``for_good``: an operation may take it up again, as long as
+        nothing of the end has been sent."""
         self.is_closing = True
+        self.may_go_on = self.may_go_on and not for_good
         if self.pins == 0 and self.is_open:
             self.is_open = False
             if self._timer is not None:
                 self._timer.cancel()
-            self.afr.context.spawn(self._close(), f"{self.afr.name}: end of a transaction")
+                self._timer = None
+            self.afr.endings.add(self)
+            if self._is_wanted:
+                self.afr.endings.hurry(self)
+
+    def take_up(self) -> bool:
+        """It goes on after all, if nothing of its end has been sent; if it cannot, that is hurried."""
+        if self.may_go_on and self.afr.endings.take_up(self):
+            self.is_closing, self.is_open = False, True
+            return True
+        self.afr.endings.hurry(self)
+        return False
+
+    @property
+    def is_regular(self) -> bool:
+        """Nothing but its usual end is left to do."""
+        afr, active = self.afr, self.active
+        return (
+            self.locked == active
+            and not (self.lost or self.suspect or active & ~afr.up)
+            and all(mask in (0, active) for mask in self.dirty.values())
+            and not any(afr.everyone & ~active & ~self.blamed.get(kind, 0) for kind in self.used)
+            and (self.unstable is None or not active & ~self.unstable.opened)
+        )
+
+    @property
+    def marked(self) -> tuple[Kind, ...]:
+        return tuple(kind for kind, mask in self.dirty.items() if mask)
+
+    def begin_sync(self) -> FdState | None:
+        """The open file through which what was written is to be synced, None if nothing was."""
+        self.syncing, self.unstable = self.unstable, None
+        return self.syncing
+
+    def end_alone(self, failed: int = 0) -> None:
+        """``failed``: children on which a sync has failed."""
+        self.drop(failed)
+        self.afr.context.spawn(self._close(), f"{self.afr.name}: end of a transaction")
 
     async def _close(self) -> None:
         try:
@@ -352,7 +394,8 @@ class Tenure:
             await self._make_stable()
             await self._finish()
         finally:
-            self._done()
+            self.done()
+        await self.release_files()
 
     async def _blame_late(self, kind: Kind) -> None:
         try:
@@ -363,17 +406,14 @@ class Tenure:
 
     async def _make_stable(self) -> None:
         """The dirty mark may go only when the data cannot be lost any more."""
-        state, self.unstable = self.unstable, None
+        state = self.begin_sync()
         if state is None:
             return
-        self.syncing = state
         await self.afr.ensure_open(state, self.active)
         mask = self.active & state.opened
-        indexes = bits(mask)
-        steps = [Step("fsync", (state.lower, SyncKind.DATA))]
-        synced = await asyncio.gather(*(self.afr.syncs[i].send(steps) for i in indexes))
-        failed = sum(1 << i for i, a in zip(indexes, synced, strict=True) if isinstance(a, OSError) or _is_error(a))
-        failed |= self.active & ~mask
+        caller, fd = self.afr.tenure_owner, state.lower
+        synced = await self.afr.ask(mask, lambda c: c.fsync(caller, fd, SyncKind.DATA))
+        failed = sum(1 << i for i, a in synced.items() if isinstance(a, OSError)) | self.active & ~mask
         if failed:
             self.drop(failed)
             await self._blame_late(Kind.DATA)
@@ -396,37 +436,31 @@ class Tenure:
         mask &= ~self.lost
         unlock = self._unlock_step()
         steps = [self._xattrop({DIRTY: minus_one(kinds)}), unlock] if kinds else [unlock]
-        answers = await self._last_steps(mask, steps)
+        answers = await self.afr.ask(mask, lambda c: c.compound(self.caller, steps))
         stuck = sum(1 << i for i, a in answers.items() if isinstance(a, list) and len(a) < len(steps))
         if stuck:  # the inode is gone, or its counters cannot be written: the lock goes in any case
             await self.afr.ask(stuck, lambda c: c.compound(self.caller, [unlock]))
 
-    async def _last_steps(self, mask: int, steps: list[Step]) -> dict[int, Any]:
-        """Together with those of other tenures, unless somebody waits for the lock."""
-        if self._is_wanted:
-            return await self.afr.ask(mask, lambda c: c.compound(self.caller, steps))
-        indexes = bits(mask)
-        answers = await asyncio.gather(*(self.afr.bundles[i].send(steps) for i in indexes))
-        return dict(zip(indexes, answers, strict=True))
-
-    def _done(self) -> None:
+    def done(self) -> None:
         self.afr.tenure_ended(self)
         if not self.closed.done():
             self.closed.set_result(None)
 
+    async def release_files(self) -> None:
+        """Those that were kept open for the sync."""
+        for state in self.releases:
+            await self.afr.release_state(state)
+        self.releases.clear()
+
     async def failed_to_open(self, error: BaseException) -> None:
         self.opened.set_exception(error if isinstance(error, OSError) else FopError(errno.EIO, "opening ended early"))
-        self._done()
+        self.done()
 
 
 def _seen(future: asyncio.Future[None]) -> None:
     """Its error is told to whoever waits; nobody waiting is fine."""
     if not future.cancelled():
         future.exception()
-
-
-def _is_error(answers: list[Any]) -> bool:
-    return isinstance(answers[-1], OSError)
 
 
 def _is_busy(answer: list[Any]) -> bool:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -14,8 +13,8 @@ from repl.files.events import ChildDown, ChildUp, Contended, Event, Invalidated,
 from repl.files.options import Options
 from repl.files.translator import Context, Translator
 from repl.files.translators.replicate.base import HARMLESS, Base, mask_of, telling_error
-from repl.files.translators.replicate.bundle import Bundle
 from repl.files.translators.replicate.changelog import Kind
+from repl.files.translators.replicate.endings import Endings
 from repl.files.translators.replicate.inodes import UNKNOWN, FdState, InodeState
 from repl.files.translators.replicate.tenure import Tenure
 from repl.files.values import Caller, FopError, Loc
@@ -28,8 +27,7 @@ class Transactions(Base):
     def __init__(self, name: str, options: Options, subvolumes: Sequence[Translator], context: Context) -> None:
         super().__init__(name, options, subvolumes, context)
         self.tenures: dict[Tenure, None] = {}
-        self.bundles = [Bundle(self, i) for i in range(self.count)]
-        self.syncs = [Bundle(self, i) for i in range(self.count)]
+        self.endings = Endings(self)
 
     # ---- tenures ----
 
@@ -41,7 +39,7 @@ class Transactions(Base):
                 tenure = self.new_tenure(inode, is_entry=is_entry)
                 tenure.pins = 1
                 self.context.spawn(self._open(tenure, kind), f"{self.name}: a transaction begins")
-            elif tenure.is_closing:
+            elif tenure.is_closing and not tenure.take_up():
                 await asyncio.shield(tenure.closed)
                 continue
             else:
@@ -123,6 +121,13 @@ class Transactions(Base):
                 return answers[self.read_order(inode.gfid, mask, pid)[0]]
         raise AssertionError("no answer to pick from")
 
+    async def release_state(self, state: FdState) -> None:
+        """On all children: one that was away and came back may have opened it again without being asked."""
+        state.is_released = True
+        state.opened = 0
+        for child in self.subvolumes:
+            await child.release(state.lower)
+
     async def ensure_open(self, state: FdState, mask: int) -> None:
         """Files are opened late on children that were away, and for reading on those that are not read from."""
         while state.opening is not None and mask & ~state.opened & self.up:
@@ -194,6 +199,7 @@ class Transactions(Base):
         """What is open is ended properly, for as long as children answer."""
         for tenure in list(self.tenures):
             tenure.close()
+        self.endings.start()
         waiting = [t.closed for t in self.tenures if t.pins == 0]
         if waiting:
             await asyncio.wait(waiting, timeout=self.post_op_delay_s + 4)
@@ -243,8 +249,6 @@ class Transactions(Base):
             self.notify_parents(Unwatched() if self.up else event)
 
     def _child_lost(self, index: int) -> None:
-        for bundle in (self.bundles[index], self.syncs[index]):
-            bundle.lost(FopError(errno.ENOTCONN, self.names[index]))
         for tenure in list(self.tenures):
             tenure.child_lost(1 << index)
         for inode in self.inodes.all():
