@@ -238,24 +238,38 @@ class Handshake:
         if not theirs.d_size:
             self._send_late(volume)
             return
-        size = min(volume.size_sectors, theirs.d_size)
+        limit = min((size for size in (volume.user_sectors, theirs.u_size) if size), default=0)
+        size = min(volume.size_sectors, theirs.d_size, limit or theirs.d_size)
+        if not self._c.is_dry_run:
+            volume.user_sectors = limit  # one node may not know of the order that the other one was given
         if size >= volume.size_sectors:
             if not self._c.is_dry_run:
                 await self._node.resize.at_connect(volume, theirs)
             self._send_late(volume)
             return
         if volume.state.disk >= _D.OUTDATED or volume.open_count:
-            raise FinalDrop(
-                f"The disk of {self._peer} is too small for volume {volume.number}: {theirs.d_size} sectors, "
-                f"{volume.size_sectors} are in use here.",
-                reason="disk-too-small",
-                advice="Use a disk that is at least as large.",
-            )
+            raise self._too_small(volume, theirs, size)
         if self._c.is_dry_run:
             return
         await self._node.disks.shrink_unused(volume, size)
         self._c.send_sizes(volume)
         self._send_late(volume)
+
+    def _too_small(self, volume: Volume, theirs: pk.Sizes, size: int) -> FinalDrop:
+        in_use, number = f"{volume.size_sectors} are in use here", volume.number
+        if size == theirs.d_size:
+            return FinalDrop(
+                f"The disk of {self._peer} is too small for volume {number}: {size} sectors, {in_use}.",
+                reason="disk-too-small",
+                advice="Use a disk that is at least as large.",
+            )
+        name = f"{self._node.settings.resource}/{number}"
+        return FinalDrop(
+            f"The size of volume {number} is limited to {size} sectors, {in_use}.",
+            reason="disk-too-small",
+            advice=f'Look at the option "size" on both nodes, or let this one shrink too: "replctl invalidate {name}", '
+            f'then "replctl connect"; the data of {self._peer} is copied.',
+        )
 
 
 def _name(value: object) -> str:

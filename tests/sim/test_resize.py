@@ -243,6 +243,48 @@ def test_disk_that_grew_unseen_is_left_alone_while_bitmaps_are_exchanged() -> No
         pair.check_idle_pair()
 
 
+@pytest.mark.parametrize("attached_later", [False, True])
+def test_new_disk_takes_the_size_that_its_peer_was_told(attached_later: bool) -> None:
+    with cluster() as pair:
+        app = pair.serve(0)
+        app.write(*range(50))
+        grow_disk(pair, 0, 1)
+        told = pair.device_bytes // 512 + 2048
+        pair.ask(0, "resize", size_sectors=told)
+        check(pair, told)
+        if attached_later:
+            pair.ask(1, "detach")
+        else:
+            down(pair, 1)
+        node_disk.create_metadata(pair.shells[1].place, device_uuid=pair.world.random64())
+        if attached_later:
+            pair.ask(1, "attach")
+        else:
+            pair.start(1)
+        check(pair, told)
+        app.stop()
+        pair.check_idle_pair()
+
+
+def test_shrunk_device_does_not_shrink_its_peer_unasked() -> None:
+    with cluster() as pair:
+        pair.ask(0, "primary")
+        pair.cut()
+        pair.until(lambda: not pair.node(0).is_connected, 30_000, "the loss of the peer")
+        less = pair.device_bytes // 512 - 2048
+        pair.ask(0, "resize", size_sectors=less, force=True)
+        pair.heal()
+        pair.until(lambda: pair.state(1)[1] == ConnectionState.STANDALONE, 30_000, "given up")
+        pair.until(lambda: bool(pair.node(0).reason), 5000, "the peer's word")
+        for node in (0, 1):
+            assert f"limited to {less} sectors" in pair.node(node).reason
+        pair.ask(1, "invalidate")
+        pair.ask(1, "connect")
+        check(pair, less)
+        pair.wait_idle()
+        pair.check_equal()
+
+
 def test_smaller_disk_of_the_peer_is_refused() -> None:
     with cluster(fresh=False, sizes=(LARGE, SMALL)) as pair:
         pair.start(0)
