@@ -328,12 +328,15 @@ static void read_local_done(struct disk_op *op)
     r->local_pending = false;
     r->local_ok = op->error == 0;
     volume_disk_finished(v, op);
-    if (!op->error) {
+    if (!op->error && !balance_read_is_alone(v, r)) {
         request_settle(r);
         return;
     }
-    r->error = op->error;
-    volume_disk_error(v, op, RE_DISK_READ);
+    if (op->error) {
+        r->error = op->error;
+        volume_disk_error(v, op, RE_DISK_READ);
+    }
+    r->local_ok = false;
     if (op->flags & DISK_GIVEN_UP) {    /* the disk may still write to that buffer */
         struct buf *fresh = buf_take(&v->core->app_buffers, r->length);
         if (!fresh) {
@@ -364,7 +367,7 @@ void request_read_start(struct request *r)
     bool exchanged = v->state.disk == D_INCONSISTENT && link_is_up(v->core) && v->state.peer_disk == D_UP_TO_DATE &&
                      (v->state.connection == C_SYNC_TARGET || v->state.connection == C_PAUSED_SYNC_T);
     bool whole = v->bad_blocks && (v->others_whole || v->state.disk == D_UP_TO_DATE);
-    bool clean = v->state.disk >= D_INCONSISTENT && !dirty && (exchanged || whole);
+    bool clean = v->state.disk >= D_INCONSISTENT && !dirty && (exchanged || whole) && !balance_read_is_alone(v, r);
     bool local = volume_disk_usable(v) && !r->error && (doubtful ? clean : true);
     if (local && !balance_reads_remotely(v, r)) {
         r->op = (struct disk_op){.kind = DISK_READ,

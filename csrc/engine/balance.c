@@ -9,6 +9,15 @@
  */
 #include "engine/internal.h"
 
+/* differs: on a disk that is not good a write that the peer does not get is lost, and its block differs then: what is
+ * on this disk alone is shown to nobody (decision 0015). */
+bool balance_read_is_alone(const struct volume *v, const struct request *r)
+{
+    uint64_t end = r->offset + r->length;
+    return v->state.disk == D_INCONSISTENT &&
+           (range_overlaps_any(&v->ranges, r->offset, end) || volume_differs_in(v, r->offset, r->length));
+}
+
 enum { CONGESTED_OPERATIONS = 64 };
 
 bool balance_reads_remotely(struct volume *v, const struct request *r)

@@ -386,6 +386,7 @@ void volume_clear_dirty(struct volume *v, uint64_t offset, uint64_t length);
 
 /* balance.c */
 bool balance_reads_remotely(struct volume *v, const struct request *request);
+bool balance_read_is_alone(const struct volume *v, const struct request *request);
 
 /* split.c */
 bool split_is_needed(const struct core *core, const struct request *request);
