@@ -364,7 +364,9 @@ class Oracle:
     def _audit(self, copies: list[int], modes: list[int], what: str) -> None:
         for number, (copy, mode) in enumerate(zip(copies, modes, strict=True)):
             self._c.check_audit(copy, mode, what, number=number)
-        if len(set(copies)) == 1 and all(mode in (CAUSAL, ACKED) for mode in modes):
+        # A disk that fails takes what was in its cache with it, and the other volumes go on.
+        whole = not any(volume.faulty[copy] for volume, copy in zip(self.volumes, copies, strict=True))
+        if whole and len(set(copies)) == 1 and all(mode in (CAUSAL, ACKED) for mode in modes):
             self._c.check_order(copies)
         if any(mode != STRICT for mode in modes):
             self._c.rebase(copies)

@@ -150,7 +150,8 @@ class Scenario(Orders):
         if not c.wait(lambda: c.in_sync, 5000) and not self.is_syncing:
             self.mend()
         if c.wait(lambda: c.in_sync or c.stand_alone, SETTLE_MS) and not c.in_sync:
-            if any(TOO_OLD in c.node(index).reason for index in (0, 1)):  # what was resynced was interrupted
+            refusals = (TOO_OLD, "Unrelated")  # what was resynced was interrupted
+            if any(text in c.node(index).reason for index in (0, 1) for text in refusals):
                 self.resolve(bound)
         if not c.wait(lambda: c.in_sync, SETTLE_MS):
             raise SimFailure(f"P10: connected, not in sync within {SETTLE_MS} ms ({c.describe()})")

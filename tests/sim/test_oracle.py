@@ -67,3 +67,38 @@ def test_disk_that_a_primary_has_let_go_is_audited_for_what_it_had_then() -> Non
             cluster.ask(server, "primary")
             assert oracle.volumes[0].mode(server) == (ACKED if server else CAUSAL)
             oracle.take_over(server)  # audits
+
+
+def test_volumes_have_one_order_of_writes_until_one_of_them_loses_its_disk() -> None:
+    """What a failed flush takes with it was acknowledged before that which the other volume got afterwards."""
+    require_sim()
+    from tests.sim.cluster import QUICK_NET, Cluster, Setup
+    from tests.sim.oracle import Oracle
+    from tests.sim.world import BLOCK, CAUSAL
+
+    with Cluster(5, Setup(net=replace(QUICK_NET, protocol=1), volumes=2)) as cluster:
+        cluster.connect_fresh()
+        oracle = Oracle(cluster)
+        oracle.begin()
+        cluster.ask(0, "primary")
+        oracle.take_over(0)
+        apps = [cluster.serve(0, number) for number in cluster.numbers]
+        for number in cluster.numbers:
+            cluster.ask(0, "detach", volume=number)
+        oracle.disk_fault(1, 0)
+        disk = cluster.shells[1].data
+        disk.settings(flush_error_ppm=1_000_000, flush_min_ns=50_000_000)
+        ops = [apps[0].submit("write", block * BLOCK) for block in range(8)]
+        cluster.until(lambda: cluster.state(1, 0)[2] < 4, 5000, "the disk of the first volume is lost")
+        disk.heal()
+        assert any(cluster.op(op).state == cluster.world.lib.RE_SIM_OP_DONE for op in ops)
+        cluster.until(lambda: cluster.connected and cluster.state(0, 1)[3] == 8, 20_000, "the second one is there")
+        apps[1].write(*range(8))
+        for app in apps:
+            app.stop()
+        cluster.world.lib.re_sim_disk_power_loss(cluster.world.sim, disk.number)
+        oracle.cache_lost(1)
+        cluster.ask(1, "attach", volume=0)
+        cluster.until(lambda: cluster.state(0, 0)[3] == 8, 20_000, "the disk is back")
+        assert [volume.mode(1) for volume in oracle.volumes] == [CAUSAL, CAUSAL]
+        oracle.take_over(0)  # audits
