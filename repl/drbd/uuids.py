@@ -143,6 +143,11 @@ def new_beside_sync(uuids: Uuids, random: RandomU64, *, primary: bool) -> Uuids:
     return Uuids(current, uuids.bitmap, history1=uuids.current, history2=uuids.history1)
 
 
+def replace_current(uuids: Uuids, random: RandomU64, *, primary: bool) -> Uuids:
+    """A new generation while nobody has the current one: the peer knows what it lacks by the bitmap UUID."""
+    return replace(uuids, current=with_primary_bit(random_uuid(random), primary))
+
+
 def target_accept_sync_uuid(uuids: Uuids, sync_uuid: int) -> Uuids:
     """Become resync target: the data is now an incomplete copy named by the sync UUID."""
     return replace(uuids, current=base(sync_uuid), bitmap=0)

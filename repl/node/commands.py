@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from repl.drbd import superblock as sb
 from repl.drbd.states import ConnectionState, DiskState, Role, StateChange, StateWord
-from repl.drbd.uuids import UUID_JUST_CREATED, UuidFlag, Uuids, base, clear_bitmap_uuid, new_beside_sync, new_current
+from repl.drbd.uuids import (
+    UUID_JUST_CREATED,
+    UuidFlag,
+    Uuids,
+    base,
+    clear_bitmap_uuid,
+    new_beside_sync,
+    new_current,
+    replace_current,
+)
 from repl.engine import commands as ec
 from repl.errors import PeerLost, RequestRefused, StateRefused, UsageError, WaitTimedOut
 from repl.node.flow import Mutex
@@ -240,6 +249,10 @@ class Commands:
             if volume.attached and (volume.number in forced or goes_on_alone):
                 may_have_finished, volume.peer_may_have_finished = volume.peer_may_have_finished, False
                 return new_current(volume.uuids, node.random, primary=True, keep_bitmap=may_have_finished)
+            if alone and volume.attached and volume.peer_may_serve:
+                # differs: the peer is a Primary that waits for this data: it has to see that others were served
+                # (decision 0110).
+                return replace_current(volume.uuids, node.random, primary=True)
             return volume.uuids
 
         def change(volume: Volume, state: StateWord) -> StateWord:

@@ -373,6 +373,8 @@ class Connection:
         self.last_loss = text
         was_connected = node.is_connected
         if was_connected:
+            for volume in node.volumes.values():
+                volume.peer_may_serve = node.peer_role == Role.PRIMARY
             node.emit("connection", f"lost the peer: {text}", level="warning")
         # Volumes that lose the peer's good data start a new generation; it is durable before any write completes.
         losing = {

@@ -398,7 +398,10 @@ def check_exposed(c: Connection, volume: Volume) -> None:
             advice=f"Attach the disk of {node.settings.node} again, or make this node Secondary and decide which data "
             "to go on with.",
         )
-    if volume.attached or report is None:
+    if report is None:
+        return
+    if volume.attached:
+        _check_presented(c, volume, base(report.uuids.current))
         return
     mine, theirs = volume.uuids.current, report.uuids.current
     if node.role == Role.PRIMARY and mine and base(mine) != base(theirs):
@@ -409,6 +412,19 @@ def check_exposed(c: Connection, volume: Volume) -> None:
             advice=f"Attach the disk of {node.settings.node} that holds this generation, or take the resource down.",
         )
     volume.uuids = replace(volume.uuids, current=theirs)
+
+
+def _check_presented(c: Connection, volume: Volume, theirs: int) -> None:
+    """differs: DRBD goes on, and sends again what it has kept, on top of what others have written (decision 0110)."""
+    net, name = c.node.settings.net, c.node.settings.resource
+    if volume.presented in (0, theirs) or volume.is_negotiating or net.two_primaries or c.is_dry_run:
+        return
+    raise FinalDrop(
+        f"This Primary has shown its applications data of generation {volume.presented:016X}; {c.node.settings.peer}, "
+        f"which had it, was promoted meanwhile and has {theirs:016X}.",
+        reason="other-generation",
+        advice=f'End the applications, then "replctl secondary {name}" and "replctl connect {name}" here.',
+    )
 
 
 def real_disk(theirs: StateWord, volume: Volume) -> DiskState:

@@ -21,6 +21,8 @@ from repl.node.volume import Volume
 if TYPE_CHECKING:
     from repl.node.connection import Connection
 
+RULE_PEER_MISSED_END = 35
+
 _C = ConnectionState
 _D = DiskState
 
@@ -50,6 +52,8 @@ async def settle(
     if decision.split_brain:
         node.handlers.notify("initial-split-brain", volume)
     if decision.kind is DecisionKind.REFUSE:
+        if decision.rule == RULE_PEER_MISSED_END:
+            node.suspension.check_missed_end(volume)
         _refuse(c, volume, decision)
     if decision.demote_first and not await node.commands.demote_in_handshake():
         node.handlers.notify("pri-lost-after-sb", volume)

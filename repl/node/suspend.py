@@ -157,6 +157,18 @@ class Suspension:
                 "confirm go there by a resync."
             )
 
+    def check_missed_end(self, volume: Volume) -> None:
+        """In the handshake: the peer was the source of this Primary's data and has not heard that all of it came.
+
+        differs: without the generation that the suspension has put off DRBD finds that the Primary should become target
+        and parts for good; with it the peer follows (decision 0110).
+        """
+        if self.kept and volume.generation_due and not self._node.connection.is_dry_run:
+            raise CannotResend(
+                f"{self._node.settings.peer} missed the end of its resync to this Primary while I/O was suspended: a "
+                "resync brings what differs."
+            )
+
     async def reached_peer(self) -> None:
         """All volumes are connected and agreed: what was kept is sent again; then I/O goes on."""
         node = self._node

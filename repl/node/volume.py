@@ -73,6 +73,8 @@ class Volume:
         self.exposed = 0  # current UUID of the data that the device presented before this disk was attached
         self.detached = 0  # current UUID of the disk that was detached last
         self.peer_may_lack = False  # this Primary lost its disk, then a peer that had not confirmed every write
+        self.presented = 0  # generation of the peer's data that this Primary shows while its own disk is not good
+        self.peer_may_serve = False  # the peer was lost as a Primary; what it has shown may be this disk's data
         self.peer_served = False  # this Primary worked on the peer's disk alone: no other one has all of it
         self.attach_refusal: ReplError | None = None  # verdict of the handshake on a disk that is Negotiating
         self.attach_serials = AttachSerials()
@@ -135,6 +137,7 @@ class Volume:
         self.exposed = self.uuids.current
         self.uuids = found.uuids
         self.peer_may_be_equal = sync_had_begun(self.uuids)
+        self.peer_may_serve = True
         self.crashed_primary = sb.crashed_primary_at_attach(found.flags, primary_now=False)
         self.superblock = mark_attached(
             found,
@@ -185,6 +188,10 @@ class Volume:
         """Whose disk do applications see?  The peer makes a new generation then, but the news of it may get lost."""
         state = self.state
         self.peer_may_lack = self.peer_may_lack and state.role == Role.PRIMARY and state.disk != DiskState.UP_TO_DATE
+        if state.role != Role.PRIMARY or state.disk == DiskState.UP_TO_DATE:
+            self.presented = 0
+        elif state.conn >= ConnectionState.CONNECTED and state.pdsk == DiskState.UP_TO_DATE and self.peer_report:
+            self.presented = base(self.peer_report.uuids.current)
         if state.role != Role.PRIMARY or state.disk >= DiskState.INCONSISTENT:
             self.peer_served = False
         elif state.conn >= ConnectionState.CONNECTED and state.pdsk >= DiskState.INCONSISTENT:

@@ -87,6 +87,10 @@ class Stage:
             if not c.wait(lambda: c.in_sync or not self.alive(node), 20_000) or not self.alive(node):
                 return False
             self.stale.clear()
+        if not must and self._may_send_again(node):
+            c.wait(lambda: not self.alive(node) or not self._may_send_again(node), 20_000)
+            if not self.alive(node) or self._may_send_again(node):
+                return False
         try:
             if c.node(node).role != Role.PRIMARY:
                 c.ask(node, "primary", ms=90_000)
@@ -111,6 +115,17 @@ class Stage:
         for app in self.apps:
             app.load(self.plan.load)
         return True
+
+    def _may_send_again(self, node: int) -> bool:
+        """A Primary that works on its peer's disk: what that has lost comes again if it is kept (decision 0020).
+
+        Then it counts: what the peer has before is not what the application will read.
+        """
+        c, seen = self.c, self.c.node(node)
+        if seen.role != Role.PRIMARY or not any(c.state(node, n)[2] < DiskState.UP_TO_DATE for n in c.numbers):
+            return False
+        stats = [seen.stats.volume_stats(n) for n in c.numbers]
+        return not c.connected or seen.suspension.kept or any(s is not None and s.peer_pending for s in stats)
 
     def leave(self) -> None:
         """The clients vanish."""
@@ -283,6 +298,8 @@ class Stage:
                 continue
             if PEER_MAY_LACK in node.reason:
                 continue  # no copy has everything: an operator has to decide
+            if "This Primary has shown" in node.reason:
+                continue  # others were served meanwhile
             if "This Primary has no disk" in node.reason:
                 self.cut_from_data.add(shell.index)
                 continue
