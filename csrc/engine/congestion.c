@@ -47,6 +47,19 @@ static uint32_t state_word(const struct re_state *s)
            (uint32_t)s->peer_disk << 13;
 }
 
+/* A write that was sent has failed on this disk: only the peer has it, and that one must not fall behind. */
+void congestion_declines(struct volume *v, struct re_state *state)
+{
+    bool lost = v->bad_blocks && v->bitmap && v->bitmap->count > 0;
+    if (state->connection != C_AHEAD || v->state.connection != C_CONNECTED || !lost)
+        return;
+    state->connection = C_CONNECTED;
+    state->peer_disk = v->state.peer_disk;
+    core_emit(v->core,
+              &(struct re_event){.type = RE_EV_CONGESTION_OVER, .volume = v->number, .stream = -1, .detail = 1},
+              NULL, 0);
+}
+
 void congestion_state_changed(struct volume *v, uint8_t before)
 {
     struct core *core = v->core;

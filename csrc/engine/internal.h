@@ -585,6 +585,7 @@ void conflict_keep_acknowledged(struct core *core);     /* of what was kept with
 
 /* congestion.c */
 void congestion_check(struct volume *v);    /* before a write is sent */
+void congestion_declines(struct volume *v, struct re_state *state);
 void congestion_state_changed(struct volume *v, uint8_t before);
 void congestion_tick(struct volume *v);
 bool congestion_marks_again(struct volume *v, uint64_t offset, uint64_t length);

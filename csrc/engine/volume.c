@@ -250,8 +250,11 @@ void volume_thaw(struct volume *v)
         request_resume(list_entry(link, struct request, link));
 }
 
-void volume_set_state(struct volume *v, const struct re_state *state)
+void volume_set_state(struct volume *v, const struct re_state *told)
 {
+    struct re_state accepted = *told;
+    const struct re_state *state = &accepted;
+    congestion_declines(v, &accepted);
     uint8_t before = v->state.connection;
     uint8_t now = state->connection;
     if (v->state.disk == D_INCONSISTENT && state->disk == D_UP_TO_DATE)

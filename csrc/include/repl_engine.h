@@ -259,7 +259,8 @@ enum re_event_type {
     RE_EV_NBD_CLOSED,       /* stream; reason = enum re_nbd_end */
     RE_EV_STOPPED,          /* answer to RE_CMD_STOP */
     RE_EV_CONGESTED = 60,   /* volume: a threshold is reached; detail 1 = bytes in flight, 2 = extents; value = bytes */
-    RE_EV_CONGESTION_OVER,  /* volume: it is Ahead and nothing is in flight any more */
+    RE_EV_CONGESTION_OVER,  /* volume: it is Ahead and nothing is in flight any more; detail 1: it has not gone Ahead,
+                             * the peer alone has blocks that this disk has lost */
     RE_EV_VERIFY_RANGE = 70,    /* volume: sectors value .. value + cookie differ */
     RE_EV_VERIFY_FINISHED,  /* volume: nothing left to compare; value = blocks that differ */
     RE_EV_UNDO_FAILED = 80,      /* volume; error = errno, value = operations that wait for UNDO_STOP or UNDO_CANCEL */

@@ -42,7 +42,9 @@ class Congestion:
         node, volume = self._node, self._node.volumes.get(event.volume)
         if volume is None or not node.is_connected:
             return
-        if event.type is EventType.CONGESTION_OVER:
+        if event.type is EventType.CONGESTION_OVER and event.detail:
+            node.connection.child(node.start(self._stay(volume), "stay with the peer"))
+        elif event.type is EventType.CONGESTION_OVER:
             node.connection.child(node.start(self._catch_up(volume), "catch up"))
         elif node.settings.net.on_congestion == "disconnect":
             text = f"The link is congested ({_REASONS[event.detail]}, {event.value} bytes in flight)."
@@ -66,6 +68,18 @@ class Congestion:
             only=volume,
             reason=f"congestion: {reason} reached",
         )
+
+    async def _stay(self, volume: Volume) -> None:
+        """The engine has not gone Ahead: this disk has just lost blocks that only the peer has (decision 0032)."""
+        node = self._node
+
+        def change(v: Volume, s: StateWord) -> StateWord:
+            if v is not volume or s.conn != _C.AHEAD:
+                return s
+            return replace(s, conn=_C.CONNECTED, disk=_D.INCONSISTENT, pdsk=_D.UP_TO_DATE)
+
+        await node.transition(change, only=volume, reason=volume.disk_error)
+        node.connection.send_state(volume)
 
     async def _catch_up(self, volume: Volume) -> None:
         node = self._node

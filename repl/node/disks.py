@@ -380,15 +380,17 @@ class Disks:
         if not await node.ask_ok(ec.BitmapWrite(volume.number)):
             return
 
-        def change(v: Volume, s: StateWord) -> StateWord:
-            alive = s.conn in (_C.CONNECTED, _C.VERIFY_S, _C.VERIFY_T)
-            covered = alive and s.pdsk == _D.UP_TO_DATE and s.disk == _D.UP_TO_DATE
-            # differs: DRBD's disk is Inconsistent even if there is nothing better, but not in a verify (decision 0028).
-            return replace(s, conn=_C.CONNECTED, disk=_D.INCONSISTENT) if covered and v.attached else s
+        has_changed = False
 
-        before = volume.state.disk
+        def change(v: Volume, s: StateWord) -> StateWord:
+            nonlocal has_changed
+            alive = s.conn in (_C.CONNECTED, _C.VERIFY_S, _C.VERIFY_T)
+            has_changed = alive and s.pdsk == _D.UP_TO_DATE and s.disk == _D.UP_TO_DATE and v.attached
+            # differs: DRBD's disk is Inconsistent even if there is nothing better, but not in a verify (decision 0028).
+            return replace(s, conn=_C.CONNECTED, disk=_D.INCONSISTENT) if has_changed else s
+
         await node.transition(change, only=volume, reason=reason)
-        if volume.state.disk != before:
+        if has_changed:
             node.connection.send_state(volume)
 
     async def _failed(self, volume: Volume) -> None:
