@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.measure import BenchError, cpu_seconds
-from bench.volumes import Volume
+from bench.volumes import Replicated, Volume, wait
 
 MIB = 1 << 20
 SMALL = 4096
@@ -194,9 +194,9 @@ class Load:
 
     def heal(self) -> None:
         """One brick misses new small files and eight spots of a large one."""
-        if not self.volume.is_replicated:
-            return
         volume, folder = self.volume, self.root / "healed"
+        if not isinstance(volume, Replicated):
+            return
         folder.mkdir()
         big = folder / "big"
         big.write_bytes(os.urandom(MIB) * 256)
@@ -208,7 +208,7 @@ class Load:
             for spot in range(8):
                 file.seek(spot * 32 * MIB + 12345)
                 file.write(self._data)
-        time.sleep(2)  # marks that are kept for a while
+        wait(lambda: not volume.changing(), f"{volume.name}: the end of the changes")
         volume.return_brick()
         if not volume.pending():
             raise BenchError("nothing is pending")

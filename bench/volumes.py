@@ -2,13 +2,14 @@
 """The volumes that the file benchmark compares: ours, GlusterFS's and a bare directory, each with a mount.
 
 A volume is two pairs of replicas under distribute (2x2), everything on this machine, bricks in directories of one disk
-file system.  ``start`` makes and mounts it, ``remount`` leaves the mount without anything cached, ``kill_brick`` and
-``return_brick`` take one brick away and bring it back, ``wait_healed`` waits until nothing is pending.
-``pids`` are its processes, for their CPU time.  Errors: ``BenchError``.
+file system.  ``start`` makes and mounts it, ``remount`` leaves the mount without anything cached.  Of a ``Replicated``
+one ``kill_brick`` and ``return_brick`` take one brick away and bring it back, ``wait_healed`` waits until nothing is
+pending.  ``pids`` are its processes, for their CPU time.  Errors: ``BenchError``.
 """
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import shutil
@@ -48,7 +49,6 @@ class Volume:
     """A bare directory; the others mount something over it."""
 
     name = "bare"
-    is_replicated = False
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -77,26 +77,36 @@ class Volume:
         self.unmount()
         self.mount()
 
+
+class Replicated(Volume, abc.ABC):
+    """Every file is on two of its bricks."""
+
+    @abc.abstractmethod
     def kill_brick(self) -> None:
-        raise NotImplementedError
+        """The first one."""
 
+    @abc.abstractmethod
     def return_brick(self) -> None:
-        raise NotImplementedError
-
-    def pending(self) -> int:
-        """Entries in the indices of all bricks."""
-        raise NotImplementedError
-
-    def wait_healed(self) -> None:
-        wait(lambda: self.pending() == 0, f"{self.name}: a heal", HEAL_WAIT_S)
+        """It serves, or is about to."""
 
     def brick(self, number: int) -> Path:
         return self.folder / f"brick{number}"
 
+    def pending(self) -> int:
+        """What the indices of all bricks say is to be healed."""
+        return sum(index_entries(self.brick(number), "xattrop") for number in range(BRICKS))
 
-def index_entries(brick: Path) -> int:
-    folder = brick / ".glusterfs/indices/xattrop"
-    return sum(1 for name in os.listdir(folder) if not name.startswith("xattrop-")) if folder.is_dir() else 0
+    def changing(self) -> int:
+        """What a client has marked as being changed, on the bricks that are never killed."""
+        return sum(index_entries(self.brick(number), "dirty") for number in range(1, BRICKS))
+
+    def wait_healed(self) -> None:
+        wait(lambda: self.pending() == 0, f"{self.name}: a heal", HEAL_WAIT_S)
+
+
+def index_entries(brick: Path, kind: str) -> int:
+    folder = brick / ".glusterfs/indices" / kind
+    return sum(1 for name in os.listdir(folder) if not name.startswith(f"{kind}-")) if folder.is_dir() else 0
 
 
 def _free_port() -> int:
@@ -114,11 +124,10 @@ def volume_text(name: str, kind: str, children: Sequence[str] = (), **options: o
     return "\n".join([*lines, "end-volume", "", ""])
 
 
-class OurVolume(Volume):
+class OurVolume(Replicated):
     """repl-brickd and repl-mount, with hand-written volfiles as ``replctl volume create`` makes them."""
 
     name = "ours"
-    is_replicated = True
     caches: tuple[str, ...] = ("write-behind", "quick-read", "md-cache")  # as replctl volume create
     # Bricks with features/upcall tell of changes, so what is cached need not be asked for every second.
     options: ClassVar[dict[str, dict[str, object]]] = {
@@ -202,9 +211,6 @@ class OurVolume(Volume):
     def return_brick(self) -> None:
         self._start_brick(0)
 
-    def pending(self) -> int:
-        return sum(index_entries(self.brick(number)) for number in range(BRICKS))
-
     def pids(self) -> list[int]:
         processes = [*self._bricks.values(), self._mount, self._healer]
         return [process.pid for process in processes if process is not None]
@@ -231,14 +237,13 @@ def _accepts(port: int) -> bool:
     return False
 
 
-class GlusterVolume(Volume):
+class GlusterVolume(Replicated):
     """glusterd, its bricks, heal daemon and mount, in a network of their own so that ports and names are free.
 
     A volume as ``gluster volume create`` makes it: every option as it comes.
     """
 
     name = "gluster"
-    is_replicated = True
     ADDRESS = "10.253.253.1"
 
     def __init__(self, folder: Path) -> None:
@@ -307,9 +312,6 @@ class GlusterVolume(Volume):
 
     def return_brick(self) -> None:
         self.tell("volume", "start", "bench", "force")
-
-    def pending(self) -> int:
-        return sum(index_entries(self.brick(number)) for number in range(BRICKS))
 
     def pids(self) -> list[int]:
         """All processes in its network."""
