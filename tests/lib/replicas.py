@@ -199,6 +199,8 @@ class Link(Translator):
         is_opening = fop in ("create", "open", "opendir")
         if fd is not None and not is_opening and fd.contexts.get(self) != epoch:
             raise FopError(errno.EBADF, f"{self.name}: not open")
+        if fd is not None and is_opening and fd.contexts.get(self) == epoch:
+            await self.brick.release(fd)  # a new link had opened it again by itself: it gets another number
         self.brick.counts["waits"] += 1
         try:
             answer = await getattr(self.brick, fop)(*args, **kwargs)
@@ -209,8 +211,13 @@ class Link(Translator):
         if fd is not None and is_opening:
             fd.contexts[self] = epoch
             self.opened.add(fd)
-        await self.world.hook(self.client, self.name, fop, True)
-        self._check(epoch)
+        try:
+            await self.world.hook(self.client, self.name, fop, True)
+            self._check(epoch)
+        except BaseException:  # whoever is not told that it is open will not close it
+            if fd is not None and is_opening:
+                await self.release(fd)
+            raise
         return answer
 
     def _check(self, epoch: int) -> None:
@@ -350,6 +357,11 @@ class World:
             client.afr.notify(ChildUp(), link)
 
     # ---- what is stored ----
+
+    def opened(self) -> dict[str, int]:
+        """How often files and directories are open: "brick gfid" -> count."""
+        return {f"{brick.name} {gfid.hex()[-6:]}": inode.opened
+                for brick in self.bricks for gfid, inode in brick.inodes.items() if inode.opened}  # fmt: skip
 
     def pending(self) -> dict[str, tuple[int, ...]]:
         """All counters that are not zero: "brick gfid key" -> counts."""

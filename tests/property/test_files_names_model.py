@@ -69,9 +69,7 @@ async def play(world: World, seed: int) -> tuple[Names, Progress]:
     await asyncio.sleep(5)
     for one in (client, daemon):
         await one.stop()
-    for index in range(3):  # what is still open there is not any more
-        world.crash(index)
-        world.come_back(index)
+    assert world.opened() == {}, f"nobody closes it any more: {world.opened()}"
     last = Sweeper((await world.client("last")).afr)
     await last.index()
     await last.full()
