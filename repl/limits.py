@@ -39,6 +39,7 @@ FILES_LOCKS_PER_INODE_MAX = 65536  # held and waited for
 INDEX_KNOWN_MAX = 65536  # entries that features/index remembers to be on the disk
 UPCALL_INODES_MAX = 65536  # inodes of which features/upcall remembers who knows them
 UPCALL_CLIENTS_MAX = 64  # for one inode; beyond, all clients are told
+TOP_BLOCK_BYTES_MAX = 256 * 1024 * 1024  # that "volume top" measures a disk with
 IO_STATS_FILES_MAX = 4096  # files whose opens, reads and writes are counted one by one
 UPCALL_RECENT_MAX = 4096  # inodes that changed last
 POSIX_DIRECTORY_FDS_MAX = 512

@@ -6,7 +6,7 @@ usage: repl-brickd -f server.vol [-l logfile] [-p pid-file] [-N]
 It goes to the background once clients can attach; the exit status of the command is 0 then.  SIGTERM and SIGINT stop
 it: calls under way get their answers.  SIGHUP, and a change of the file, load the volfile again: options are taken
 over, another graph takes the place of the old one while clients stay attached; a volfile that is wrong is logged and
-changes nothing.  SIGUSR1 writes a state dump.
+changes nothing.  SIGUSR1 writes a state dump, SIGUSR2 makes debug/io-stats count from zero.
 Exit status: 0 after an orderly end, 1 wrong usage, 10 the volfile or what it names (directory, address, port,
 certificate), 20 an internal error.
 """
@@ -32,6 +32,7 @@ from repl.errors import ConfigError, InternalError, ReplError, UsageError
 from repl.files import process, volfile
 from repl.files.graph import Graph
 from repl.files.translator import Context
+from repl.files.translators.io_stats import IoStats
 from repl.files.translators.server import Server
 from repl.files.volfile import Volfile
 
@@ -80,12 +81,18 @@ class Brick:
             loop.add_signal_handler(number, self._ending.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload_soon)
         loop.add_signal_handler(signal.SIGUSR1, self._dump_state)
+        loop.add_signal_handler(signal.SIGUSR2, self._count_anew)
 
     def _dump_state(self) -> None:
         try:
             process.write_state(self.graph, "repl-brickd", {"brickd": {"volfile": self._path}}, wall_ns())
         except OSError as error:
             log.error("cannot dump the state: %s", error)
+
+    def _count_anew(self) -> None:
+        for translator in self.graph.translators.values():
+            if isinstance(translator, IoStats):
+                translator.clear()
 
     # ---- another volfile ----
 

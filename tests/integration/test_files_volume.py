@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -179,6 +180,44 @@ def test_volume_lives_through_everything_that_gluster_users_type(host: Host) -> 
     assert "Volume v is not started" in host.refused("status", "v")
     host.do("delete", "v")
     assert host.do("list") == "No volumes present in cluster\n"
+
+
+def test_volume_profile_and_top_tell_what_is_used_most_and_fastest(host: Host) -> None:
+    """The lines are those of GlusterFS 10.3."""
+    host.do("create", "v", host.place(1), "--base-port", str(free_port()))
+    host.do("start", "v")
+    assert "volume profile v start" in host.refused("top", "v", "open")
+    host.do("profile", "v", "start")
+    host.mount("v")
+
+    def is_counted() -> bool:
+        (host.mount_point / "f0").write_bytes(b"x" * 100_000)
+        return "/f0" in host.do("top", "v", "write-perf")
+
+    wait_for(is_counted, 20, "the brick counts")
+    for number in (1, 2):
+        (host.mount_point / f"f{number}").write_bytes(b"x" * 100_000 * (number + 1))
+    (host.mount_point / "f1").read_bytes()
+    with open(host.mount_point / "f1", "r+b", buffering=0) as file:
+        for _ in range(3):
+            file.write(b"more")
+            os.fsync(file.fileno())
+        words = ("top", "v", "write-perf", "bs", "4096", "count", "50", "brick", host.place(1), "list-cnt", "2")
+        said = host.do(*words).splitlines()
+        assert said[0] == f"Brick: {host.place(1)}"
+        assert re.fullmatch(r"Throughput [0-9.]+ MBps time [0-9.]+ secs", said[1])
+        assert said[2:4] == ["MBps Filename" + " " * 40 + "Time", "==== ========" + " " * 40 + "===="]
+        assert len(said) == 6 and re.fullmatch(r" *\d+ /f\d {44} \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}", said[4])
+        found = host.ask("top", "v", "open")[host.place(1)]
+        assert found["opened"] == 1 and {row["file"] for row in found["files"]} == {"/f0", "/f1", "/f2"}
+        assert host.do("top", "v", "open").splitlines()[1].startswith("Current open fds: 1, Max open fds: ")
+    assert host.do("top", "v", "write", "list-cnt", "1").count("\t\t/f") == 1
+    assert "Need to give both" in host.refused("top", "v", "read-perf", "bs", "256")
+    assert "half of what is free" in host.refused("top", "v", "read-perf", "bs", "1000000", "count", "1000000000")
+    assert host.ask("top", "v", "read-perf", "bs", "4096", "count", "5")[host.place(1)]["throughput_mbps"] > 0
+    assert f"Brick: {host.place(1)}" in host.do("profile", "v", "info")
+    assert host.do("top", "v", "clear") == f"Cleared stats for brick {host.place(1)}\n"
+    wait_for(lambda: host.do("top", "v", "write") == f"Brick: {host.place(1)}\n", 10, "counts from zero")
 
 
 @pytest.mark.files_long

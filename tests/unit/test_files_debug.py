@@ -14,7 +14,7 @@ from repl.files.translators.delay_gen import DelayGen
 from repl.files.translators.error_gen import ErrorGen
 from repl.files.translators.io_stats import IoStats, Latency
 from repl.files.translators.io_stats import files as file_counts
-from repl.files.translators.io_stats.files import FileCounts
+from repl.files.translators.io_stats.files import FileCounts, Throughputs
 from repl.files.translators.trace import Trace
 from repl.files.values import ROOT, Caller, Fd, FopError
 from tests.lib.files import ME, at, make, new_gfid
@@ -82,6 +82,9 @@ def test_io_stats_counts_calls_errors_and_bytes() -> None:
         state = top.state()
         assert (state["read_bytes"], state["written_bytes"]) == (3, 7)
         assert (state["lookup.calls"], state["lookup.errors"], state["compound.calls"]) == (1, 1, 1)
+        assert (state["opened"], state["opened_max"]) == (1, 1)
+        await top.release(fd)
+        assert top.state()["opened"] == 0
 
     asyncio.run(work())
 
@@ -108,3 +111,15 @@ def test_io_stats_keeps_the_files_that_are_used_most(monkeypatch: pytest.MonkeyP
     counts.add("lookup", ())
     shown = str(counts.state()["top.read"]).split()
     assert shown[0] == f"{(b'busy' * 4).hex()}:100" and len(shown) <= 8
+
+
+def test_io_stats_keeps_the_fastest_read_of_each_file_and_the_fastest_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_counts, "IO_STATS_FILES_MAX", 8)
+    found = Throughputs()
+    for number in range(100):
+        found.add("read", number.to_bytes(16, "big"), 1000 + number, 1000, number)
+    found.add("read", (99).to_bytes(16, "big"), 5, 1000, 100)
+    shown = str(found.state()["perf.read"]).split()
+    assert shown[0] == f"{99:032x}:1099000:99" and 4 <= len(shown) <= 8
+    found.clear()
+    assert found.state() == {}

@@ -140,11 +140,11 @@ class Daemon:
         while self.pid() is not None and time.monotonic() < deadline:
             time.sleep(_POLL_S)
 
-    def send_user_signal(self) -> bool:
-        """SIGUSR1: write a state dump."""
+    def send_user_signal(self, number: signal.Signals = signal.SIGUSR1) -> bool:
+        """SIGUSR1: write a state dump; to a brick SIGUSR2: count from zero."""
         with self._held() as held:
             if held is not None:
-                signal.pidfd_send_signal(held, signal.SIGUSR1)
+                signal.pidfd_send_signal(held, number)
             return held is not None
 
 

@@ -55,6 +55,12 @@ class Words:
             raise self.wrong(f"{what}: '{text}' is no number.")
         return int(text)
 
+    def positive(self, what: str) -> int:
+        text = self.next(what)
+        if not text.isdecimal() or not int(text):
+            raise self.wrong(f"{what} should be an integer greater than zero.")
+        return int(text)
+
     def places(self) -> list[Place]:
         """All that is left."""
         found = [self._place(word) for word in self._words]

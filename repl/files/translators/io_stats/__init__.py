@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 from repl.files.every_fop import Around, around, define_fops
 from repl.files.options import Kind, Option, Options
 from repl.files.translator import Context, Translator
-from repl.files.translators.io_stats.files import FileCounts
-from repl.files.values import Caller, Changed, Read
+from repl.files.translators.io_stats.files import FileCounts, Throughputs
+from repl.files.values import Caller, Fd, Read
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ class IoStats(Around):
         self.read_bytes = 0
         self.written_bytes = 0
         self.files = FileCounts()
+        self.throughputs = Throughputs()
 
     async def start(self) -> None:
         if self.options["ios-dump-interval"]:
@@ -93,39 +94,62 @@ class IoStats(Around):
         latency = self.latencies.get(fop)
         if latency is None:
             latency = self.latencies[fop] = Latency()
-        began = self._now_us() if self.options["latency-measurement"] else 0
+        began, duration_us = self._now_us() if self.options["latency-measurement"] else 0, 0
         try:
             result = await call()
         except OSError:
             latency.errors += 1
             raise
         finally:
-            latency.add(max(0, self._now_us() - began) if began else 0)
+            duration_us = max(0, self._now_us() - began) if began else 0
+            latency.add(duration_us)
         if fop == "compound":
             for step, answer in zip(args[0], result, strict=False):
-                self._count_bytes(step.args, answer)
-                self.files.add(step.fop, step.args)
+                self._count(step.fop, step.args, answer, duration_us)
         else:
-            self._count_bytes(args, result)
-            self.files.add(fop, args)
+            self._count(fop, args, result, duration_us)
         return result
+
+    def _count(self, fop: str, args: Sequence[Any], result: Any, duration_us: int) -> None:
+        """``duration_us``: of the whole frame."""
+        if isinstance(result, OSError):
+            return
+        self.files.add(fop, args)
+        if fop == "release":
+            self._closed(args[0])
+        elif fop in ("open", "create"):
+            args[1].contexts[self] = True
+            self.files.open(self.context.wall_ns())
+        elif isinstance(result, Read):
+            self.read_bytes += len(result.data)
+            self._count_rate("read", args[0], len(result.data), duration_us)
+        elif fop == "writev":
+            self.written_bytes += len(args[1])
+            self._count_rate("write", args[0], len(args[1]), duration_us)
+
+    def _count_rate(self, kind: str, fd: Fd, size: int, duration_us: int) -> None:
+        if duration_us:
+            self.throughputs.add(kind, fd.gfid, size, duration_us, self.context.wall_ns())
+
+    def _closed(self, fd: Fd) -> None:
+        if fd.contexts.pop(self, None):
+            self.files.opened -= 1
+
+    async def release(self, fd: Fd) -> None:
+        self._closed(fd)
+        await self.child.release(fd)
 
     def _now_us(self) -> int:
         """The loop's own clock stands still within a turn of the loop (uvloop: a millisecond): too coarse here."""
         wall_ns = self.context.wall_ns()
         return wall_ns // 1000 if wall_ns else int(asyncio.get_running_loop().time() * 1e6)
 
-    def _count_bytes(self, args: Sequence[Any], result: Any) -> None:
-        if isinstance(result, Read):
-            self.read_bytes += len(result.data)
-        elif isinstance(result, Changed) and len(args) > 1 and isinstance(args[1], bytes | bytearray | memoryview):
-            self.written_bytes += len(args[1])
-
     def clear(self) -> None:
         """Count from zero."""
         self.latencies.clear()
         self.read_bytes = self.written_bytes = 0
         self.files.clear()
+        self.throughputs.clear()
 
     def state(self) -> dict[str, object]:
         values: dict[str, object] = {"read_bytes": self.read_bytes, "written_bytes": self.written_bytes}
@@ -140,5 +164,4 @@ class IoStats(Around):
             values[f"{fop}.histogram_us"] = " ".join(
                 f"<{1 << bucket}:{count}" for bucket, count in enumerate(latency.buckets) if count
             )
-        values |= self.files.state()
-        return values
+        return values | self.files.state() | self.throughputs.state()
