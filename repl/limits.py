@@ -81,6 +81,8 @@ RPC_HANDSHAKE_TIMEOUT_S = 10.0
 
 # FUSE mounts
 MOUNT_TRANSFER_BYTES_MAX = 1024 * 1024  # one read or write of the kernel
+MOUNT_FAILURES_TOLD_MAX = 10  # why an operation of an application failed, told in the log, so often in ...
+MOUNT_FAILURES_S = 10.0
 MOUNT_REQUESTS_MAX = 1024  # being worked on; further ones wait in the kernel
 MOUNT_REQUESTS_PER_WAKE_MAX = 64
 MOUNT_CALLERS_MAX = 4096  # remembered identities

@@ -36,7 +36,9 @@ class Names:
         self.idle = idle
         self.possible: dict[bytes, set[bytes | None]] = {name: {None} for name in NAMES}
         self.history: dict[bytes, deque[str]] = {name: deque(maxlen=12) for name in NAMES}
+        self.pauses: tuple[float, ...] = (0, 0, 0.01, 2)  # one of them after each operation
         self.acknowledged = 0
+        self.errors: list[str] = []
         self.count = 0
 
     async def run(self, operations: int) -> None:
@@ -48,9 +50,10 @@ class Names:
                 await work(name)
                 self.acknowledged += work != self.look
             except FopError as error:
-                self._note(name, f"{work.__name__} failed: {error}")
+                self.errors.append(f"{self.count} {work.__name__} of {name!r} failed: {error}")
+                self._note(name, self.errors[-1])
                 await self.idle()
-            await asyncio.sleep(self.random.choice((0, 0, 0.01, 2)))
+            await asyncio.sleep(self.random.choice(self.pauses))
 
     def _note(self, name: bytes, what: str) -> None:
         self.history[name].append(f"{self.count} {what}")

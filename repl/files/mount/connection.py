@@ -22,6 +22,7 @@ from typing import Any
 from repl.errors import ConfigError
 from repl.files.eager import Begun
 from repl.files.mount import wire
+from repl.files.mount.failures import Failures
 from repl.files.mount.wire import Init, Op, Request
 from repl.limits import MOUNT_REQUESTS_MAX, MOUNT_REQUESTS_PER_WAKE_MAX, MOUNT_TRANSFER_BYTES_MAX
 
@@ -56,6 +57,7 @@ class Connection:
         self._extra = flags
         self._background = background
         self._loop = asyncio.get_running_loop()
+        self._failures = Failures(self._loop.time)
         self._buffer = bytearray(BUFFER_BYTES)
         self._running: dict[int, asyncio.Task[None]] = {}
         self._waiting_locks = 0
@@ -157,6 +159,7 @@ class Connection:
             self.fail(unique, errno.EINTR)
         except OSError as error:
             self.fail(unique, error.errno or errno.EIO)
+            self._failures.note(request, error)
         except Exception:
             log.exception("request %d of the kernel on inode %d", request.op, request.nodeid)
             self.fail(unique, errno.EIO)

@@ -18,7 +18,7 @@ from repl.files.eager import Begun
 from repl.files.options import Options
 from repl.files.translator import ANY_NUMBER, Context, Translator
 from repl.files.translators.replicate.changelog import DIRTY, PREFIX
-from repl.files.translators.replicate.inodes import FdState, Inodes, InodeState
+from repl.files.translators.replicate.inodes import UNKNOWN, FdState, Inodes, InodeState
 from repl.files.translators.replicate.options import OPTIONS
 from repl.files.translators.replicate.quorum import make_quorum
 from repl.files.translators.replicate.read_child import Load, choose
@@ -219,6 +219,12 @@ class Base(Translator):
             raise telling_error(errors_of(answers)) if answers else self.nobody("looking at an inode")
         self.need_quorum("reading what is not known yet", heard(answers))
         self.learn(inode, found, generation)
+
+    async def look_again(self, inode: InodeState) -> None:
+        """None of the copies that were good answers any more: another one may have been healed since."""
+        if self.quorum.is_met(self.up):
+            inode.generation = UNKNOWN
+            await self.refresh(inode)
 
     def learn(self, inode: InodeState, found: Mapping[int, Looked], generation: int) -> None:
         inode.learn(found, self.keys, self.arbiters, generation, self.quorum)

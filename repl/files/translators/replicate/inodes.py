@@ -56,6 +56,15 @@ class InodeState:
             self.readable[kind] = good & ~arbiters if kind is Kind.DATA else good
         self.generation = generation
 
+    def know(self, found: int, accused: Mapping[Kind, int], arbiters: int, generation: int) -> None:
+        """All counters were read under a lock of ours: ``accused`` says whose copies are old."""
+        self.found = found
+        for kind in KINDS:
+            good = found & ~accused[kind]
+            self.is_split[kind] = not good
+            self.readable[kind] = good & ~arbiters if kind is Kind.DATA else good
+        self.generation = generation
+
     def lose(self, mask: int, kind: Kind) -> None:
         """Those children have missed a change."""
         self.readable[kind] &= ~mask

@@ -93,10 +93,12 @@ class Lookups(Writes):
     async def _judge(
         self, loc: Loc, answers: Answers, look: Callable[[], Awaitable[Answers]], *, is_known: bool
     ) -> dict[int, Looked]:
-        if not is_known:
+        parent = self.inodes.get(loc.parent)
+        is_none_good = bool(loc.name) and not parent.readable[Kind.ENTRY] & self.up
+        if not is_known or is_none_good:
             # Which copies of the directory are good must be known of a time before their answers: one that has been
             # healed since would be believed what it said before.
-            await self.refresh(self.inodes.get(loc.parent))
+            await (self.look_again(parent) if is_none_good else self.refresh(parent))
             answers = await look()
         found = await self._judge_once(loc, answers)
         if found is None:

@@ -44,6 +44,8 @@ class Reads(Transactions):
             self.need_quorum(f"reading {Loc(gfid=inode.gfid)}")
         if inode.generation != self.generation:
             await self.refresh(inode)
+        elif not inode.readable[kind] & self.up:
+            await self.look_again(inode)
         if inode.choice >= 0 and inode.choice_until > self.context.now() and self.up >> inode.choice & 1:
             return 1 << inode.choice
         if any(inode.is_split) and (kind is Kind.DATA or inode.is_split[kind]) and not self._may_show(inode, kind):
@@ -71,8 +73,11 @@ class Reads(Transactions):
         state: FdState | None = None,
     ) -> Any:
         """The answer of a good copy, with retries on the others."""
+        tried = 0
         failure: OSError | None = None
-        for index in self.read_order(inode.gfid, await self.readable(inode, kind), caller.pid):
+        while untried := await self.readable(inode, kind) & ~tried:
+            index = self.read_order(inode.gfid, untried, caller.pid)[0]
+            tried |= 1 << index
             if state is not None and not state.opened >> index & 1:
                 await self.ensure_open(state, 1 << index)
             load, started = self.loads[index], self.context.now()
@@ -170,6 +175,9 @@ class Reads(Transactions):
         state.opened = mask_of(good)
         if not state.opened & readable:
             await self.release_state(state)
+            if not readable & self.up:  # they have gone meanwhile
+                await self.open(caller, loc, fd, flags=flags)
+                return
             raise telling_error(errors_of(answers)) if errors_of(answers) else self.nobody(f"opening {loc}")
         fd.contexts[self] = state
         inode.fds.add(state)
@@ -190,6 +198,9 @@ class Reads(Transactions):
         if not state.opened:
             answers = await self.ask(readable & ~(1 << index), lambda c: c.opendir(caller, loc, state.lower))
             state.opened = mask_of(good_of(answers))
+            if not state.opened and not readable & self.up:  # they have gone meanwhile
+                await self.opendir(caller, loc, fd)
+                return
             if not state.opened:
                 raise telling_error(errors_of(answers)) if answers else self.nobody(f"opening {loc}")
         fd.contexts[self] = state

@@ -189,6 +189,8 @@ class Tenure:
         for each in Kind:
             self.accused[each] = accused(said, each, afr.quorum)
         self.is_clean = not dirty and not any(any(c) for row in said.values() for c in row)
+        if self.active == afr.everyone:
+            self.inode.know(self.active, self.accused, afr.arbiters, afr.generation)
         if kind is Kind.ENTRY and not self.active & ~self.accused[kind] and not afr.quorum.is_majority:
             self.accused[kind] = 0  # names of both sides stay: a heal merges them
         if not self.good(kind):
