@@ -181,7 +181,7 @@ class OurVolume(Replicated):
         for kind in self.caches:
             text += volume_text(kind, f"performance/{kind}", [below], **self.options.get(kind, {}))
             below = kind
-        return text + volume_text("vol", "debug/io-stats", [below])
+        return text + volume_text("vol", "debug/io-stats", [below], count_fop_hits="off", latency_measurement="off")
 
     def _spawn(self, program: str, *arguments: str | Path) -> subprocess.Popen[bytes]:
         names = {"brick": "repl.files.brick", "heal": "repl.files.heal.main", "mount": "repl.files.mount.main"}

@@ -34,18 +34,24 @@ def define_fops(make: Callable[[str], Callable[..., Any]]) -> Callable[[Kind], K
 class Around(Translator):
     """Does one thing around every operation: ``around`` is given its name and what to await.
 
-    A compound stays one operation, named ``compound``, and so do ``sync_all`` and ``end_all``.
+    A compound stays one operation, named ``compound``, and so do ``sync_all`` and ``end_all``.  Nothing is done while
+    ``is_idle``.
     """
+
+    is_idle = False
 
     async def around(self, fop: str, caller: Caller, args: Sequence[Any], call: Callable[[], Any]) -> Any:
         return await call()
 
     async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
+        if self.is_idle:
+            return await self.child.compound(caller, steps)
         result: list[Any] = await self.around("compound", caller, (steps,), lambda: self.child.compound(caller, steps))
         return result
 
-
     async def sync_all(self, caller: Caller, fds: Sequence[Fd]) -> list[OSError | None]:
+        if self.is_idle:
+            return await self.child.sync_all(caller, fds)
         found: list[OSError | None] = await self.around(
             "sync_all", caller, (fds,), lambda: self.child.sync_all(caller, fds)
         )
@@ -54,6 +60,8 @@ class Around(Translator):
     async def end_all(
         self, caller: Caller, domain: str, key: bytes, ends: Sequence[End]
     ) -> list[bytes | OSError | None]:
+        if self.is_idle:
+            return await self.child.end_all(caller, domain, key, ends)
         found: list[bytes | OSError | None] = await self.around(
             "end_all", caller, (domain, key, ends), lambda: self.child.end_all(caller, domain, key, ends)
         )
@@ -64,7 +72,9 @@ def around(name: str) -> Callable[..., Any]:
     """For ``define_fops``: the method that calls ``around``."""
 
     async def fop(self: Around, caller: Caller, *args: Any, **kwargs: Any) -> Any:
-        method = getattr(self.child, name)
+        method = getattr(self.subvolumes[0], name)
+        if self.is_idle:
+            return await method(caller, *args, **kwargs)
         return await self.around(name, caller, args, lambda: method(caller, *args, **kwargs))
 
     return fop

@@ -8,6 +8,7 @@ import errno
 import os
 import random
 import stat
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from repl.errors import ConfigError
 from repl.files.translator import Step
 from repl.files.translators.posix import Posix
 from repl.files.translators.posix.brick import Node
+from repl.files.translators.posix.known import KnownXattrs
 from repl.files.values import (
     ROOT,
     ROOT_GFID,
@@ -28,6 +30,7 @@ from repl.files.values import (
     XattrOp,
     gfid_text,
 )
+from repl.limits import POSIX_KNOWN_XATTRS_MAX
 from tests.lib.files import HEALER, ME, at, make, new_gfid, posix
 from tests.lib.wait import wait_for_async
 
@@ -585,3 +588,152 @@ def test_direct_writes_and_reads_in_one_frame_and_by_themselves(tmp_path: Path) 
             assert bytes((await brick.readv(ME, fd, size=3, offset=5000)).data) == b"odd"
 
     asyncio.run(work())
+
+
+# ---- attributes that are remembered ----
+
+DIRTY, BLAME, LINK = b"trusted.afr.dirty", b"trusted.afr.other", b"trusted.glusterfs.dht.linkto"
+WANT = (DIRTY, BLAME, LINK, b"user.color")
+
+
+async def settled_file(brick: Posix, path: Path, xattrs: dict[bytes, bytes]) -> bytes:
+    """A file whose ctime lies back far enough."""
+    fd = await new_file(brick, "file")
+    await brick.setxattr(HEALER, fd, xattrs)
+    await brick.release(fd)
+    inode = (path / "file").stat()
+    await wait_for_async(lambda: time.time_ns() - inode.st_ctime_ns > 150_000_000, what="the ctime to be old")
+    return fd.gfid
+
+
+def reads_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which attributes are read from the disk from now on; ``keys``: the list of them."""
+    seen: list[str] = []
+    get, keys = Node.get, Node.keys
+
+    def counted_get(node: Node, key: str | bytes) -> bytes:
+        seen.append(os.fsdecode(key))
+        return get(node, key)
+
+    def counted_keys(node: Node) -> list[str]:
+        seen.append("keys")
+        return keys(node)
+
+    monkeypatch.setattr(Node, "get", counted_get)
+    monkeypatch.setattr(Node, "keys", counted_keys)
+    return seen
+
+
+def test_internal_attributes_are_read_from_the_disk_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(brick: Posix) -> None:
+        gfid = await settled_file(brick, tmp_path, {DIRTY: bytes(12), b"user.color": b"red"})
+        wanted = {DIRTY: bytes(12), b"user.color": b"red"}
+        assert (await brick.lookup(USER, at("file"), want=WANT)).xattrs == wanted
+        reads = reads_of(monkeypatch)
+        assert (await brick.lookup(USER, Loc(gfid=gfid), want=WANT)).xattrs == wanted
+        assert reads == ["user.color"]  # users' own are not kept
+        fd = Fd(ROOT_GFID, is_directory=True)
+        await brick.opendir(USER, ROOT, fd)
+        entries = await brick.readdir(USER, fd, size=4096, offset=0, is_plus=True, want=(DIRTY, BLAME))
+        assert [entry.xattrs for entry in entries] == [{DIRTY: bytes(12)}]
+        assert reads == ["user.color"]
+        await brick.release(fd)
+
+    on_brick(work, tmp_path)
+
+
+@pytest.mark.parametrize("change", ["setxattr", "removexattr", "xattrop", "by hand", "another inode"])
+def test_a_changed_attribute_is_read_again(change: str, tmp_path: Path) -> None:
+    async def work(brick: Posix) -> None:
+        gfid = await settled_file(brick, tmp_path, {DIRTY: bytes(12), BLAME: bytes(12)})
+        loc, one = Loc(gfid=gfid), b"\0\0\0\1" + bytes(8)
+        for _ in range(2):
+            assert (await brick.lookup(USER, loc, want=WANT)).xattrs == {DIRTY: bytes(12), BLAME: bytes(12)}
+        if change == "setxattr":
+            await brick.setxattr(HEALER, loc, {BLAME: one})
+        elif change == "removexattr":
+            await brick.removexattr(HEALER, loc, BLAME)
+        elif change == "xattrop":
+            await brick.xattrop(HEALER, loc, XattrOp.ADD, {BLAME: one})
+        elif change == "by hand":  # as administrators end a split-brain
+            os.setxattr(tmp_path / "file", os.fsdecode(BLAME), one)
+        else:
+            await brick.unlink(USER, at("file"))
+            fd = Fd(gfid, os.O_RDWR)
+            await brick.create(USER, at("file"), fd, flags=os.O_RDWR | os.O_EXCL, mode=0o644, gfid=gfid)
+            await brick.setxattr(HEALER, fd, {BLAME: one})
+            await brick.release(fd)
+        expected = {DIRTY: bytes(12), BLAME: one}
+        if change == "removexattr":
+            del expected[BLAME]
+        elif change == "another inode":
+            del expected[DIRTY]
+        for target in (loc, at("file")):
+            assert (await brick.lookup(USER, target, want=WANT)).xattrs == expected
+
+    on_brick(work, tmp_path)
+
+
+def test_attributes_of_a_change_just_before_are_not_remembered(tmp_path: Path) -> None:
+    """Another one may get the same ctime."""
+
+    async def work(brick: Posix) -> None:
+        fd = await new_file(brick, "file")
+        for _ in range(50):
+            await brick.xattrop(HEALER, fd, XattrOp.ADD, {BLAME: b"\0\0\0\1" + bytes(8)})
+            found = (await brick.lookup(USER, Loc(gfid=fd.gfid), want=WANT)).xattrs[BLAME]
+            assert found == os.getxattr(tmp_path / "file", os.fsdecode(BLAME))
+        assert not len(brick._brick.known)
+        await brick.release(fd)
+
+    on_brick(work, tmp_path)
+
+
+def test_whole_seconds_of_a_ctime_are_not_trusted() -> None:
+    known = KnownXattrs(lambda: 10**18 + 10**12)
+
+    def status(ctime_ns: int, mode: int = stat.S_IFREG) -> os.stat_result:
+        return os.stat_result((mode, 5, 1, 1, 0, 0, 0, 0, 0, 0), {"st_ctime_ns": ctime_ns})
+
+    known.keep(new_gfid(), status(10**18), {}, [])
+    known.keep(new_gfid(), status(10**18 + 1, stat.S_IFDIR), {}, [])
+    assert not len(known)
+    for _ in range(POSIX_KNOWN_XATTRS_MAX + 10):
+        known.keep(new_gfid(), status(10**18 + 1), {}, [])
+    assert POSIX_KNOWN_XATTRS_MAX - 100 < len(known) <= POSIX_KNOWN_XATTRS_MAX
+
+
+def test_several_lookups_are_answered_up_to_the_first_error(tmp_path: Path) -> None:
+    async def work(brick: Posix) -> None:
+        fds = [await new_file(brick, f"f{number}") for number in range(40)]
+        steps = [Step("lookup", (Loc(gfid=fd.gfid),), {"want": (b"trusted.afr.dirty",)}) for fd in fds]
+        answers = await brick.compound(USER, steps)
+        assert [answer.iatt.gfid for answer in answers] == [fd.gfid for fd in fds]
+        steps[30] = Step("lookup", (Loc(gfid=new_gfid()),))
+        answers = await brick.compound(USER, steps)
+        assert len(answers) == 31 and answers[-1].errno == errno.ESTALE
+        steps[3] = Step("lookup", (at("missing"),))
+        answers = await brick.compound(USER, steps)
+        assert len(answers) == 4 and answers[-1].errno == errno.ENOENT
+
+    on_brick(work, tmp_path)
+
+
+def test_a_direct_write_over_pages_in_the_cache_is_stored_and_the_pages_are_forgotten(tmp_path: Path) -> None:
+    async def work(brick: Posix) -> None:
+        fd = await new_file(brick, "file", b"a" * 64 * 4096)
+        await brick.fsync(USER, fd)
+        direct = Fd(fd.gfid, os.O_RDWR | os.O_DIRECT)
+        await brick.open(USER, Loc(gfid=fd.gfid), direct, flags=os.O_RDWR | os.O_DIRECT)
+        steps = [Step("writev", (direct, bytes([n]) * 4096), {"offset": n * 8192}) for n in range(32)]
+        for _ in range(2):
+            answers = await brick.compound(USER, steps)
+            assert len(answers) == 32 and all(answer.after.size == 64 * 4096 for answer in answers)
+        for number in range(32):
+            read = await brick.readv(USER, direct, size=8192, offset=number * 8192)
+            assert bytes(read.data) == bytes([number]) * 4096 + b"a" * 4096
+        assert (tmp_path / "file").read_bytes()[8192:8193] == b"\x01"
+        for each in (fd, direct):
+            await brick.release(each)
+
+    on_brick(work, tmp_path)

@@ -6,13 +6,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import pytest
 
 from repl.files.events import Event, Invalidated
 from repl.files.options import Options
-from repl.files.translator import Context, Translator
+from repl.files.translator import Context, Step, Translator
 from repl.files.translators import upcall
 from repl.files.translators.arbiter import Arbiter
 from repl.files.translators.upcall import Upcall
@@ -157,3 +158,36 @@ def test_arbiter_keeps_names_and_counters_but_no_data() -> None:
         await arbiter.setattr(A, ROOT, SetAttr(mode=0o700))
 
     asyncio.run(main())
+
+
+def test_several_lookups_at_once_are_remembered_one_by_one() -> None:
+    async def work(calls: Upcall, top: Top, _: Brick) -> None:
+        fds = [await new_file(calls, A, f"f{number}") for number in range(3)]
+        steps = [Step("lookup", (Loc(gfid=fd.gfid),)) for fd in fds]
+        answers = await calls.compound(B, [*steps, Step("lookup", (Loc(gfid=new_gfid()),))])
+        assert len(answers) == 4 and isinstance(answers[-1], FopError)
+        for fd in fds:
+            await calls.writev(A, fd, b"x", offset=0)
+        assert [(event.gfid, event.clients) for event in top.take()] == [(fd.gfid, ("b",)) for fd in fds]
+
+    on_upcall(work)
+
+
+def test_a_change_during_several_lookups_is_told_behind_their_answer() -> None:
+    async def work(calls: Upcall, top: Top, brick: Brick) -> None:
+        fd = await new_file(calls, A, "f")
+        steps = [Step("lookup", (Loc(gfid=fd.gfid),)), Step("lookup", (ROOT,))]
+        answer = brick.compound
+
+        async def late(caller: Caller, steps: Sequence[Step]) -> list[Any]:
+            answers = await answer(caller, steps)
+            await calls.writev(A, fd, b"x", offset=0)
+            return answers
+
+        brick.compound = late  # type: ignore[method-assign]
+        await calls.compound(B, steps)
+        assert top.take() == []  # the answer goes first
+        await asyncio.sleep(0)
+        assert [(event.gfid, event.clients) for event in top.take()] == [(fd.gfid, ("b",))]
+
+    on_upcall(work)

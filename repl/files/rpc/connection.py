@@ -21,6 +21,8 @@ from repl.limits import RPC_HANDSHAKE_BYTES_MAX, RPC_UNSENT_BYTES_MAX
 log = logging.getLogger(__name__)
 
 UNSENT_HIGH_BYTES = 4 * 1024 * 1024
+TURN_BYTES_MAX = 256 * 1024  # from here on frames do not wait for the end of the turn
+JOINED_BYTES_MAX = 32 * 1024  # up to here copying costs less than a list of pieces
 HANDSHAKE_LIMITS = Limits(RPC_HANDSHAKE_BYTES_MAX, 0)
 
 
@@ -43,6 +45,8 @@ class Connection(asyncio.BufferedProtocol):
         self._reason = ""
         self._is_paused = False
         self._is_lost = False
+        self._outgoing: list[Any] = []  # of this turn of the loop
+        self._outgoing_bytes = 0
         self._owner = make_owner(self)
         self._loop = asyncio.get_running_loop()
 
@@ -68,6 +72,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._is_lost = True
+        self._outgoing, self._outgoing_bytes = [], 0
         reason = self._reason or (str(error) if error else "the connection is closed")
         self._owner.on_lost(reason)
 
@@ -85,7 +90,9 @@ class Connection(asyncio.BufferedProtocol):
 
     @property
     def unsent_bytes(self) -> int:
-        return self._transport.get_write_buffer_size() if self._transport and not self._is_lost else 0
+        if self._transport is None or self._is_lost:
+            return 0
+        return self._outgoing_bytes + self._transport.get_write_buffer_size()
 
     @property
     def socket(self) -> Any:
@@ -101,15 +108,36 @@ class Connection(asyncio.BufferedProtocol):
         return self._transport.get_extra_info("peercert") if self._transport else None
 
     def send(self, kind: Kind, call_id: int, body: bytes, payloads: Sequence[Any] = ()) -> None:
-        """One frame; the payloads are not copied and must not change until they are sent."""
-        transport = self._transport
-        if transport is None or self._is_lost or self._reason:
+        """One frame; the payloads must not change until they are sent.  All frames of one turn of the loop go out
+        together at its end: a system call, and a wake-up of the other end, costs more than a small frame."""
+        if self._transport is None or self._is_lost or self._reason:
             return
+        if not self._outgoing:
+            self._loop.call_soon(self._flush)
+        size = 0
         if payloads:
             size = sum(memoryview(p).nbytes for p in payloads)
-            transport.writelines([frames.encode(kind, call_id, body, size), *payloads])
+            self._outgoing += (frames.encode(kind, call_id, body, size), *payloads)
         else:
-            transport.write(frames.encode(kind, call_id, body))
+            self._outgoing.append(frames.encode(kind, call_id, body))
+        self._outgoing_bytes += frames.HEADER_BYTES + len(body) + size
+        if self._outgoing_bytes > TURN_BYTES_MAX:
+            self._flush()
+
+    def _flush(self) -> None:
+        transport = self._transport
+        if not self._outgoing or transport is None:
+            return
+        parts, self._outgoing = self._outgoing, []
+        size, self._outgoing_bytes = self._outgoing_bytes, 0
+        if self._is_lost:
+            return
+        if len(parts) == 1:
+            transport.write(parts[0])
+        elif size <= JOINED_BYTES_MAX:
+            transport.write(b"".join(parts))
+        else:
+            transport.writelines(parts)
         if transport.get_write_buffer_size() > RPC_UNSENT_BYTES_MAX:
             self.abort("the other end does not read what it asked for")
 
@@ -128,11 +156,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def close(self, reason: str) -> None:
         """What is written already still goes out."""
+        self._flush()
         self._reason = self._reason or reason
         if self._transport is not None:
             self._transport.close()
 
     def abort(self, reason: str) -> None:
+        """What was sent in this turn of the loop still goes out if there is room for it."""
+        self._flush()
         self._reason = self._reason or reason
         if self._transport is not None:
             self._transport.abort()

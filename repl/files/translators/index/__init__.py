@@ -27,10 +27,11 @@ import os
 import stat
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from repl.errors import ConfigError
 from repl.files.options import Kind, Option, Options
-from repl.files.translator import Context, Translator
+from repl.files.translator import Context, Step, Translator
 from repl.files.translators.index.folders import Folder, gfid_of
 from repl.files.translators.posix.listing import Listing
 from repl.files.values import (
@@ -369,6 +370,12 @@ class Index(Translator):
         if not loc.name and loc.gfid in _KIND_OF and caller.is_internal:
             return Looked(Iatt(loc.gfid, stat.S_IFDIR | 0o700, 2))
         return await self.child.lookup(caller, loc, want=want)
+
+    async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
+        """Lookups are nothing to us, but for those of virtual directories."""
+        if not caller.is_internal and all(step.fop == "lookup" for step in steps):
+            return await self.child.compound(caller, steps)
+        return await super().compound(caller, steps)
 
     async def getxattr(self, caller: Caller, target: Target, name: bytes | None = None) -> Xattrs:
         if name is not None and caller.is_internal and target.gfid == ROOT_GFID:

@@ -77,6 +77,11 @@ class IoStats(Around):
         self.written_bytes = 0
         self.files = FileCounts()
         self.throughputs = Throughputs()
+        self.is_idle = not options["count-fop-hits"]
+
+    def reconfigure(self, options: Options) -> None:
+        super().reconfigure(options)
+        self.is_idle = not options["count-fop-hits"]
 
     async def start(self) -> None:
         if self.options["ios-dump-interval"]:
@@ -89,8 +94,6 @@ class IoStats(Around):
                 log.info("%s: %s=%s", self.name, key, value)
 
     async def around(self, fop: str, caller: Caller, args: Sequence[Any], call: Callable[[], Any]) -> Any:
-        if not self.options["count-fop-hits"]:
-            return await call()
         latency = self.latencies.get(fop)
         if latency is None:
             latency = self.latencies[fop] = Latency()

@@ -26,6 +26,7 @@ from repl.files.translators.posix.aio import Aio
 from repl.files.translators.posix.brick import Brick, Node
 from repl.files.translators.posix.creation import Maker, Masks
 from repl.files.translators.posix.files import OpenFile, OpenFiles
+from repl.files.translators.posix.known import KnownXattrs
 from repl.files.translators.posix.lane import Lane
 from repl.files.translators.posix.options import OPTIONS
 from repl.files.translators.posix.removal import Remover
@@ -48,7 +49,13 @@ from repl.files.values import (
     XattrOp,
     Xattrs,
 )
-from repl.limits import POSIX_ALLOCATE_INLINE_BYTES, POSIX_INLINE_BYTES_MAX, POSIX_LINGER_S, POSIX_LINGERING_MAX
+from repl.limits import (
+    POSIX_ALLOCATE_INLINE_BYTES,
+    POSIX_CACHE_DROP_S,
+    POSIX_INLINE_BYTES_MAX,
+    POSIX_LINGER_S,
+    POSIX_LINGERING_MAX,
+)
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +63,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _ALONE = OSError(errno.ENOSYS, "not asynchronously")
+_LOOKUPS_AT_ONCE = 16  # others get their turn in between
 _BLOCK = 4096  # the least that a new object takes from the disk
 
 
@@ -93,6 +101,7 @@ class Posix(Translator):
         except BaseException:
             self._brick.close()
             raise
+        self._brick.known = KnownXattrs(self.context.wall_ns)
         self._loop = asyncio.get_running_loop()
         self._lane = Lane(self.context.wall_ns, self.name)
         self._files = OpenFiles(self._brick, self._last_closed)
@@ -242,6 +251,25 @@ class Posix(Translator):
     def _lookup_all(self, loc: Loc, want: Want) -> Looked:
         return attributes.lookup(self._brick, loc, want, is_internal=True)
 
+    async def _lookup_several(self, steps: Sequence[Step]) -> list[Any]:
+        answers: list[Any] = []
+        for at in range(0, len(steps), _LOOKUPS_AT_ONCE):
+            answers += await self._run(self._lookup_some, steps[at : at + _LOOKUPS_AT_ONCE])
+            if isinstance(answers[-1], OSError):
+                break
+        return answers
+
+    def _lookup_some(self, steps: Sequence[Step]) -> list[Any]:
+        answers: list[Any] = []
+        try:
+            for step in steps:
+                answers.append(attributes.lookup(self._brick, step.args[0], step.kwargs.get("want", ())))
+        except FopError as error:
+            answers.append(error)
+        except OSError as error:
+            answers.append(FopError(error.errno or errno.EIO, f"{self.name}: lookup"))
+        return answers
+
     async def create(
         self, caller: Caller, loc: Loc, fd: Fd, *, flags: int, mode: int, gfid: bytes, extra: Xattrs | None = None
     ) -> Looked:
@@ -324,7 +352,7 @@ class Posix(Translator):
     def _getxattr(self, caller: Caller, target: Target, name: bytes | None) -> Xattrs:
         node = self._node(target)
         if name is None:
-            return xattrs.list_all(caller, node)
+            return xattrs.list_all(self._brick, caller, node)
         host = self.options["node-uuid"] if self.options["node-uuid-pathinfo"] else self.context.host
         return xattrs.get(self._brick, caller, node, name, host)
 
@@ -389,18 +417,23 @@ class Posix(Translator):
     async def _write_directly(self, opened: OpenFile, pieces: list[tuple[files.Data, int]]) -> list[Changed]:
         """Past the page cache, all of them together."""
         before = files.iatt(opened)
-
-        async def write(aio: Aio) -> bool:
-            await aio.write(opened.fd, pieces)
-            return True
-
-        if not await self._asynchronously(opened, write):
-            writes = [self._run_on(opened, files.write, opened, data, offset, 0) for data, offset in pieces]
-            return list(await asyncio.gather(*writes))
-        return [Changed(before, files.iatt(opened)) for _ in pieces]
+        late = await self._asynchronously(opened, lambda aio: aio.write(opened.fd, pieces))
+        if late is None:
+            late = list(range(len(pieces)))
+        elif late and self.context.now() >= opened.pages_stay_until:
+            # One after another would have to wait for a page in the cache: off with all of them.
+            opened.pages_stay_until = self.context.now() + POSIX_CACHE_DROP_S
+            await self._run_on(opened, files.forget_pages, opened)
+        if late:
+            writes = [self._run_on(opened, files.write, opened, *pieces[number], 0) for number in late]
+            await asyncio.gather(*writes)
+        changed = Changed(before, files.iatt(opened))
+        return [changed] * len(pieces)
 
     async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
-        """Direct writes that touch different bytes are carried out together."""
+        """Lookups are one call; direct writes that touch different bytes are carried out together."""
+        if len(steps) > 1 and not caller.is_internal and all(step.fop == "lookup" for step in steps):
+            return await self._lookup_several(steps)
         if len(steps) > 1 and all(step.fop == "writev" and step.args[0] is steps[0].args[0] for step in steps):
             opened = self._opened(steps[0].args[0])
             pieces = [(step.args[1], step.kwargs["offset"]) for step in steps]

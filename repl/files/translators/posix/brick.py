@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from repl.files.translators.posix import calls
+from repl.files.translators.posix.known import KnownXattrs
 from repl.files.translators.posix.names import (
     GFID_KEY,
     HIDDEN,
@@ -100,6 +101,7 @@ class Brick:
         self.root = os.open(self.path, _DIRECTORY)
         self._directories: OrderedDict[bytes, int] = OrderedDict()
         self._inodes: dict[bytes, int] = {}  # of the directories that are open
+        self.known = KnownXattrs()
         self.unlinked: set[bytes] = set()  # open files without a name: their handle is in UNLINKED
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ uses it any more.  Errors: ``OSError`` as the kernel says it (ENOSPC, EDQUOT, ER
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import mmap
@@ -43,6 +44,7 @@ class OpenFile:
     listing: Listing | None = None  # directories
     mdata_dropped: bool = False
     buffered: list[int] = field(default_factory=list)  # a second descriptor for what O_DIRECT cannot do
+    pages_stay_until: float = 0.0  # they have just been dropped from the page cache
 
 
 class OpenFiles:
@@ -171,6 +173,12 @@ def _read_direct(opened: OpenFile, size: int, offset: int) -> Data:
         with memoryview(room) as view:
             count = os.preadv(opened.fd, [view], offset)
         return room[: min(count, size)]
+
+
+def forget_pages(opened: OpenFile) -> None:
+    """Clean ones leave the page cache, dirty ones are on their way to the disk."""
+    with contextlib.suppress(OSError):
+        os.posix_fadvise(opened.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _buffered(opened: OpenFile) -> int:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from repl.files.translators.posix import calls
 from repl.files.translators.posix.brick import Brick, Node
+from repl.files.translators.posix.known import is_kept
 from repl.files.translators.posix.names import GFID_KEY, is_internal
 from repl.files.values import Caller, End, FopError, Loc, Want, XattrOp, Xattrs
 from repl.limits import QUICK_READ_BYTES_MAX
@@ -29,13 +30,20 @@ _GFID = GFID_KEY.encode()
 
 def wanted(brick: Brick, node: Node, want: Want) -> Xattrs:
     """Those of ``want`` that are there."""
-    present = {os.fsencode(key) for key in node.keys()}
-    found: Xattrs = {}
-    for key in want:
-        if key in present:
-            found[key] = node.get(key)
-        elif key == CONTENT:
-            _add_content(node, found)
+    known = brick.known.find(node.gfid, node.st)
+    if known is not None:
+        values, others = known
+        found = {key: values[key] for key in want if key in values}
+        found |= {key: node.get(key) for key in want if key in others}
+    else:
+        present = [os.fsencode(key) for key in node.keys()]
+        is_file = not stat.S_ISDIR(node.st.st_mode)
+        found = {key: node.get(key) for key in present if key in want or is_file and is_kept(key)}
+        brick.known.keep(node.gfid, node.st, found, present)
+        if is_file:
+            found = {key: value for key, value in found.items() if key in want}
+    if CONTENT in want:
+        _add_content(node, found)
     return found
 
 
@@ -62,16 +70,18 @@ def get(brick: Brick, caller: Caller, node: Node, name: bytes, host: str) -> Xat
     return {name: node.get(name)}
 
 
-def list_all(caller: Caller, node: Node) -> Xattrs:
+def list_all(brick: Brick, caller: Caller, node: Node) -> Xattrs:
     found: Xattrs = {}
-    for text in node.keys():
-        key = os.fsencode(text)
+    names = [os.fsencode(text) for text in node.keys()]
+    for key in names:
         if caller.is_internal or not is_internal(key):
             try:
                 found[key] = node.get(key)
             except OSError as error:
                 if error.errno != errno.ENODATA:
                     raise
+    if caller.is_internal and len(found) == len(names):
+        brick.known.keep(node.gfid, node.st, found, names)
     return found
 
 

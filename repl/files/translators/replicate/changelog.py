@@ -41,6 +41,7 @@ class Kind(enum.IntEnum):
 KINDS = tuple(Kind)
 Counts: TypeAlias = tuple[int, int, int]
 ZERO: Counts = (0, 0, 0)
+NOTHING = bytes(COUNTS_BYTES)
 
 
 def unpack(value: bytes | None) -> Counts:

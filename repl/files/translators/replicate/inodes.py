@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from repl.files.translators.replicate.changelog import DIRTY, KINDS, Counts, Kind, accusations, accused, unpack
+from repl.files.translators.replicate.changelog import DIRTY, KINDS, NOTHING, Counts, Kind, accusations, accused, unpack
 from repl.files.translators.replicate.quorum import Quorum
 from repl.files.values import Caller, Fd, Lock, LockType, Looked
 
@@ -45,6 +45,13 @@ class InodeState:
     def learn(self, answers: Mapping[int, Looked], keys: tuple[bytes, ...], arbiters: int, generation: int,
               quorum: Quorum) -> None:  # fmt: skip
         """Take over what the children's counters say; ``answers`` are those that have the inode."""
+        self.generation = generation
+        if all(a.xattrs.get(key, NOTHING) == NOTHING for a in answers.values() for key in (*keys, DIRTY)):
+            self.found = found = sum(1 << i for i in answers)
+            self.is_pending = self.is_dirty = False
+            self.readable[:] = found & ~arbiters, found, found
+            self.is_split[:] = False, False, False
+            return
         said: dict[int, tuple[Counts, ...]] = {i: accusations(a.xattrs, keys) for i, a in answers.items()}
         self.found = sum(1 << i for i in answers)
         self.is_pending = any(any(counts) for row in said.values() for counts in row)
@@ -54,7 +61,6 @@ class InodeState:
             good = self.found & ~old
             self.is_split[kind] = bool(self.found) and not good
             self.readable[kind] = good & ~arbiters if kind is Kind.DATA else good
-        self.generation = generation
 
     def know(self, found: int, accused: Mapping[Kind, int], arbiters: int, generation: int) -> None:
         """All counters were read under a lock of ours: ``accused`` says whose copies are old."""

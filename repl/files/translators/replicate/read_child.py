@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 
 _PAIR = struct.Struct("<HH")
 
 
+@lru_cache(8192)
 def super_fast_hash(data: bytes) -> int:
     """Paul Hsieh's hash of whole 32-bit words (a gfid has four)."""
     value: int = len(data)

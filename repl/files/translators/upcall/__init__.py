@@ -275,7 +275,14 @@ class Upcall(Translator):
             self._change(caller, fd.gfid, is_data=True)
 
     async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
-        """Several writes of one file are one change."""
+        """Several writes of one file are one change; several lookups by identity are carried out together."""
+        if len(steps) > 1 and all(step.fop == "lookup" and not step.args[0].name for step in steps):
+            since = self._changes
+            answers = await self.child.compound(caller, steps)
+            for looked in answers:
+                if not isinstance(looked, OSError):
+                    self._learn(caller, looked.iatt.gfid, since)
+            return answers
         if len(steps) > 1 and all(step.fop == "writev" and step.args[0] is steps[0].args[0] for step in steps):
             try:
                 return await self.child.compound(caller, steps)
