@@ -509,3 +509,43 @@ def test_without_notes_a_granular_heal_compares_the_whole_directory() -> None:
         assert_healed(world)
 
     play(2, scene, granular_entry_heal="on", **HEALS_OFF)
+
+
+def test_names_that_change_while_a_whole_directory_is_compared_stay_noted() -> None:
+    """The heal daemon had the brick back before the client had.  It compared all names, and forgot at the end whatever
+    was noted: also what the client had renamed meanwhile.  The next heal believed the notes that came later to be all
+    there is: the name stayed another file on each copy, with nobody accused."""
+
+    async def scene(world: World) -> None:
+        client, daemon = await world.client(), await world.client("daemon", iam_self_heal_daemon="on")
+        directory = await make_directory(client, b"d")
+        for name in (b"a", b"b", b"c"):
+            await make_file(client, name, b"old", directory)
+        await settle()
+        world.crash(1)
+        await make_file(client, b"missed", b"1", directory)
+        client.links[1].is_cut = True
+        world.come_back(1)
+        pages: list[bool] = []
+
+        async def replace(name: bytes) -> None:
+            gfid = await make_file(client, b"new", b"newer", directory)
+            loc = Loc(parent=directory, name=b"new", gfid=gfid)
+            await client.afr.rename(client.caller, loc, Loc(parent=directory, name=name))
+
+        async def hook(who: str, brick: str, fop: str, is_done: bool) -> None:
+            await asyncio.sleep(0)
+            if who == "daemon" and fop == "readdir" and brick == "brick0" and is_done:
+                pages.append(True)
+                if len(pages) == 2:  # it has come to the end
+                    await replace(b"a")
+
+        world.hook = hook
+        await daemon.afr.healer.heal(directory, How(is_full=True))
+        await replace(b"b")
+        world.join(client, 1)
+        await settle()
+        await heal_all(daemon)
+        assert_healed(world)
+
+    play(2, scene, granular_entry_heal="on", **HEALS_OFF)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from repl.files.translators.replicate.base import bits
@@ -35,7 +35,7 @@ class EntryHeal:
         self.afr = run.afr
         self.aside = aside
         self._lock = names_lock(run.afr.domain, run.loc)
-        self._forgets = False  # names that are equal need not be noted any longer
+        self._forgets: set[bytes] = set()  # names that need not be noted any longer when they are equal
 
     async def heal(self) -> None:
         run = self.run
@@ -45,12 +45,15 @@ class EntryHeal:
         healer = NameHeal(run, judged, self.aside)
         is_done, is_changed = True, False
         noted = await self._noted(judged)
-        self._forgets = noted is not None and run.is_complete
+        is_granular = run.is_complete and self.afr.options["granular-entry-heal"]
+        self._forgets = (await self._all_noted() if noted is None else set(noted)) if is_granular else set()
         async for names in self._differences() if noted is None else _once(noted):
             is_changed = is_changed or bool(names)
             is_done &= await self._repair(healer, sorted(names))
-        if is_done and noted is None and run.is_complete and self.afr.options["granular-entry-heal"]:
-            await self._forget_all()
+        if is_done and noted is None and is_granular:
+            # What is noted still, and did not differ: it is looked at under the lock before it is forgotten.
+            self._forgets = await self._all_noted()
+            await self._repair(healer, sorted(self._forgets))
         if is_done:
             run.plan_undo(Kind.ENTRY, judged.trusted, run.mask)
             if is_changed:
@@ -116,25 +119,27 @@ class EntryHeal:
                 return None
         return sorted(found)
 
+    async def _all_noted(self) -> set[bytes]:
+        """By anybody; a bounded number of them."""
+        found: set[bytes] = set()
+        for i in bits(self.run.mask):
+            with contextlib.suppress(OSError):  # nothing was noted there
+                entries = await list_all(self.afr.subvolumes[i], self.run.caller, await self._notes(i))
+                found.update(entry.name for entry in entries[:HEAL_NAMES_MAX])
+        return found
+
     async def _notes(self, index: int) -> Loc:
         """Where a child has what was noted of this directory."""
         place = (await self.afr.subvolumes[index].getxattr(self.run.caller, ROOT, NOTES_KEY))[NOTES_KEY]
         return Loc(parent=place, name=gfid_text(self.run.gfid).encode())
 
-    async def _forget(self, names: list[bytes]) -> None:
+    async def _forget(self, names: Iterable[bytes]) -> None:
         """They are equal on all copies; nobody can change them now."""
         await asyncio.gather(*(self._forget_one(name) for name in names))
 
     async def _forget_one(self, name: bytes) -> None:
         run, values = self.run, {ENTRY_OUT: name}
         await self.afr.ask(run.mask, lambda c: c.xattrop(run.caller, run.loc, XattrOp.ADD, values))
-
-    async def _forget_all(self) -> None:
-        """Whatever is noted from now on is of changes that are accused anew."""
-        async with self._locked() as got:
-            for i in bits(self.run.mask) if got is not None else ():
-                with contextlib.suppress(OSError):
-                    await self.afr.subvolumes[i].rmdir(self.run.caller, await self._notes(i), recursive=True)
 
     # ---- comparing ----
 
@@ -202,8 +207,7 @@ class EntryHeal:
                     at += len(batch)
                     failed = await self._repair_batch(healer, batch)
                     left += failed
-                    if self._forgets:
-                        await self._forget([name for name in batch if name not in failed])
+                    await self._forget(self._forgets.intersection(batch).difference(failed))
         return left
 
     async def _repair_batch(self, healer: NameHeal, names: list[bytes]) -> list[bytes]:
