@@ -189,7 +189,9 @@ static void read_done(struct disk_op *op)
     volume_disk_finished(v, op);
     v->look.usage.disk_ns += v->core->io->now_ns(v->core->io_ctx) - read->since_ns;
     if (op->error) {
+        uint64_t unknown = v->stats.resync_lost_bits;
         volume_disk_error(v, op, RE_DISK_READ);
+        v->stats.resync_lost_bits = unknown;    /* of these the target is told: it has not got them */
         refuse(pr);
         return;
     }

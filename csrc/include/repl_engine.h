@@ -325,7 +325,7 @@ struct re_volume_stats {
     uint64_t resync_total_bits;             /* at the start of the running or last resync */
     uint64_t resync_done_bits;
     uint64_t resync_failed_bits;
-    uint64_t resync_lost_bits;              /* that this disk failed to read or write as the source */
+    uint64_t resync_lost_bits;              /* that this disk failed to read or write as the source, not refused */
     uint64_t resync_left_bits;              /* Ahead: of the resync before, not confirmed by the target */
     uint64_t resync_started_ns, resync_finished_ns;  /* engine clock; finished 0 while it runs */
     uint64_t resync_rate_kib;               /* over the last seconds */

@@ -65,3 +65,30 @@ def test_peer_that_alone_has_a_block_does_not_fall_behind() -> None:
             pair.until(lambda c=pair: c.in_sync, 20_000, "what was lost is copied from the peer")
             pair.check_idle_pair()
     assert acknowledged
+
+
+def test_target_that_was_refused_a_block_is_not_taken_for_one_that_may_have_finished() -> None:
+    """The link breaks when nothing is left but what the source cannot read: no full resync follows."""
+    require_sim()
+    met = 0
+    for step in range(12):
+        with Cluster(19, Setup(overrides=PASS_ON, wake_max_us=50)) as pair:
+            pair.connect_fresh()
+            app = pair.serve(0)
+            app.write(*range(4))
+            pair.ask(1, "disconnect")
+            app.write(0, 1, 2, 3)
+            pair.shells[0].data.settings(bad_offset=3 * BLOCK, bad_length=BLOCK)
+            pair.ask(1, "connect")
+            pair.until(lambda c=pair: c.events(0, "disk-error"), 20_000, "the source cannot read it")
+            pair.run(step * 0.05)
+            was_source = pair.state(0)[1] == ConnectionState.SYNC_SOURCE
+            pair.world.lib.re_sim_net_reset(pair.world.sim, 0, 1)
+            pair.until(lambda c=pair: not c.node(0).is_connected, 20_000, "the loss of the target")
+            pair.shells[0].data.heal()
+            pair.until(lambda c=pair: c.in_sync, 60_000, "what is left")
+            assert not [text for text in pair.events(0, "handshake") if "rule 80" in text], f"step {step}"
+            met += was_source
+            app.stop()
+            pair.check_idle_pair()
+    assert met
