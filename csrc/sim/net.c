@@ -520,13 +520,42 @@ void re_sim_net_settings_get(const re_sim *sim, int from, int to, struct re_sim_
     *settings = sim->net[from < 0 ? 0 : from][to < 0 ? (from == 1 ? 0 : 1) : to];
 }
 
+/* The line has become faster: what waits in front of it leaves at the new rate. */
+static void hurry(struct re_sim *sim, struct socket *to, const struct re_sim_net_settings *net)
+{
+    uint64_t leaves = sim->now;
+    for (uint32_t i = 0; i < to->segment_count; i++) {
+        struct segment *segment = &to->segments[(to->segment_head + i) & (to->segment_capacity - 1)];
+        if (net->bytes_per_second)
+            leaves += segment->length * SIM_SECOND / net->bytes_per_second;
+        if (segment->at > leaves + net->latency_max_ns) {
+            segment->at = leaves + net->latency_max_ns;
+            sim_push(sim, segment->at, EV_SEGMENT, (uint32_t)to->id, 0);
+        }
+        to->last_at = segment->at;
+    }
+    if (to->busy_until > leaves)
+        to->busy_until = leaves;
+}
+
+static void change_line(struct re_sim *sim, int from, int to, const struct re_sim_net_settings *settings)
+{
+    uint64_t before = sim->net[from][to].bytes_per_second, after = settings->bytes_per_second;
+    sim->net[from][to] = *settings;
+    for (size_t i = 0; before && (!after || after > before) && i < sim->socket_count; i++) {
+        struct socket *s = sim->sockets[i];
+        if (!s->nbd && s->node == to && socket_get(sim, s->peer)->node == from)
+            hurry(sim, s, settings);
+    }
+}
+
 void re_sim_net_settings_set(re_sim *sim, int from, int to, const struct re_sim_net_settings *settings)
 {
     CHECK(settings->latency_max_ns >= settings->latency_min_ns);
     for (int a = 0; a < NODES; a++)
         for (int b = 0; b < NODES; b++)
             if ((from < 0 || from == a) && (to < 0 || to == b))
-                sim->net[a][b] = *settings;
+                change_line(sim, a, b, settings);
 }
 
 void re_sim_net_settings_nbd(re_sim *sim, const struct re_sim_net_settings *settings)

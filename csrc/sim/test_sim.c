@@ -804,6 +804,25 @@ static void test_stream_bytes_arrive_whole_and_in_order(void)
     }
 }
 
+static void test_line_that_becomes_faster_carries_what_waits_before_it(void)
+{
+    static uint8_t sent[60000], got[65536];
+    fill(sent, sizeof(sent));
+    struct link_world w = link_world(3);
+    struct re_sim_net_settings net;
+    re_sim_net_settings_get(w.sim, 0, 1, &net);
+    net.bytes_per_second = 1000;
+    re_sim_net_settings_set(w.sim, -1, -1, &net);
+    send_from(&w, 0, sent, sizeof(sent));
+    long early = collect(&w, got, sizeof(sent), 10 * SIM_SECOND);
+    CHECK(early < 20000);
+    net.bytes_per_second = 1000000;
+    re_sim_net_settings_set(w.sim, -1, -1, &net);
+    long late = collect(&w, got + early, sizeof(sent) - (size_t)early, 11 * SIM_SECOND);
+    CHECK(early + late == (long)sizeof(sent) && memcmp(sent, got, sizeof(sent)) == 0);
+    re_sim_destroy(w.sim);
+}
+
 static void test_cut_path_holds_bytes_until_it_heals(void)
 {
     uint8_t sent[5000], got[8192];
@@ -928,6 +947,7 @@ int main(void)
     test_rebase_accepts_what_was_lost_and_nothing_else();
     test_disk_faults_reach_the_client();
     test_stream_bytes_arrive_whole_and_in_order();
+    test_line_that_becomes_faster_carries_what_waits_before_it();
     test_cut_path_holds_bytes_until_it_heals();
     test_ends_of_streams_are_told_apart();
     test_dial_fails_as_networks_do();
