@@ -451,7 +451,7 @@ class ProtocolChecker:
         verify = theirs.verify.pop(sector, -1) if p.command == 0x1B and sector in theirs.verify else None
         if verify is not None:
             return
-        asked = _take_resync(theirs, sector, size, in_parts=pair.is_ours)
+        asked = take_resync(theirs, sector, size, in_parts=pair.is_ours)
         if p.command == 0x22:
             _need(asked == 0x21, "no digest was sent")
 
@@ -526,13 +526,13 @@ class ProtocolChecker:
             _need(theirs.reads.pop((block_id, sector), -1) == size, "no such read")
             return
         _need(block_id == SYNCER, f"id {block_id:#x}")
-        _take_resync(theirs, sector, size, in_parts=pair.is_ours)
+        take_resync(theirs, sector, size, in_parts=pair.is_ours)
         half.volume(p.volume).resynced[sector] = size
 
     def _deallocated(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
         sector, size = struct.unpack_from(">QI", p.body)
         if not self.is_lenient:
-            asked = _take_resync(peer.volume(p.volume), sector, size, in_parts=pair.is_ours)
+            asked = take_resync(peer.volume(p.volume), sector, size, in_parts=pair.is_ours)
             _need(asked == 0x32 or (asked == 0x21 and pair.is_ours), "no thin request")
         half.volume(p.volume).resynced[sector] = size
 
@@ -616,12 +616,22 @@ def _take(asked: dict[int, tuple[int, int]], sector: int, size: int, *, in_parts
     raise Wrong(f"nobody asked for sector {sector}, {size} bytes")
 
 
-def _take_resync(theirs: Volume, sector: int, size: int, *, in_parts: bool) -> int:
+def take_resync(theirs: Volume, sector: int, size: int, *, in_parts: bool) -> int:
     again = next((c for c in theirs.cancelled if c[:2] == (sector, size)), None)
-    if again is None:
+    if again is not None:
+        theirs.cancelled.remove(again)
+        return again[2]
+    try:
         return _take(theirs.resync, sector, size, in_parts=in_parts)
-    theirs.cancelled.remove(again)
-    return again[2]
+    except Wrong:
+        for start, length, command in theirs.cancelled if in_parts else ():
+            asked = {start: (length, command)}
+            if start <= sector and sector + size // 512 <= start + length // 512:
+                theirs.cancelled.remove((start, length, command))
+                _take(asked, sector, size, in_parts=True)
+                theirs.cancelled += [(begin, *rest) for begin, rest in asked.items()]
+                return command
+        raise
 
 
 def _sequence(v: Volume, seq: int) -> None:

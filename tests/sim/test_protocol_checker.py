@@ -12,7 +12,7 @@ import pytest
 
 from tests.sim.app import Load
 from tests.sim.cluster import QUICK_NET, Cluster, Setup
-from tests.sim.protocol_checker import ProtocolChecker
+from tests.sim.protocol_checker import ProtocolChecker, Volume, Wrong, take_resync
 from tests.sim.protocol_tables import CODES
 
 _RECORD = struct.Struct("<Qiii7I")
@@ -149,3 +149,13 @@ def test_full_sync_may_begin_when_its_answer_is_stuck_on_the_other_socket() -> N
         cluster.until(lambda: sent(cluster.world.sim, 0, CODES["P_SYNC_UUID"]), 5000, "the full sync's beginning")
         cluster.until(lambda: cluster.in_sync, 60_000, "both in sync again")
         cluster.run(10)
+
+
+def test_request_that_was_asked_again_is_answered_in_parts_twice() -> None:
+    """The cancellation of the first one was late on the other socket: both are answered, nothing a third time."""
+    asked = Volume(resync={0: (262144, 0x32)}, cancelled=[(0, 262144, 0x32)])
+    for _ in range(2):
+        for sector, size in ((0, 225280), (440, 36864)):
+            assert take_resync(asked, sector, size, in_parts=True) == 0x32
+    with pytest.raises(Wrong, match="nobody asked"):
+        take_resync(asked, 0, 225280, in_parts=True)
