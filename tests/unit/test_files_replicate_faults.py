@@ -115,6 +115,30 @@ def test_half_a_rename_leaves_one_name_not_two(is_there: bool) -> None:
     play(3, scene, **HEALS_OFF)
 
 
+def test_half_a_rename_is_not_seen_under_both_names() -> None:
+    """The program whose rename failed looks at the old name; before, it found the file, which has the new name on one
+    copy, and wrote into it."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"new", b"data")
+        await settle()
+        await rename_on_the_last_only(world, client, gfid)
+        for index in (0, 1):
+            world.come_back(index)
+        found = []
+        for name in (b"new", b"f"):
+            try:
+                found.append(await find(client, name))
+            except FopError as error:
+                assert error.errno == errno.ENOENT
+        assert found == [gfid]
+        await heal_all(client)
+        assert_healed(world)
+
+    play(3, scene, **HEALS_OFF)
+
+
 def test_what_a_heal_of_two_copies_decides_holds_for_the_third() -> None:
     """Each pair is healed by itself: the third one must not be thought equal afterwards."""
 

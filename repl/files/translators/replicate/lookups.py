@@ -108,7 +108,25 @@ class Lookups(Writes):
         if found is None:
             self.heal_soon(loc.parent)
             raise FopError(errno.EIO, f"{self.name}: {loc} is in split-brain: the copies are different objects")
+        if loc.name and self._is_missing(loc, answers):
+            found = await self._judge_healed(loc, look, found)
         return found
+
+    def _is_missing(self, loc: Loc, answers: Answers) -> bool:
+        """A good copy of the directory does not have the name."""
+        good = self.inodes.get(loc.parent).readable[Kind.ENTRY] & self.up
+        return any(good >> i & 1 and e.errno in GONE for i, e in errors_of(answers).items())
+
+    async def _judge_healed(
+        self, loc: Loc, look: Callable[[], Awaitable[Answers]], found: dict[int, Looked]
+    ) -> dict[int, Looked]:
+        """Half a change, or one that is under way.  The file may have another name where this one is missing: who wrote
+        into it by this one would write into what the other one means (decision 0125)."""
+        await self.heal_name_now(loc)
+        answers = await look()
+        if not self.quorum.is_met(heard(answers)):
+            raise self.nobody(f"looking up {loc}")
+        return await self._judge_once(loc, answers) or found
 
     @asynccontextmanager
     async def _name_kept(self, loc: Loc) -> AsyncIterator[None]:
@@ -207,6 +225,9 @@ class Lookups(Writes):
 
     def heal_soon(self, gfid: bytes) -> None:
         """Something is pending: heal it in the background."""
+
+    async def heal_name_now(self, loc: Loc) -> None:
+        """The same, and wait for it."""
 
     def heal_name_soon(self, loc: Loc) -> None:
         """The name is missing on a good copy."""

@@ -9,6 +9,7 @@ from repl.files.options import Options
 from repl.files.translator import Context, Translator
 from repl.files.translators.replicate.base import bits
 from repl.files.translators.replicate.heal import BackgroundHeals, Healer
+from repl.files.translators.replicate.healing import How
 from repl.files.translators.replicate.split_xattrs import SplitXattrs
 from repl.files.values import Loc
 
@@ -35,6 +36,10 @@ class Replicate(SplitXattrs):
 
     def heal_name_soon(self, loc: Loc) -> None:
         self.heals.soon(loc.parent, loc.name)
+
+    async def heal_name_now(self, loc: Loc) -> None:
+        """What the heal could not do is left for later."""
+        await self.healer.heal_name(loc.parent, loc.name, How(policy=self.options["favorite-child-policy"]))
 
     def state(self) -> dict[str, object]:
         up = {f"child_up[{i}]": int(bool(self.up >> i & 1)) for i in range(self.count)}
