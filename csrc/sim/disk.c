@@ -426,18 +426,34 @@ static void flush_failed(struct re_sim *sim, struct disk *d, uint64_t order)
     }
 }
 
+/* What an operation that fails has done nevertheless. */
+static void carry_out_failed(struct re_sim *sim, struct disk *d, const struct disk_io *io, bool preflush)
+{
+    sim->counters.disk_errors++;
+    if (io->kind == DISK_FLUSH) {
+        flush_failed(sim, d, io->order);
+        return;
+    }
+    if (!is_write(io->kind) || io->error == ENOTSUP)
+        return;
+    if (preflush && (io->order & 1)) {  /* the write is not started */
+        flush_failed(sim, d, io->order);
+        return;
+    }
+    if (preflush)
+        disk_cache_flush(d, io->order);
+    write_partly(sim, d, io);
+}
+
 static void carry_out(struct re_sim *sim, struct disk *d, struct disk_io *io)
 {
     bool sync = !(io->flags & DISK_NO_SYNC);
+    bool preflush = sync && is_write(io->kind) && (io->flags & DISK_PREFLUSH);
     if (io->error) {
-        sim->counters.disk_errors++;
-        if (is_write(io->kind) && io->error != ENOTSUP)
-            write_partly(sim, d, io);
-        else if (io->kind == DISK_FLUSH)
-            flush_failed(sim, d, io->order);
+        carry_out_failed(sim, d, io, preflush);
         return;
     }
-    if (sync && (io->kind == DISK_FLUSH || (is_write(io->kind) && (io->flags & DISK_PREFLUSH))))
+    if (preflush || (sync && io->kind == DISK_FLUSH))
         disk_cache_flush(d, io->order);
     if (is_write(io->kind)) {
         uint64_t offset = io->offset;

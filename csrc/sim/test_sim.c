@@ -695,6 +695,52 @@ static void test_preflush_write_is_never_there_before_what_it_flushes(void)
     re_sim_destroy(sim);
 }
 
+static void ended(struct disk_op *op)
+{
+    *(bool *)op->owner = true;
+}
+
+static void test_failed_preflush_write_is_never_there_before_what_it_flushes(void)
+{
+    unsigned there = 0, missing = 0;
+    for (uint64_t seed = 0; seed < 40; seed++) {
+        re_sim *sim = re_sim_create(seed);
+        struct re_sim_notice notice;
+        int disk = re_sim_disk_create(sim, 0, 8192);
+        re_sim_engine_start(sim, 0, NULL);
+        uint8_t data[512];
+        memset(data, 1, sizeof(data));
+        CHECK(re_sim_disk_pwrite(sim, disk, 0, data, 512) == 0);
+        re_sim_disk_fail_next(sim, disk, RE_DISK_WRITE, 1, EIO);
+        bool is_over = false;
+        memset(data, 2, sizeof(data));
+        struct disk_op op = {.kind = DISK_WRITE,
+                             .flags = DISK_FUA | DISK_PREFLUSH,
+                             .fd = disk,
+                             .offset = 4096,
+                             .length = 512,
+                             .data = data,
+                             .done = ended,
+                             .owner = &is_over};
+        struct list_head ops;
+        list_init(&ops);
+        list_init(&op.link);
+        list_add_tail(&ops, &op.link);
+        struct disk *d = disk_get(sim, disk);
+        d->order += seed & 1;
+        disk_submit(&sim->nodes[0], &ops);
+        while (!is_over)
+            (void)re_sim_step(sim, re_sim_now(sim) + SIM_SECOND, &notice);
+        CHECK(op.error == EIO);
+        bool is_there = d->layers[RE_SIM_CURRENT][4096] == 2;
+        CHECK(!is_there || d->layers[RE_SIM_STABLE][0] == 1);
+        there += is_there;
+        missing += d->layers[RE_SIM_STABLE][0] == 0;
+        re_sim_destroy(sim);
+    }
+    CHECK(there > 0 && missing > 0);
+}
+
 static void test_disk_faults_reach_the_client(void)
 {
     struct world w = world(5);
@@ -945,6 +991,7 @@ int main(void)
     test_process_crash_keeps_what_was_acknowledged();
     test_acknowledging_too_early_is_found_by_crashes();
     test_rebase_accepts_what_was_lost_and_nothing_else();
+    test_failed_preflush_write_is_never_there_before_what_it_flushes();
     test_disk_faults_reach_the_client();
     test_stream_bytes_arrive_whole_and_in_order();
     test_line_that_becomes_faster_carries_what_waits_before_it();

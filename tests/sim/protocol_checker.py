@@ -546,7 +546,8 @@ class ProtocolChecker:
     def _out_of_sync(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
         sector, size = struct.unpack_from(">QI", p.body)
         _need(size > 0 and size % 512 == 0 and sector + size // 512 <= pair.size(p.volume), f"{sector}, {size} bytes")
-        _need(half.volume(p.volume).role == PRIMARY, "from a Secondary")
+        v = half.volume(p.volume)  # an ack of a resync may come after the demotion, and marks again (decision 0032)
+        _need(v.role == PRIMARY or v.conn == AHEAD, "from a Secondary")
 
     # ---- bitmaps ----
 

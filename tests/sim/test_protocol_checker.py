@@ -159,3 +159,15 @@ def test_request_that_was_asked_again_is_answered_in_parts_twice() -> None:
             assert take_resync(asked, sector, size, in_parts=True) == 0x32
     with pytest.raises(Wrong, match="nobody asked"):
         take_resync(asked, 0, 225280, in_parts=True)
+
+
+def test_only_a_node_that_writes_or_is_ahead_marks_blocks() -> None:
+    """A node that was demoted while it was Ahead marks what late acks of a resync name (decision 0032)."""
+    records = list(good_run())
+    state = next(r for r in reversed(records) if r.command == CODES["P_STATE"] and r.fields[1] == 1)
+    word = int.from_bytes(state.body, "big")
+    assert word & 3 == 2, "a Secondary's"
+    ahead = state.with_body((word & ~(31 << 4) | 22 << 4).to_bytes(4, "big"))
+    marks = state.change(command=CODES["P_OUT_OF_SYNC"]).with_body(struct.pack(">QII", 8, 4096, 0))
+    assert "from a Secondary" in problems([*records, marks])
+    assert problems([*records, ahead, marks]) == ""
