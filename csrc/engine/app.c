@@ -86,16 +86,26 @@ void request_leave_extents(struct request *r)
         r->stage = STAGE_LOCKED;
 }
 
-/* It stands in nobody's way while the requests of a resync or verify have their turn. */
-static void hold_aside(struct request *r)
+/* Held, and in nobody's way: it begins anew when its turn comes. */
+void request_hold_aside(struct request *r)
 {
     struct volume *v = r->volume;
-    v->turns.writes_wait = true;
-    r->stage = STAGE_NEW;
-    list_del(&r->link);
-    list_add_tail(&v->held, &r->link);
+    hold(r, STAGE_NEW);
     volume_al_put(v, &r->al);
     volume_unlock_range(v, &r->lock);
+}
+
+/* The volume is frozen, and it is this write's turn. */
+static void hold_locked(struct request *r, enum request_stage stage)
+{
+    struct volume *v = r->volume;
+    if (volume_waits_for_disk(v) && v->core->link.options.two_primaries) {
+        request_hold_aside(r);
+        return;
+    }
+    hold(r, stage);
+    if (v->state.disk == D_FAILED)
+        request_leave_extents(r);
 }
 
 /* on-no-data-accessible suspend-io: what no good disk has taken is started anew when there is one. */
@@ -206,9 +216,7 @@ void request_start_write(struct request *r)
 {
     struct volume *v = r->volume;
     if (volume_is_frozen(v)) {
-        hold(r, STAGE_ADMITTED);
-        if (v->state.disk == D_FAILED)
-            request_leave_extents(r);
+        hold_locked(r, STAGE_ADMITTED);
         return;
     }
     bool local = volume_disk_usable(v);
@@ -225,7 +233,8 @@ void request_start_write(struct request *r)
         return;
     }
     if (remote && v->turns.turn) {
-        hold_aside(r);
+        v->turns.writes_wait = true;
+        request_hold_aside(r);
         return;
     }
     if (remote && v->core->link.options.on_congestion)
@@ -267,15 +276,15 @@ static void write_admitted(struct al_waiter *waiter)
     struct request *r = container_of(waiter, struct request, al);
     if (has_lock(r))
         request_start_write(r);
+    else if (volume_waits_for_disk(r->volume))
+        volume_al_put(r->volume, &r->al);   /* held aside: the disk does not wait for it */
 }
 
 static void write_locked(struct request *r)
 {
     struct volume *v = r->volume;
     if (volume_is_frozen(v)) {
-        hold(r, STAGE_LOCKED);
-        if (v->state.disk == D_FAILED)
-            request_leave_extents(r);
+        hold_locked(r, STAGE_LOCKED);
         return;
     }
     if (!list_empty(&r->al.link))

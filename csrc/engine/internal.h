@@ -370,6 +370,7 @@ void volume_set_state(struct volume *v, const struct re_state *state);
 void volume_drain(struct volume *v, uint64_t cookie);
 void volume_check_idle(struct volume *v);       /* ends a detach or drain that waits */
 bool volume_is_frozen(const struct volume *v);
+bool volume_waits_for_disk(const struct volume *v);
 void volume_thaw(struct volume *v);
 bool volume_disk_usable(const struct volume *v);    /* operations on data may be started */
 void volume_disk_finished(struct volume *v, struct disk_op *op);
@@ -438,6 +439,7 @@ struct request *request_of_range(struct range *range);  /* the own write whose l
 void request_lock_again(struct request *request);       /* behind everything that waits for its range */
 void request_write_local(struct request *request);
 void request_leave_extents(struct request *request);
+void request_hold_aside(struct request *request);
 void volume_submit(struct volume *v, struct request *request);
 void request_resume(struct request *request);   /* after a thaw */
 void request_settle(struct request *request);

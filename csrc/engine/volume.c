@@ -230,22 +230,32 @@ bool volume_is_frozen(const struct volume *v)
     if (v->state.connection == C_WF_BITMAP_S && link_is_up(v->core) && v->core->link.options.version < 96)
         return true;
     /* A write that the activity log does not cover goes to the peer only when the peer knows that we have no disk:
-     * it marks the blocks then.  (Negotiating: it knows of the disk already, and the verdict is on its way.)
-     * Not with two Primaries: the peer's writes may wait for such a write, and the disk that is let go for them. */
+     * it marks the blocks then.  (Negotiating: it knows of the disk already, and the verdict is on its way.) */
+    return volume_waits_for_disk(v) || v->state.suspended || v->core->link.phase == LINK_LOST;
+}
+
+bool volume_waits_for_disk(const struct volume *v)
+{
     bool changes = v->state.disk == D_FAILED || v->state.disk == D_NEGOTIATING;
-    if ((v->disk_failed && v->state.disk >= D_FAILED) || (changes && !v->core->link.options.two_primaries))
-        return true;
-    return v->state.suspended || v->core->link.phase == LINK_LOST;
+    return changes || (v->disk_failed && v->state.disk >= D_FAILED);
 }
 
 void volume_thaw(struct volume *v)
 {
     freeze_release(v);
-    if (volume_is_frozen(v))
+    bool is_frozen = volume_is_frozen(v);
+    /* Writes of another Primary that wait for one that is held may be what the disk waits for. */
+    bool aside = volume_waits_for_disk(v) && v->core->link.options.two_primaries;
+    if (is_frozen && !aside)
         return;
     struct list_head held;
     list_init(&held);
     list_splice_tail(&held, &v->held);
+    if (is_frozen) {
+        for (struct list_head *link; (link = list_pop(&held));)
+            request_hold_aside(list_entry(link, struct request, link));
+        return;
+    }
     for (struct list_head *link; (link = list_pop(&held));)
         request_resume(list_entry(link, struct request, link));
 }
