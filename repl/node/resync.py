@@ -171,6 +171,8 @@ class ResyncControl:
     async def sync_uuid(self, volume: Volume, uuid: int) -> None:
         """P_SYNC_UUID: the resync starts."""
         node = self._node
+        if volume.state.disk < _D.INCONSISTENT:
+            return  # the peer has not heard yet that the disk has gone
         if volume.state.conn not in (_C.WF_SYNC_UUID, _C.BEHIND):
             expected = volume.state.conn in (_C.WF_BITMAP_T, _C.STARTING_SYNC_T)
             if not expected and not volume.expects_sync_uuid:

@@ -99,6 +99,7 @@ class Volume:
     bitmap_plain: bool = False
     bitmap_done: bool = False
     bitmap_started: bool = False
+    disk_has_left: bool = False  # since the last exchange: that one may have ended anywhere
 
 
 class Half:
@@ -330,8 +331,11 @@ class ProtocolChecker:
             v.has_state = True
         before, v.role, v.conn, v.disk = v.conn, role, conn, disk
         v.was_ahead = v.was_ahead or conn == AHEAD
-        if before != conn in (13, 14) and v.bitmap_done and peer.volume(p.volume).bitmap_done:
+        theirs = peer.volume(p.volume)
+        if conn in (13, 14) and (theirs.disk_has_left or (before != conn and v.bitmap_done and theirs.bitmap_done)):
             _restart_bitmaps(pair, p.volume)  # the last exchange led to nothing
+            theirs.disk_has_left = False
+        v.disk_has_left = v.disk_has_left or disk < 3
         half.sent_state = all(other.has_state for other in half.volumes.values())
 
     def _change(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:

@@ -255,3 +255,24 @@ def test_deaths_while_a_primary_changes_its_disk_leave_no_block_unknown() -> Non
             app.stop()
             assert app.stats.failed == 0
             pair.check_idle_pair()
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_disk_leaves_in_the_middle_of_the_exchange_of_bitmaps_and_comes_back(seed: int, is_slow: bool) -> None:
+    """Before its node has sent its own bitmap, or while the beginning of the resync is on its way."""
+    require_sim()
+    with Cluster(seed, Setup(latency_max_us=20_000)) as pair:
+        pair.connect_fresh()
+        app = pair.serve(0)
+        detach(pair, 1)
+        app.write(1, 2)
+        answer = pair.fire(1, "attach", volume=0)
+        pair.until(lambda: pair.state(1)[1] == ConnectionState.WF_BITMAP_T, 5000, "the exchange of bitmaps")
+        if is_slow:
+            pair.shells[1].data.settings(write_min_ns=60_000_000, write_max_ns=60_000_000)
+        pair.ask(1, "detach", volume=0)
+        assert answer.error is None and pair.connected
+        pair.ask(1, "attach", volume=0)
+        app.stop()
+        pair.check_idle_pair()
