@@ -86,3 +86,23 @@ def test_verify_below_the_load_of_both_nodes(make_pair: PairMaker, flag_is_ours:
     assert pair.ours.status()["volumes"][0]["verify"]["ranges"] == []
     assert "Out of sync" not in pair.kernel.log()
     check_end(pair)
+
+
+@pytest.mark.interop
+@FLAGS
+@pytest.mark.parametrize("area", [HOT, SECTORS], ids=["hot", "sectors"])
+def test_our_disk_comes_and_goes_below_the_load_of_both_nodes(
+    make_pair: PairMaker, flag_is_ours: bool, area: Area
+) -> None:
+    """Our writes wait meanwhile; the kernel's never wait for these (decision 0080)."""
+    pair = make_pair(net=NET, allowed=CONFLICTS)
+    ready(pair, flag_is_ours=flag_is_ours)
+    promote_both(pair)
+    with CrossingWrites(pair, area, threads=4) as load:
+        for _ in range(ROUNDS):
+            load.wait_more(20)
+            pair.ours.call("detach")
+            load.wait_more(20)
+            pair.ours.call("attach")
+            pair.wait_in_sync(120)
+    check_end(pair)

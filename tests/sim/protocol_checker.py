@@ -332,9 +332,9 @@ class ProtocolChecker:
         before, v.role, v.conn, v.disk = v.conn, role, conn, disk
         v.was_ahead = v.was_ahead or conn == AHEAD
         theirs = peer.volume(p.volume)
-        if conn in (13, 14) and (theirs.disk_has_left or (before != conn and v.bitmap_done and theirs.bitmap_done)):
+        is_back = theirs.disk_has_left and theirs.disk > 2
+        if conn in (13, 14) and (is_back or (before != conn and v.bitmap_done and theirs.bitmap_done)):
             _restart_bitmaps(pair, p.volume)  # the last exchange led to nothing
-            theirs.disk_has_left = False
         v.disk_has_left = v.disk_has_left or disk < 3
         half.sent_state = all(other.has_state for other in half.volumes.values())
 
@@ -667,7 +667,7 @@ def _restart_bitmaps(pair: Pair, volume: int) -> None:
     for half in pair.halves.values():
         v = half.volume(volume)
         v.bitmap_bits = 0
-        v.bitmap_done = v.bitmap_started = v.bitmap_plain = False
+        v.bitmap_done = v.bitmap_started = v.bitmap_plain = v.disk_has_left = False
 
 
 _HANDLERS = {
