@@ -144,7 +144,9 @@ class Copies:
         if not now or now == self.holders:
             return
         for node in now - self.holders:
-            self.lost_power[node] = self.crashed[node] = self.diverged[node] = False
+            self.diverged[node] = False
+            if self._c.state(node, self._number)[1] >= ConnectionState.CONNECTED:  # a Primary may learn of a death late
+                self.lost_power[node] = self.crashed[node] = False
         self.holders = now
 
     def net_changes(self, values: dict[str, Any]) -> None:

@@ -102,3 +102,33 @@ def test_volumes_have_one_order_of_writes_until_one_of_them_loses_its_disk() -> 
         cluster.until(lambda: cluster.state(0, 0)[3] == 8, 20_000, "the disk is back")
         assert [volume.mode(1) for volume in oracle.volumes] == [CAUSAL, CAUSAL]
         oracle.take_over(0)  # audits
+
+
+def test_power_that_a_target_loses_before_its_source_has_seen_it_finished_is_not_forgotten() -> None:
+    """The Primary takes it for good when it is gone already; what it confirmed may have been in its cache only."""
+    require_sim()
+    from repl.drbd.states import DiskState
+    from tests.sim.cluster import QUICK_NET, Cluster, Load, Setup
+    from tests.sim.oracle import Oracle
+
+    with Cluster(1, Setup(net=QUICK_NET)) as cluster:
+        cluster.connect_fresh()
+        oracle = Oracle(cluster)
+        oracle.begin()
+        cluster.ask(1, "primary")
+        oracle.take_over(1)
+        app = cluster.serve(1)
+        cluster.ask(0, "disconnect")
+        app.load(Load(think_max_ms=3, queue_depth=4, read_percent=20))
+        cluster.run(300)
+        cluster.world.net(latency_min_ns=60_000_000, latency_max_ns=60_000_000)
+        cluster.ask(0, "connect")
+        cluster.until(lambda: cluster.state(0)[2] == DiskState.INCONSISTENT, 30_000, "a resync towards node 0")
+        cluster.until(lambda: cluster.state(0)[2] == DiskState.UP_TO_DATE, 30_000, "its end, as the target sees it")
+        cluster.run(40)  # its word is on the way
+        assert cluster.state(1)[3] == DiskState.INCONSISTENT
+        cluster.shells[0].power_off()
+        oracle.power_lost(0)
+        cluster.until(lambda: cluster.state(1)[3] == DiskState.UP_TO_DATE, 10_000, "its end, as the source sees it")
+        assert oracle.volumes[0].holders == {0, 1}
+        assert oracle.volumes[0].lost_power[0]
