@@ -6,12 +6,18 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import random
 import struct
 from collections.abc import Awaitable, Callable
 
 import pytest
 
+from repl.files.events import ChildDown, ChildUp
+from repl.files.options import parse_options
+from repl.files.translator import Context
+from repl.files.translators.replicate import Replicate
 from repl.files.values import ROOT_GFID, Caller, Fd, FopError, Loc, Lock, LockCommand, LockType, SetAttr
+from tests.lib.memory_brick import MemoryBrick, Port
 from tests.lib.replicas import Client, World
 from tests.lib.virtual_loop import run
 
@@ -543,3 +549,37 @@ def test_making_a_name_that_is_there_accuses_nobody(caplog: pytest.LogCaptureFix
     caplog.set_level("INFO")
     play(2, scene)
     assert [record.message for record in caplog.records if "accusing" in record.message] == []
+
+
+def test_nodes_that_replicate_among_themselves_mean_the_same_bricks() -> None:
+    """Each has its own brick first, and other names for the two: counters and the order of locks are the same."""
+
+    class Remote(Port):
+        TYPE = "protocol/client"
+
+    async def work() -> None:
+        bricks = [MemoryBrick("here"), MemoryBrick("here")]
+        nodes = []
+        for own in (0, 1):
+            context = Context(process=f"node{own}", random=random.Random(own))
+            remote = Remote(f"node{own}", bricks[1 - own])
+            remote.name = "there"
+            node = Replicate("afr", parse_options(Replicate.OPTIONS, {}), [bricks[own], remote], context)
+            await node.start()
+            assert node.up == 0 and node.keys[1] == b"trusted.afr.there"
+            nodes.append((node, remote))
+        for node, remote in nodes:
+            node.notify(ChildUp(), remote)
+        await asyncio.sleep(1)
+        (one, _), (two, away) = nodes
+        assert one.up == two.up == 3
+        assert one.keys == two.keys[::-1] and len(set(one.keys)) == 2
+        assert [one.keys[i] for i in one.lock_order] == [two.keys[i] for i in two.lock_order]
+        again = Replicate("afr", two.options, [bricks[1], Remote("again", bricks[0])], Context(process="again"))
+        again.names[1] = "there"
+        await again.start()
+        assert again.up == 1 and again.keys == two.keys, "it knows the other one without meeting it"
+        two.notify(ChildDown("away"), away)
+        assert two.up == 1
+
+    run(work())

@@ -89,4 +89,4 @@ def gfid_of_foreign(parent: bytes, name: bytes) -> bytes:
 
 def is_internal(key: bytes) -> bool:
     """Not shown to users and not for them to write."""
-    return key.startswith((b"trusted.gfid", b"trusted.afr.", b"trusted.glusterfs."))
+    return key.startswith((b"trusted.gfid", b"trusted.afr.", b"trusted.glusterfs.", b"trusted.repl."))

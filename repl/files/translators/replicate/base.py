@@ -74,7 +74,7 @@ class Base(Translator):
         self.tenure_owner = Caller(client=context.process, lock_owner=self._owner_head + bytes(8), is_internal=True,
                                    pid=TRANSACTION_PID)  # fmt: skip
         self.generation = 0
-        self.unknown = sum(1 << i for i, c in enumerate(self.subvolumes) if _is_remote(c))
+        self.unknown = sum(1 << i for i, c in enumerate(self.subvolumes) if is_remote(c))
         self.up = self.everyone & ~self.unknown
         self.loads = [Load() for _ in self.subvolumes]
         self.inodes = Inodes(FILES_INODES_MAX)
@@ -91,6 +91,11 @@ class Base(Translator):
     def _set_keys(self, names: Sequence[str]) -> None:
         self.keys: tuple[bytes, ...] = tuple(PREFIX + name.encode() for name in names)
         self.want_keys: tuple[bytes, ...] = (*self.keys, DIRTY)
+
+    def call_children(self, names: Sequence[str]) -> None:
+        """By these names, in the order of which locks are taken too."""
+        self._set_keys(names)
+        self.lock_order = sorted(range(self.count), key=lambda i: names[i])
 
     def _use_options(self, options: Options) -> None:
         self.options = options
@@ -115,7 +120,7 @@ class Base(Translator):
         if index >= 0:
             return int(index)
         if options["choose-local"]:
-            local = [i for i, child in enumerate(self.subvolumes) if not _is_remote(child)]
+            local = [i for i, child in enumerate(self.subvolumes) if not is_remote(child)]
             if len(local) == 1:
                 return local[0]
         return -1
@@ -219,6 +224,11 @@ class Base(Translator):
             raise telling_error(errors_of(answers)) if answers else self.nobody("looking at an inode")
         self.need_quorum("reading what is not known yet", heard(answers))
         self.learn(inode, found, generation)
+        if inode.is_pending:
+            self.heal_soon(inode.gfid)
+
+    def heal_soon(self, gfid: bytes) -> None:
+        """Something is pending: heal it in the background.  See Replicate."""
 
     async def look_again(self, inode: InodeState) -> None:
         """None of the copies that were good answers any more: another one may have been healed since."""
@@ -249,7 +259,7 @@ class Base(Translator):
         return [first, *(i for i in bits(readable) if i != first)]
 
 
-def _is_remote(child: Translator) -> bool:
+def is_remote(child: Translator) -> bool:
     """A child that says itself when it is up."""
     below = [child]
     while below:

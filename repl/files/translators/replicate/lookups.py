@@ -223,9 +223,6 @@ class Lookups(Writes):
 
     # ---- heals: see Replicate ----
 
-    def heal_soon(self, gfid: bytes) -> None:
-        """Something is pending: heal it in the background."""
-
     async def heal_name_now(self, loc: Loc) -> None:
         """The same, and wait for it."""
 
