@@ -104,7 +104,8 @@ class Congestion:
             only=volume,
             reason=f"congestion is over, {dirty} blocks ({dirty * 4} KiB) to be sent",
         )
-        if is_begun and volume.state.conn in (_C.SYNC_SOURCE, _C.PAUSED_SYNC_S):
+        runs = volume.state.conn in (_C.SYNC_SOURCE, _C.PAUSED_SYNC_S) and not volume.has_lost_metadata
+        if is_begun and runs:
             node.connection.send(Packet.SYNC_UUID, pk.SyncUuid(volume.uuids.bitmap).encode(), volume=volume.number)
             node.resync.save_progress(volume)
 

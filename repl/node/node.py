@@ -467,7 +467,15 @@ class Node:
         if data == volume.written:
             return after, None
         volume.written = data
-        return after, self.ask(ec.MdWrite(volume.number, data))
+        return after, self._written(volume, self.ask(ec.MdWrite(volume.number, data)))
+
+    @staticmethod
+    def _written(volume: Volume, write: Promise[Event]) -> Promise[Event]:
+        def done() -> None:
+            volume.has_lost_metadata = volume.has_lost_metadata or write.result().status is not Result.OK
+
+        write.when_done(done)
+        return write
 
     def apply(self, volume: Volume, after: StateWord, reason: str) -> None:
         """Its metadata is stable."""

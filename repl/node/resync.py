@@ -119,7 +119,7 @@ class ResyncControl:
             only=volume,
             reason=f"{dirty} blocks ({dirty * 4} KiB) to be sent",
         )
-        if volume.state.conn not in _RUNNING:
+        if volume.state.conn not in _RUNNING or volume.has_lost_metadata:  # what is on the disk does not know this UUID
             return
         volume.corrected = None
         self._child(self._save_progress(volume), "save resync progress")

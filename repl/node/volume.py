@@ -51,6 +51,7 @@ class Volume:
         self.prepared: Prepared | None = None
         self.superblock: Superblock | None = None
         self.written: bytes = b""  # superblock as it was last made stable
+        self.has_lost_metadata = False  # or was not: the peer must not hear of what it should have said
         self.uuids = Uuids(0, 0, 0, 0)
         self.corrected: Uuids | None = None  # verdict of rules 34 and 71, kept in memory until the resync has started
         self.crashed_primary = False
@@ -146,6 +147,7 @@ class Volume:
             al_updates=self.settings.al_updates,
         )
         self.written = found.serialise()
+        self.has_lost_metadata = False
         self.disk_error = ""
         self.attach_refusal = None
         self.attach_serials.attached()
