@@ -26,6 +26,7 @@ import errno
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 from repl.files.events import Event
@@ -123,7 +124,7 @@ class Translator:
         for child in subvolumes:
             child.parents.append(self)
 
-    @property
+    @cached_property
     def child(self) -> Translator:
         """ENOSYS at the bottom of a graph: nobody does it."""
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import stat
+from collections.abc import Callable
 from typing import Any
 
 from repl.files.mount import wire
@@ -14,6 +15,8 @@ from repl.files.mount.wire import Op, Request, SetattrValid
 from repl.files.values import Caller, Fd, FopError, Iatt, Loc, SetAttr, Xattrs
 
 CAPABILITY = b"security.capability"
+_CAPABILITY = CAPABILITY + b"\0"
+_GETXATTR_BYTES = wire.GETXATTR_IN.size
 
 
 async def getattr(fs: Filesystem, request: Request) -> Any:
@@ -24,6 +27,24 @@ async def getattr(fs: Filesystem, request: Request) -> Any:
         inode.directory = None
     looked = await fs.top.stat(fs.caller(request), inode.target)
     return fs.attributes(inode, looked.iatt)
+
+
+def getattr_quickly(fs: Filesystem, request: Request) -> bool:
+    """Of a directory that was just changed here."""
+    inode = fs.inodes[request.nodeid]
+    if inode.directory is None or inode.directory_until <= fs.context.now():
+        return False
+    fs.connection.answer(request.unique, fs.attributes(inode, inode.directory))
+    return True
+
+
+def getxattr_quickly(fs: Filesystem, request: Request) -> bool:
+    """The first write of a new file asks for this."""
+    body = request.body
+    if not fs.inodes[request.nodeid].has_no_capability or body[_GETXATTR_BYTES:] != _CAPABILITY:
+        return False
+    fs.connection.fail(request.unique, errno.ENODATA)
+    return True
 
 
 def _writable(fs: Filesystem, inode: Inode, valid: int, number: int) -> Fd | Loc:
@@ -163,3 +184,5 @@ HANDLERS = {
     Op.LISTXATTR: listxattr,
     Op.REMOVEXATTR: removexattr,
 }
+
+QUICK: dict[int, Callable[[Filesystem, Request], bool]] = {Op.GETATTR: getattr_quickly, Op.GETXATTR: getxattr_quickly}

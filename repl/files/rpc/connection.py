@@ -116,7 +116,7 @@ class Connection(asyncio.BufferedProtocol):
             self._loop.call_soon(self._flush)
         size = 0
         if payloads:
-            size = sum(memoryview(p).nbytes for p in payloads)
+            size = sum(map(frames.size_of, payloads))
             self._outgoing += (frames.encode(kind, call_id, body, size), *payloads)
         else:
             self._outgoing.append(frames.encode(kind, call_id, body))

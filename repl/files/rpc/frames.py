@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from repl.errors import ProtocolError
 
@@ -59,6 +59,11 @@ class Frame(NamedTuple):
     body: memoryview
     payload: memoryview
     is_lasting: bool
+
+
+def size_of(payload: Any) -> int:
+    """In bytes."""
+    return len(payload) if type(payload) is bytes else memoryview(payload).nbytes
 
 
 def encode(kind: int, call_id: int, body: bytes, payload_bytes: int = 0) -> bytes:

@@ -86,18 +86,26 @@ def _plain(pack: Callable[[Any], Any], unpack: Callable[[Any], Any]) -> Shape:
     return Shape(lambda value, _: pack(value), lambda raw, _: unpack(raw))
 
 
-def _same(value: Any) -> Any:
+def _same(value: Any, _: object = None) -> Any:
+    """Packed as it is: whoever packs need not call it."""
     return value
 
 
+def _int(raw: Any, _: object = None) -> int:
+    if type(raw) is not int or not I64_FIRST <= raw <= U64_LAST:
+        raise ProtocolError("a number is expected.")
+    return raw
+
+
 def _optional(shape: Shape) -> Shape:
+    pack, unpack = shape.pack, shape.unpack
     return Shape(
-        lambda value, sender: None if value is None else shape.pack(value, sender),
-        lambda raw, receiver: None if raw is None else shape.unpack(raw, receiver),
+        _same if pack is _same else lambda value, sender: None if value is None else pack(value, sender),
+        lambda raw, receiver: None if raw is None else unpack(raw, receiver),
     )
 
 
-def _nothing(raw: Any) -> None:
+def _nothing(raw: Any, _: object = None) -> None:
     if raw is not None:
         raise ProtocolError("nothing is expected.")
 
@@ -146,16 +154,16 @@ def _unpack_fd(raw: Any, receiver: Receiver) -> Fd:
     return receiver.open_file(pk.is_int(raw, 0, U64_LAST))
 
 
-LOC = _plain(pk.pack_loc, pk.unpack_loc)
+LOC = Shape(pk.pack_loc, pk.unpack_loc)
 TARGET = Shape(_pack_target, _unpack_target)
 FD = Shape(lambda fd, sender: sender.number(fd), _unpack_fd)
 NEW_FD = Shape(lambda fd, sender: pk.pack_new_fd(sender.number(fd), fd), lambda raw, receiver: receiver.new_file(raw))
-INT = _plain(_same, lambda raw: pk.is_int(raw, I64_FIRST, U64_LAST))
+INT = Shape(_same, _int)
 BOOL = _plain(bool, _bool)
-BYTES = _plain(bytes, pk.is_bytes)
-TEXT = _plain(_same, pk.unpack_text)
-GFID = _plain(_same, pk.unpack_gfid)
-XATTRS = _plain(pk.pack_xattrs, pk.unpack_xattrs)
+BYTES = Shape(lambda value, _: bytes(value), pk.is_bytes)
+TEXT = Shape(_same, pk.unpack_text)
+GFID = Shape(_same, pk.unpack_gfid)
+XATTRS = Shape(_same, pk.unpack_xattrs)
 WANT = _plain(list, _want)
 SETATTR = _plain(pk.pack_setattr, pk.unpack_setattr)
 LOCK = _plain(pk.pack_lock, pk.unpack_lock)
@@ -164,9 +172,9 @@ COMMAND = _plain(int, LockCommand)
 LOCK_TYPE = _plain(int, LockType)
 XATTR_OP = _plain(int, XattrOp)
 SYNC = _plain(int, SyncKind)
-NONE = _plain(_same, _nothing)
-LOOKED = _plain(pk.pack_looked, pk.unpack_looked)
-CHANGED = _plain(pk.pack_changed, pk.unpack_changed)
+NONE = Shape(_same, _nothing)
+LOOKED = Shape(pk.pack_looked, pk.unpack_looked)
+CHANGED = Shape(pk.pack_changed, pk.unpack_changed)
 STATVFS = _plain(pk.pack_statvfs, pk.unpack_statvfs)
 ENTRIES = _plain(pk.pack_entries, pk.unpack_entries)
 READ = Shape(_pack_read, _unpack_read)
@@ -195,6 +203,7 @@ def _unpack_outcomes(raw: Any) -> list[FopError | None]:
 OUTCOMES = _plain(_pack_outcomes, _unpack_outcomes)
 
 REQUIRED = object()
+OPENERS = frozenset(("create", "open", "opendir"))
 _READS = {"readv": "size", "rchecksum": "length"}
 
 
@@ -216,18 +225,22 @@ class Operation:
     name: str
     arguments: tuple[Argument, ...]
     result: Shape
-    packs: tuple[Any, ...] = field(init=False)
+    packs: tuple[tuple[int, Any], ...] = field(init=False)  # of those arguments that are not packed as they are
+    defaults: tuple[tuple[str, Any], ...] = field(init=False)
     unpacks: tuple[Any, ...] = field(init=False)
     positional: int = field(init=False)
     keywords: tuple[str, ...] = field(init=False)
     file_index: int | None = field(init=False)  # where an open file can stand among the arguments
+    is_lock: bool = field(init=False)
+    is_opener: bool = field(init=False)
     has_effect_here: bool = field(init=False)  # it changes what the client keeps about open files
     read_index: int | None = field(init=False)  # where it says how much is to be read
     offset_index: int | None = field(init=False)  # where it says from which byte on
 
     def __post_init__(self) -> None:
         put = object.__setattr__
-        put(self, "packs", tuple(a.shape.pack for a in self.arguments))
+        put(self, "packs", tuple((i, a.shape.pack) for i, a in enumerate(self.arguments) if a.shape.pack is not _same))
+        put(self, "defaults", tuple((a.name, a.default) for a in self.arguments))
         put(self, "unpacks", tuple(a.shape.unpack for a in self.arguments))
         put(self, "keywords", tuple(a.name for a in self.arguments if a.is_keyword))
         put(self, "positional", len(self.arguments) - len(self.keywords))
@@ -236,15 +249,17 @@ class Operation:
         names = [a.name for a in self.arguments]
         put(self, "read_index", names.index(_READS[self.name]) if self.name in _READS else None)
         put(self, "offset_index", names.index("offset") if self.name in ("writev", *_READS) else None)
+        put(self, "is_opener", self.name in OPENERS)
+        put(self, "is_lock", self.name in ("lk", "inodelk", "entrylk"))
         put(self, "has_effect_here", self.name in ("create", "open", "opendir", "release", "lk", "flush"))
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """All arguments in the order of the table.  Raises ``TypeError`` as a call would."""
         values = list(args)
-        for argument in self.arguments[len(values) :]:
-            value = kwargs.get(argument.name, argument.default)
+        for name, default in self.defaults[len(args) :]:
+            value = kwargs.get(name, default)
             if value is REQUIRED:
-                raise TypeError(f"{self.name}: argument {argument.name} is missing")
+                raise TypeError(f"{self.name}: argument {name} is missing")
             values.append(value)
         return values
 
@@ -254,7 +269,10 @@ class Operation:
         return Step(self.name, tuple(values[:at]), dict(zip(self.keywords, values[at:], strict=True)))
 
     def pack_arguments(self, values: Sequence[Any], sender: Sender) -> list[Any]:
-        return [pack(value, sender) for pack, value in zip(self.packs, values, strict=True)]
+        packed = list(values)
+        for index, pack in self.packs:
+            packed[index] = pack(packed[index], sender)
+        return packed
 
     def unpack_arguments(self, raw: Sequence[Any], receiver: Receiver) -> list[Any]:
         if len(raw) != len(self.unpacks):
@@ -318,7 +336,6 @@ BY_NAME: dict[str, Operation] = {operation.name: operation for operation in _TAB
 BY_NUMBER: dict[int, Operation] = {operation.number: operation for operation in _TABLE}
 COMPOUND = 0
 RELEASE = BY_NAME["release"]
-OPENERS = frozenset(("create", "open", "opendir"))
 
 Plan = list[tuple[Operation, list[Any]]]
 
@@ -393,7 +410,7 @@ class Call:
 
     @property
     def waits_for_lock(self) -> bool:
-        return any(is_lock_wait(operation, values) for operation, values in self.plan)
+        return any(operation.is_lock and is_lock_wait(operation, values) for operation, values in self.plan)
 
 
 def decode_call(body: memoryview | bytes, receiver: Receiver, callers: Mapping[int, Caller]) -> Call:
@@ -449,11 +466,12 @@ def encode_compound_answer(plan: Plan, results: Sequence[Any], sender: Sender) -
     return body
 
 
-def _receiver(payload: memoryview, *, is_lasting: bool) -> Receiver:
-    def no_file(_: Any) -> Fd:
-        raise ProtocolError("there is no file in an answer.")
+def _no_file(_: Any) -> Fd:
+    raise ProtocolError("there is no file in an answer.")
 
-    return Receiver(payload, is_lasting=is_lasting, open_file=no_file, new_file=no_file)
+
+def _receiver(payload: memoryview, *, is_lasting: bool) -> Receiver:
+    return Receiver(payload, is_lasting=is_lasting, open_file=_no_file, new_file=_no_file)
 
 
 def decode_answer(

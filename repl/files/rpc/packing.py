@@ -54,7 +54,7 @@ def is_int(value: Any, first: int, last: int) -> int:
     return value
 
 
-def is_bytes(value: Any) -> bytes:
+def is_bytes(value: Any, _: object = None) -> bytes:
     if type(value) is not bytes:
         raise ProtocolError("bytes are expected.")
     return value
@@ -80,11 +80,7 @@ def unpack_iatt(raw: bytes) -> Iatt:
     return Iatt(*_IATT.unpack(raw))
 
 
-def pack_xattrs(xattrs: Xattrs) -> dict[bytes, bytes]:
-    return xattrs
-
-
-def unpack_xattrs(raw: Any) -> Xattrs:
+def unpack_xattrs(raw: Any, _: object = None) -> Xattrs:
     if type(raw) is not dict:
         raise ProtocolError("extended attributes are expected.")
     for name, value in raw.items():
@@ -93,23 +89,26 @@ def unpack_xattrs(raw: Any) -> Xattrs:
     return raw
 
 
-def pack_looked(looked: Looked) -> list[Any]:
+def pack_looked(looked: Looked, _: object = None) -> list[Any]:
     parent = looked.parent
     return [pack_iatt(looked.iatt), None if parent is None else pack_iatt(parent), looked.xattrs]
 
 
-def unpack_looked(raw: Any) -> Looked:
+def unpack_looked(raw: Any, _: object = None) -> Looked:
     iatt, parent, xattrs = is_list(raw)
-    return Looked(unpack_iatt(iatt), None if parent is None else unpack_iatt(parent), unpack_xattrs(xattrs))
+    unpack = _IATT.unpack
+    above = None if parent is None else Iatt(*unpack(parent))
+    return Looked(Iatt(*unpack(iatt)), above, xattrs if xattrs == {} else unpack_xattrs(xattrs))
 
 
-def pack_changed(changed: Changed) -> list[Any]:
+def pack_changed(changed: Changed, _: object = None) -> list[Any]:
     return [pack_iatt(changed.before), pack_iatt(changed.after), changed.xattrs]
 
 
-def unpack_changed(raw: Any) -> Changed:
+def unpack_changed(raw: Any, _: object = None) -> Changed:
     before, after, xattrs = is_list(raw)
-    return Changed(unpack_iatt(before), unpack_iatt(after), unpack_xattrs(xattrs))
+    unpack = _IATT.unpack
+    return Changed(Iatt(*unpack(before)), Iatt(*unpack(after)), xattrs if xattrs == {} else unpack_xattrs(xattrs))
 
 
 def pack_entries(entries: list[Entry]) -> list[Any]:
@@ -144,11 +143,11 @@ def unpack_entries(raw: Any) -> list[Entry]:
 # ---- where ----
 
 
-def pack_loc(loc: Loc) -> bytes:
+def pack_loc(loc: Loc, _: object = None) -> bytes:
     return _LOC.pack(loc.gfid, loc.parent, len(loc.name)) + loc.name + loc.path
 
 
-def unpack_loc(raw: Any) -> Loc:
+def unpack_loc(raw: Any, _: object = None) -> Loc:
     gfid, parent, name_bytes = _LOC.unpack_from(is_bytes(raw))
     path_at = _LOC.size + name_bytes
     if path_at > len(raw):
@@ -273,13 +272,13 @@ def unpack_event(raw: Any) -> Event:
     raise ProtocolError(f"there is no event {kind!r}.")
 
 
-def _gfid(raw: Any) -> bytes:
+def _gfid(raw: Any, _: object = None) -> bytes:
     if len(is_bytes(raw)) != GFID_BYTES:
         raise ProtocolError("a gfid has 16 bytes.")
     return bytes(raw)
 
 
-def _text(raw: Any) -> str:
+def _text(raw: Any, _: object = None) -> str:
     if type(raw) is not str:
         raise ProtocolError("text is expected.")
     return raw

@@ -269,12 +269,14 @@ class Client(Translator):
         return link
 
     async def call(self, operation: Operation, caller: Caller, values: list[Any]) -> Any:
-        link = self._linked()
+        link = self._link
+        if link is None or not link.connection.is_open:
+            link = self._linked()
         index = operation.file_index
-        if index is not None and isinstance(values[index], Fd) and (fd := values[index]):
-            if operation.name in ops.OPENERS:
+        if index is not None and isinstance(fd := values[index], Fd):
+            if operation.is_opener:
                 self._begin_open(link, fd)
-            elif self not in fd.contexts or self.files.is_special(fd):
+            elif self.files.is_unknown(fd):
                 await open_again(self.files, link, caller, fd, strict=self.options["strict-locks"])
         if not operation.has_effect_here:
             return await link.call(operation, caller, values)
@@ -306,7 +308,7 @@ class Client(Translator):
 
     async def sync_all(self, caller: Caller, fds: Sequence[Fd]) -> list[OSError | None]:
         link = self._linked()
-        if not link.knows("ends") or any(self not in fd.contexts or self.files.is_special(fd) for fd in fds):
+        if not link.knows("ends") or any(map(self.files.is_unknown, fds)):
             return await super().sync_all(caller, fds)
         found: list[OSError | None] = await link.call(_SYNC_ALL, caller, [fds])
         return found
@@ -330,7 +332,7 @@ class Client(Translator):
             fd = values[index]
             if operation.name in ops.OPENERS:
                 self._begin_open(link, fd)
-            elif (self not in fd.contexts or self.files.is_special(fd)) and operation is not ops.RELEASE:
+            elif self.files.is_unknown(fd) and operation is not ops.RELEASE:
                 await open_again(self.files, link, caller, fd, strict=self.options["strict-locks"])
 
     def _begin_open(self, link: Link, fd: Fd) -> None:

@@ -22,11 +22,11 @@ from repl.files.events import Event, Invalidated
 from repl.files.rpc import handshake
 from repl.files.rpc import operations as ops
 from repl.files.rpc.connection import Connection
-from repl.files.rpc.frames import Frame, Kind
+from repl.files.rpc.frames import Frame, Kind, size_of
 from repl.files.rpc.operations import Operation, Plan, Sender
 from repl.files.rpc.packing import pack_caller, unpack_event
 from repl.files.values import Caller, Fd, FopError
-from repl.limits import RPC_CALLERS_MAX
+from repl.limits import RPC_CALLERS_MAX, RPC_HANDSHAKE_BYTES_MAX
 
 log = logging.getLogger(__name__)
 
@@ -193,26 +193,35 @@ class Link:
 
     async def call(self, operation: Operation, caller: Caller, values: list[Any]) -> Any:
         """The result of one operation."""
-        waits = ops.is_lock_wait(operation, values)
-        await self._in_line(waits)
-        sender = Sender(self._number)
-        body = ops.encode_call(operation, self._caller_number(caller), values, sender)
-        return await self._send(caller, [(operation, values)], body, sender, is_compound=False, takes_slot=not waits)
-
-    async def compound(self, caller: Caller, plan: Plan) -> list[Any]:
-        waits = any(ops.is_lock_wait(operation, values) for operation, values in plan)
-        await self._in_line(waits)
-        sender = Sender(self._number)
-        body = ops.encode_compound(plan, self._caller_number(caller), sender)
-        results: list[Any] = await self._send(caller, plan, body, sender, is_compound=True, takes_slot=not waits)
-        return results
-
-    async def _in_line(self, waits: bool) -> None:
+        waits = operation.is_lock and ops.is_lock_wait(operation, values)
         if self._line or (self._slots <= 0 and not waits):
             await self._wait_turn()
-        # From here to the sending nothing awaits: a place that is free stays free.
+        sender = Sender(self._number)
+        body = ops.encode_call(operation, self._caller_number(caller), values, sender)
+        plan = [(operation, values)]
+        call_id, future = self._send(plan, body, sender, is_compound=False, takes_slot=not waits)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._abandon(call_id, caller, plan, future, takes_slot=not waits)
+            raise
+
+    async def compound(self, caller: Caller, plan: Plan) -> list[Any]:
+        waits = any(operation.is_lock and ops.is_lock_wait(operation, values) for operation, values in plan)
+        if self._line or (self._slots <= 0 and not waits):
+            await self._wait_turn()
+        sender = Sender(self._number)
+        body = ops.encode_compound(plan, self._caller_number(caller), sender)
+        call_id, future = self._send(plan, body, sender, is_compound=True, takes_slot=not waits)
+        try:
+            results: list[Any] = await future
+        except asyncio.CancelledError:
+            self._abandon(call_id, caller, plan, future, takes_slot=not waits)
+            raise
+        return results
 
     async def _wait_turn(self) -> None:
+        """From here to the sending nothing awaits: a place that is free stays free."""
         waiter = self._loop.create_future()
         self._line.append(waiter)
         try:
@@ -229,15 +238,16 @@ class Link:
                 waiter.set_result(None)
                 return
 
-    async def _send(
-        self, caller: Caller, plan: Plan, body: bytes, sender: Sender, *, is_compound: bool, takes_slot: bool
-    ) -> Any:
+    def _send(
+        self, plan: Plan, body: bytes, sender: Sender, *, is_compound: bool, takes_slot: bool
+    ) -> tuple[int, asyncio.Future[Any]]:
         call_id = self._last_call = self._last_call % CALL_ID_LAST + 1
         if call_id in self._pending:
             raise FopError(errno.EAGAIN, f"{self.settings.name}: out of call numbers")
         if not self.connection.is_open:
             raise FopError(errno.ENOTCONN, f"{self.settings.name}: the link is gone")
-        self._check_size(body, sender)
+        if sender.payloads or len(body) > RPC_HANDSHAKE_BYTES_MAX:
+            self._check_size(body, sender)
         future = self._loop.create_future()
         self._pending[call_id] = _Pending(
             future, plan, is_compound=is_compound, takes_slot=takes_slot, sent_at=self._loop.time()
@@ -246,11 +256,7 @@ class Link:
         self.connection.send(Kind.CALL, call_id, body, sender.payloads)
         if self._line:
             self._next_in_line()
-        try:
-            return await future
-        except asyncio.CancelledError:
-            self._abandon(call_id, caller, plan, future, takes_slot=takes_slot)
-            raise
+        return call_id, future
 
     def _check_size(self, body: bytes, sender: Sender) -> None:
         welcome = self._welcome
@@ -258,7 +264,7 @@ class Link:
         if len(body) > welcome.body_bytes_max:
             raise FopError(errno.E2BIG, f"{self.settings.name}: {len(body)} bytes of arguments")
         if sender.payloads:
-            size = sum(memoryview(p).nbytes for p in sender.payloads)
+            size = sum(map(size_of, sender.payloads))
             if size > welcome.payload_bytes_max:
                 raise FopError(errno.E2BIG, f"{self.settings.name}: {size} bytes of data in one call")
 

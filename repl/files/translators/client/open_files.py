@@ -45,10 +45,10 @@ class RemoteFiles:
         found: RemoteFile | None = fd.contexts.get(self._key)
         return found
 
-    def is_special(self, fd: Fd) -> bool:
-        """It is just being opened late, or has lost locks."""
-        found: RemoteFile = fd.contexts[self._key]
-        return found.opening is not None or found.has_lost_locks
+    def is_unknown(self, fd: Fd) -> bool:
+        """It was never opened, or is just being opened late, or has lost locks."""
+        found: RemoteFile | None = fd.contexts.get(self._key)
+        return found is None or found.opening is not None or found.has_lost_locks
 
     def number(self, fd: Fd) -> int:
         """Its number, a new one if it has none."""

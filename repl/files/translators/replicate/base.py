@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, TypeAlias
 
 from repl.errors import ConfigError
 from repl.files.answers import AWAY, GONE, Answers, errors_of, good_of, most_telling
@@ -27,6 +28,8 @@ from repl.limits import FILES_INODES_MAX
 
 log = logging.getLogger(__name__)
 
+Question: TypeAlias = Callable[[Translator], Coroutine[Any, Any, Any]]
+
 # An operation that fails like this has changed nothing.
 HARMLESS = frozenset((
     errno.EINVAL, errno.EBADF, errno.EPERM, errno.EACCES, errno.ENODATA, errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY,
@@ -38,12 +41,16 @@ HARMLESS = frozenset((
 _TELLING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ESTALE)
 
 
-def bits(mask: int) -> list[int]:
-    return [i for i in range(mask.bit_length()) if mask >> i & 1]
+@lru_cache(1024)
+def bits(mask: int) -> tuple[int, ...]:
+    return tuple(i for i in range(mask.bit_length()) if mask >> i & 1)
 
 
 def mask_of(indexes: Mapping[int, Any] | Sequence[int]) -> int:
-    return sum(1 << i for i in indexes)
+    mask = 0
+    for i in indexes:
+        mask |= 1 << i
+    return mask
 
 
 def heard(answers: Answers) -> int:
@@ -143,19 +150,26 @@ class Base(Translator):
         if not self.quorum.is_met(self.up if mask is None else mask):
             raise self.nobody(what)
 
-    async def ask(self, mask: int, call: Callable[[Translator], Awaitable[Any]]) -> Answers:
+    async def ask(self, mask: int, call: Question) -> Answers:
         """The same question to several children at the same time; all answers."""
         if not mask & (mask - 1):  # one or none
             return {i: await self._one(i, call) for i in bits(mask)}
-        indexes = bits(mask)
-        begun = [(i, Begun(self._one(i, call))) for i in indexes]
+        up, children = self.up, self.subvolumes
+        begun = [(i, Begun(call(children[i])) if up >> i & 1 else None) for i in bits(mask)]
         answers: Answers = {}
         try:
             for i, one in begun:
-                answers[i] = await one
+                if one is None:
+                    answers[i] = FopError(errno.ENOTCONN, self.names[i])
+                    continue
+                try:
+                    answers[i] = await one
+                except OSError as error:
+                    answers[i] = error
         except BaseException:
             for _, one in begun[len(answers) + 1 :]:
-                one.cancel()
+                if one is not None:
+                    one.cancel()
             raise
         return answers
 
@@ -256,7 +270,7 @@ class Base(Translator):
             first = self.preferred
         else:
             first = choose(self.hash_mode, gfid, pid, readable, self.loads)
-        return [first, *(i for i in bits(readable) if i != first)]
+        return [first, *[i for i in bits(readable) if i != first]]
 
 
 def is_remote(child: Translator) -> bool:

@@ -34,6 +34,9 @@ class Endings:
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, tenure: Tenure) -> None:
+        if not tenure.is_regular:
+            tenure.end_alone()
+            return
         self._waiting[tenure] = None
         if len(self._waiting) >= FILES_BUNDLE_MAX:
             self.start()

@@ -10,16 +10,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from types import TracebackType
 from typing import Any
 
 from repl.files.answers import Answers, errors_of, good_of
 from repl.files.translator import Step, Translator
-from repl.files.translators.replicate.base import mask_of, telling_error
+from repl.files.translators.replicate.base import Question, mask_of, telling_error
 from repl.files.translators.replicate.changelog import DIRTY, Kind, delta
 from repl.files.translators.replicate.inodes import FdState, InodeState
 from repl.files.translators.replicate.lookups import Lookups
+from repl.files.translators.replicate.order import Slot
 from repl.files.translators.replicate.reads import NEVER_DOWN
 from repl.files.translators.replicate.tenure import Tenure
 from repl.files.values import (
@@ -42,34 +43,65 @@ _NEW_DIRECTORY = delta((0, 1, 1))
 _DIRTY_DATA = delta((1, 0, 0))
 
 
-class Entries(Lookups):
-    @asynccontextmanager
-    async def _names(self, *places: tuple[bytes, frozenset[bytes] | None]) -> AsyncIterator[list[Tenure]]:
-        """The tenures of directories, with the names (None: all) kept from other operations of ours."""
-        order = sorted(range(len(places)), key=lambda i: places[i][0])
-        tenures: dict[int, Tenure] = {}
-        slots = []
+class HeldNames:
+    """Names in directories, for the time of one operation."""
+
+    __slots__ = ("_afr", "_places", "_slots", "_tenures")
+
+    def __init__(self, afr: Entries, places: Sequence[tuple[bytes, frozenset[bytes] | None]]) -> None:
+        self._afr = afr
+        self._places = places
+        self._tenures: dict[int, Tenure] = {}
+        self._slots: list[Slot] = []
+
+    async def __aenter__(self) -> list[Tenure]:
+        afr, places, tenures = self._afr, self._places, self._tenures
+        order = range(1) if len(places) == 1 else sorted(range(len(places)), key=lambda i: places[i][0])
         try:
             for i in order:
-                tenures[i] = await self.hold(self.inodes.get(places[i][0]), Kind.ENTRY, is_entry=True)
+                tenures[i] = await afr.hold(afr.inodes.get(places[i][0]), Kind.ENTRY, is_entry=True)
             for i in order:
-                slots.append(await tenures[i].order.enter(names=places[i][1]))
-            yield [tenures[i] for i in range(len(places))]
-            if self.options["granular-entry-heal"]:
-                for i, (_, names) in enumerate(places):
-                    await tenures[i].note_names(names or ())
-        except asyncio.CancelledError:
+                self._slots.append(await tenures[i].order.enter(names=places[i][1]))
+            active = -1
             for tenure in tenures.values():
-                tenure.suspect.add(Kind.ENTRY)
+                active &= tenure.active
+            if not afr.quorum.is_met(active):  # what cannot be acknowledged is not begun: half of it would be seen
+                raise afr.nobody(f"changing names in {tenures[0].loc}")
+        except BaseException as error:
+            self._leave(error)
+            raise
+        return [tenures[i] for i in range(len(places))]
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None and self._afr.options["granular-entry-heal"]:
+                for i, (_, names) in enumerate(self._places):
+                    await self._tenures[i].note_names(names or ())
+        except BaseException as failure:
+            error = failure
             raise
         finally:
-            for slot in slots:
-                slot.leave()
-            for tenure in tenures.values():
-                tenure.unpin()
+            self._leave(error)
+
+    def _leave(self, error: BaseException | None) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            for tenure in self._tenures.values():
+                tenure.suspect.add(Kind.ENTRY)
+        for slot in self._slots:
+            slot.leave()
+        for tenure in self._tenures.values():
+            tenure.unpin()
+
+
+class Entries(Lookups):
+    def _names(self, *places: tuple[bytes, frozenset[bytes] | None]) -> HeldNames:
+        """The tenures of directories, with the names (None: all) kept from other operations of ours."""
+        return HeldNames(self, places)
 
     async def _ask_good_first(
-        self, tenure: Tenure, mask: int, call: Callable[[Translator], Awaitable[Any]], other: Tenure | None = None,
+        self, tenure: Tenure, mask: int, call: Question, other: Tenure | None = None,
         name: Loc | None = None, target: Loc | None = None,
     ) -> Answers:  # fmt: skip
         """An old copy of the directory (or of the other one) does not decide whether a name can be made or removed.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import stat
+from collections.abc import Sequence
 from typing import Any
 
 from repl.files.answers import good_of
@@ -62,7 +63,7 @@ async def heal_metadata(run: Run) -> None:
         run.plan_undo(Kind.METADATA, verdict.sources, run.mask & ~failed)
 
 
-async def _agree(run: Run, verdict: Verdict, good: list[int], xattrs: dict[int, Xattrs]) -> Verdict:
+async def _agree(run: Run, verdict: Verdict, good: Sequence[int], xattrs: dict[int, Xattrs]) -> Verdict:
     """Copies that nobody accuses: equal ones are all good, else one of them is chosen and accuses the rest."""
     equals = sum(1 << i for i in good)
     others = verdict.sinks & ~equals

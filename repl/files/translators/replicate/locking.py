@@ -9,12 +9,9 @@ of open files again (``restore_locks``).
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any
 
 from repl.files.answers import AWAY, Answers, errors_of, good_of
-from repl.files.translator import Translator
-from repl.files.translators.replicate.base import telling_error
+from repl.files.translators.replicate.base import Question, telling_error
 from repl.files.translators.replicate.entries import Entries
 from repl.files.values import Caller, Fd, Loc, Lock, LockCommand, LockType, Target
 
@@ -23,7 +20,7 @@ log = logging.getLogger(__name__)
 
 class Locking(Entries):
     async def _lock_in_order(
-        self, call: Callable[[Translator], Awaitable[Any]], undo: Callable[[Translator], Awaitable[Any]], what: str
+        self, call: Question, undo: Question, what: str
     ) -> Answers:
         """One child after another; a refusal undoes what was got."""
         await self.settled()
@@ -68,7 +65,7 @@ class Locking(Entries):
         state.remember_lock(caller, lock)
         return lock
 
-    async def _unlock_all(self, call: Callable[[Translator], Awaitable[Any]]) -> None:
+    async def _unlock_all(self, call: Question) -> None:
         answers = await self.ask(self.up, call)
         errors = errors_of(answers)
         if answers and len(errors) == len(answers) and not all(e.errno in AWAY for e in errors.values()):

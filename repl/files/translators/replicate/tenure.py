@@ -225,6 +225,10 @@ class Tenure:
 
     # ---- between ----
 
+    def is_marked(self, kind: Kind) -> bool:
+        marking = self._marking.get(kind)
+        return marking is not None and marking.done() and not marking.cancelled() and marking.exception() is None
+
     async def mark(self, kind: Kind) -> None:
         """Before the first operation of another kind."""
         marking = self._marking.get(kind)

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from repl.files.answers import Answers, errors_of, good_of
 from repl.files.events import ChildDown, ChildUp, Contended, Event, Invalidated, Reconnected, Unwatched
 from repl.files.options import Options
 from repl.files.translator import Context, Translator
-from repl.files.translators.replicate.base import HARMLESS, Base, mask_of, telling_error
+from repl.files.translators.replicate.base import HARMLESS, Base, Question, mask_of, telling_error
 from repl.files.translators.replicate.changelog import Kind
 from repl.files.translators.replicate.endings import Endings
 from repl.files.translators.replicate.inodes import UNKNOWN, FdState, InodeState
@@ -47,7 +47,8 @@ class Transactions(Base):
             try:
                 if not tenure.is_open:
                     await asyncio.shield(tenure.opened)
-                await tenure.mark(kind)
+                if not tenure.is_marked(kind):
+                    await tenure.mark(kind)
             except BaseException:
                 tenure.unpin()
                 raise
@@ -98,6 +99,8 @@ class Transactions(Base):
     async def settle(self, tenure: Tenure, kind: Kind, answers: Answers, *, pid: int = 0) -> Any:
         """The answer to give; those that failed are accused before.  Raises when too few copies have the change."""
         good = good_of(answers)
+        if len(good) == self.count and tenure.active == self.everyone:
+            return self.pick(good, tenure.inode, tenure.good(kind), pid)
         if not good:
             errors = errors_of(answers)
             if any(e.errno not in HARMLESS for e in errors.values()):
@@ -159,7 +162,7 @@ class Transactions(Base):
         inode: InodeState,
         kind: Kind,
         caller: Caller,
-        call: Callable[[Translator], Awaitable[Any]],
+        call: Question,
         state: FdState | None = None,
     ) -> Any:
         """A change of an inode as a whole: attributes, size."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from repl.files.answers import Answers, errors_of, good_of
 from repl.files.translator import Step, Translator
-from repl.files.translators.replicate.base import mask_of, telling_error
+from repl.files.translators.replicate.base import Question, mask_of, telling_error
 from repl.files.translators.replicate.changelog import Kind
 from repl.files.translators.replicate.inodes import FdState
 from repl.files.translators.replicate.order import WHOLE, Span
@@ -146,7 +146,7 @@ class Writes(Reads):
         )
 
     async def _resize(
-        self, caller: Caller, target: Target, span: Span, call: Callable[[Translator], Awaitable[Any]]
+        self, caller: Caller, target: Target, span: Span, call: Question
     ) -> Changed:
         inode, state = self._inode_of(target)
         tenure = await self.hold(inode, Kind.DATA)

@@ -195,6 +195,8 @@ class Server(Translator):
             log.warning("volume '%s': a new address or port needs a restart of the brick", self.name)
         super().reconfigure(options)
         self._apply(options)
+        for session in self._sessions:
+            session.limit_changed()
         self._dismiss()
 
     def _dismiss(self) -> None:

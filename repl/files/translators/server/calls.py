@@ -52,14 +52,42 @@ class Work:
         self.begins_again = False
 
 
-class Calls:
-    """Works on the calls of one client with ``top``; ``send`` takes the answers."""
+class _FileReceiver(Receiver):
+    """Notes the files that a call names."""
 
-    def __init__(self, name: str, top: Translator, send: Send, outstanding_changed: Callable[[], None]) -> None:
+    def __init__(self, frame: Frame, files: OpenFiles) -> None:
+        super().__init__(frame.payload, is_lasting=frame.is_lasting, open_file=self._find, new_file=self._add)
+        self._files = files
+        self.used: list[OpenFile] = []
+        self.added: list[OpenFile] = []
+
+    def _find(self, number: int) -> Fd:
+        file = self._files.find(number)
+        if file not in self.used:
+            self.used.append(file)
+        return file.fd
+
+    def _add(self, raw: Any) -> Fd:
+        file = self._files.add(*unpack_new_fd(raw))
+        self.used.append(file)
+        self.added.append(file)
+        return file.fd
+
+
+class Calls:
+    """Works on the calls of one client with ``top``; ``send`` takes the answers.
+
+    ``outstanding_changed`` is called while there are ``outstanding_high`` or more, and when there are fewer again.
+    """
+
+    def __init__(
+        self, name: str, top: Translator, send: Send, outstanding_changed: Callable[[], None], outstanding_high: int
+    ) -> None:
         self.name = name
         self.top = top
         self.files = OpenFiles()
         self.outstanding = 0
+        self.outstanding_high = outstanding_high
         self.is_frozen = False
         self._send = send
         self._outstanding_changed = outstanding_changed
@@ -82,30 +110,15 @@ class Calls:
         call_id = frame.call_id
         if call_id in self._works:
             raise ProtocolError(f"call {call_id} is under way already.")
-        used: list[OpenFile] = []
-        added: list[OpenFile] = []
-
-        def open_file(number: int) -> Fd:
-            file = self.files.find(number)
-            if file not in used:
-                used.append(file)
-            return file.fd
-
-        def new_file(raw: Any) -> Fd:
-            file = self.files.add(*unpack_new_fd(raw))
-            used.append(file)
-            added.append(file)
-            return file.fd
-
-        receiver = Receiver(frame.payload, is_lasting=frame.is_lasting, open_file=open_file, new_file=new_file)
+        receiver = _FileReceiver(frame, self.files)
         try:
             call = ops.decode_call(frame.body, receiver, callers)
             ops.check_ranges(call.plan)
-            work = Work(call_id, call, used, added, len(frame.payload))
+            work = Work(call_id, call, receiver.used, receiver.added, len(frame.payload))
             if work.waits:
                 self._admit_wait(work)
         except FopError as error:
-            for file in added:
+            for file in receiver.added:
                 self.files.fail(file)
             self._send(Kind.ERROR, call_id, ops.encode_error(error), ())
             return
@@ -127,7 +140,8 @@ class Calls:
                     self._forget_number(work, values[0])
         if not work.waits:
             self.outstanding += 1
-            self._outstanding_changed()
+            if self.outstanding >= self.outstanding_high:
+                self._outstanding_changed()
         if self.is_frozen:
             self._backlog.append(work)
         else:
@@ -220,7 +234,8 @@ class Calls:
             self._waiting_bytes -= work.held_bytes
             return
         self.outstanding -= 1
-        self._outstanding_changed()
+        if self.outstanding == self.outstanding_high - 1:
+            self._outstanding_changed()
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """While frozen: until nothing is under way; False if something had to be given up after ``timeout_s``."""

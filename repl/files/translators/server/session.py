@@ -146,7 +146,9 @@ class Session:
             self._timer.cancel()
             self._timer = None
         self.connection.reader.limits = handshake.CALL_LIMITS
-        self.calls = Calls(self.server.name, top, self.connection.send, self.control_flow)
+        self.calls = Calls(
+            self.server.name, top, self.connection.send, self.control_flow, 2 * self.server.outstanding_max
+        )
         features = tuple(f for f in handshake.FEATURES if f in hello.features)
         welcome = handshake.Welcome(version, self.server.context.process, features, self.server.outstanding_max)
         self.connection.send(Kind.WELCOME, 0, handshake.encode_welcome(welcome))
@@ -204,6 +206,11 @@ class Session:
 
     def _on_pong(self, frame: Frame) -> None:
         """That it came is all it says."""
+
+    def limit_changed(self) -> None:
+        if self.calls is not None:
+            self.calls.outstanding_high = 2 * self.server.outstanding_max
+            self.control_flow()
 
     def control_flow(self) -> None:
         """Clients keep to the limit they were told; one that does not is read no further."""
