@@ -82,7 +82,8 @@ class PeerPackets:
         peer_disk = real_disk(theirs, volume)
         busy = mine.conn > _C.CONNECTED
         syncs = mine.conn in (_C.SYNC_SOURCE, _C.PAUSED_SYNC_S)
-        if theirs.conn == _C.CONNECTED and syncs and peer_disk >= _D.INCONSISTENT:
+        # (A disk that is Negotiating ends none: this node has yet to write that the last one has left.)
+        if theirs.conn == _C.CONNECTED and syncs and peer_disk >= _D.INCONSISTENT and theirs.disk != _D.NEGOTIATING:
             await node.resync.source_finished(volume, peer_disk, theirs.role)
             return
         if theirs.conn == _C.CONNECTED and mine.conn in VERIFYING and peer_disk != _D.INCONSISTENT:

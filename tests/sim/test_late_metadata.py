@@ -176,3 +176,26 @@ def test_volume_that_waited_for_another_ones_resync_is_late() -> None:
         pair.until(lambda: pair.in_sync, 200_000, "in sync")
         assert not second.state.aftr_isp
         pair.check_idle_pair()
+
+
+def test_disk_comes_back_to_a_resync_source_that_could_not_yet_write_that_it_has_left() -> None:
+    """A P_STATE that shows a disk which is Negotiating is no end of a resync."""
+    require_sim()
+    slow = Resync(resync_rate_kib=64, plan_ahead=0, max_rate_kib=64, min_rate_kib=0)
+    with Cluster(7, Setup(external=True, volumes=2, resync=slow)) as pair:
+        pair.connect_fresh()
+        pair.ask(0, "primary")
+        pair.ask(1, "invalidate", volume=0)
+        pair.until(lambda: pair.state(0)[1] == _C.SYNC_SOURCE, 10_000, "the resync")
+        hang(pair, 0)
+        pair.ask(1, "detach", volume=0)
+        pair.until(lambda: pair.node(0).late.numbers == [0], 10_000, "late")
+        assert pair.state(0)[1] == _C.SYNC_SOURCE
+        attach = pair.fire(1, "attach", volume=0)
+        pair.run(3000)
+        assert not attach.is_done
+        answer(pair, 0)
+        pair.until(lambda: attach.is_done, 20_000, "the attach")
+        assert attach.error is None
+        pair.until(lambda: pair.in_sync, 200_000, "in sync")
+        pair.check_idle_pair()
