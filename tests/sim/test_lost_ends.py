@@ -89,3 +89,37 @@ def test_direction_that_the_disks_turn_leaves_no_correction_behind(make: Any) ->
     assert cluster.volume(0).uuids == cluster.volume(1).uuids
     cluster.wait_idle()
     cluster.check_equal()
+
+
+@pytest.mark.parametrize("is_power", [False, True])
+def test_source_that_died_before_it_heard_of_the_end_goes_on_in_another_generation(make: Any, is_power: bool) -> None:
+    """Its target has the one in which it would go on: that one's disk is recognized, and nobody has to be asked."""
+    cluster = make()
+    cluster.connect_fresh()
+    cluster.ask(1, "disconnect")
+    write_alone(cluster, 0, 0)
+    cluster.ask(1, "pause-sync", volume=0)
+    cluster.ask(1, "connect")
+    cluster.until(lambda: cluster.state(1)[1] == C.PAUSED_SYNC_T, 20_000, "the resync")
+    cluster.run(100)
+    cluster.shells[0].data.hold()
+    cluster.ask(1, "resume-sync", volume=0)
+    cluster.until(lambda: cluster.shells[0].data.in_flight > 0, 5000, "the source reads")
+    cluster.run(10)
+    data_socket = min(cluster.world.streams(1))
+    cluster.world.lib.re_sim_socket_hold(cluster.world.sim, data_socket, True)
+    cluster.shells[0].data.release()
+    cluster.until(lambda: cluster.state(1)[1] == C.CONNECTED, 5000, "its end")
+    assert cluster.state(0)[1] == C.SYNC_SOURCE, "it has not heard of that"
+    generation = cluster.volume(1).uuids.current
+    if is_power:
+        cluster.shells[0].power_off()
+    else:
+        cluster.shells[0].crash()
+    cluster.cut()
+    cluster.restart(0)
+    write_alone(cluster, 0, 8)
+    assert cluster.volume(0).uuids.current & ~1 != generation & ~1
+    cluster.heal()
+    cluster.until(lambda: cluster.in_sync, 60_000, "the writes of node 0 on both")
+    cluster.check_idle_pair()
