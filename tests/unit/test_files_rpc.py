@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -35,6 +36,7 @@ from repl.files.values import (
 )
 from tests.lib.files import at, attached, make, new_gfid, served
 from tests.lib.memory_brick import MemoryBrick
+from tests.lib.ports import free_port
 from tests.lib.wait import wait_for_async
 
 ME = Caller(uid=7, gid=8, groups=(8, 9), client="client", lock_owner=b"1")
@@ -472,5 +474,27 @@ def test_unix_socket_serves_as_well(tmp_path: Any) -> None:
             async with attached(1, "brick", **options) as client:
                 await client.stat(ME, ROOT)
         assert not os.path.exists(path)
+
+    run(work())
+
+
+def test_name_with_several_addresses_leads_to_one_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        one, two = MemoryBrick(), MemoryBrick()
+        async with served(one) as first, served(two) as second:
+            ports = (free_port(), first.addresses[0][1], second.addresses[0][1])
+
+            async def known(options: Any) -> list[Any]:
+                return [(socket.AF_INET, ("127.0.0.1", port)) for port in ports]
+
+            monkeypatch.setattr("repl.files.translators.client.addresses", known)
+            async with attached(1, "brick") as client:
+                await client.stat(ME, ROOT)
+                assert (one.counts["stat"], two.counts["stat"]) == (1, 0)
+                await first.stop()
+                await wait_for_async(lambda: not client.is_up, 10, "the end of the first server")
+                await wait_for_async(lambda: client.is_up, 10, "the second one")
+                await client.stat(ME, ROOT)
+                assert two.counts["stat"] == 1
 
     run(work())
