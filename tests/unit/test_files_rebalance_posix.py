@@ -83,7 +83,9 @@ def test_rebalance_takes_everything_from_a_brick(tmp_path: Path) -> None:
     async def empty(dht: Distribute) -> None:
         progress = await Crawl(dht, "start", Progress()).run()
         assert progress.state is State.COMPLETED and not progress.failures
-        assert progress.reasons.keys() <= {"it has several names"}  # on other bricks they stay
+        # Those of other bricks may stay, also because somebody else writes on the disk that all of them are on.
+        room = "less space would be free at the target than at the source"
+        assert progress.reasons.keys() <= {"it has several names", room}
 
     async def check(dht: Distribute) -> None:
         for number in range(12):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import stat
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from repl.files.rebalance.special import move_special
 from repl.files.translators.distribute import Distribute
 from repl.files.translators.distribute.links import name_of
 from repl.files.translators.distribute.marks import FILE_WANT, INCOMING, is_link
-from repl.files.values import ROOT_GFID, Entry, Fd, FopError, Loc, LockCommand, Looked
+from repl.files.values import ROOT_GFID, Entry, FopError, Loc, LockCommand, Looked
 from repl.limits import FILES_DEPTH_MAX
 
 log = logging.getLogger(__name__)
@@ -141,17 +140,11 @@ class Crawl:
             left += reversed(children)
 
     async def _children(self, folder: Folder) -> list[Folder]:
-        dht, caller = self.dht, self.dht.owner()
-        fd = Fd(folder.gfid, is_directory=True)
+        """As each subvolume has them: a listing of the volume would look for every file that is not in its place."""
         found: dict[bytes, bytes] = {}
-        await dht.opendir(caller, Loc(gfid=folder.gfid), fd)
-        try:
-            offset = 0
-            while part := await dht.readdir(caller, fd, size=_LISTING_BYTES, offset=offset):
-                found |= {e.name: e.gfid for e in part if e.kind == stat.S_IFDIR}
-                offset = part[-1].offset
-        finally:
-            await dht.release(fd)
+        for index in self.dht.everyone:
+            async for entry in entries_on(self.dht, index, folder.gfid, folders=True):
+                found[entry.name] = entry.gfid
         return [
             Folder(gfid, (*folder.path, name), Loc(parent=folder.gfid, name=name,
                                                    path=b"/" + b"/".join((*folder.path, name))))
@@ -173,7 +166,7 @@ class Crawl:
             await clean(self.dht, folder.gfid)
             await fix_layout(self.dht, folder.gfid, folder.text, self._weights)
             for child in await self._children(folder):
-                await self.dht.lookup(self.dht.owner(), child.loc)  # on the subvolume that its name belongs to now
+                await self._look(child)
             if self._moves and await self._tidy(folder) and not self.is_stopping:
                 await write_commit(self.dht, await self.dht.directory(folder.gfid), self._commit)
         except FopError as error:
@@ -181,6 +174,14 @@ class Crawl:
         if not self.is_stopping:
             progress.directories += 1
             progress.last_directory = [part.decode(errors="surrogateescape") for part in folder.path]
+
+    async def _look(self, folder: Folder) -> None:
+        """So that it is on the subvolume that its name belongs to now."""
+        try:
+            await self.dht.lookup(self.dht.owner(), folder.loc)
+        except FopError as error:
+            if error.errno not in GONE:  # half of one that was removed
+                raise
 
     # ---- files ----
 

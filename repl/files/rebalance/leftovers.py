@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 _LISTING_BYTES = 64 * 1024
 
 
-async def entries_on(dht: Distribute, index: int, gfid: bytes) -> AsyncIterator[Entry]:
-    """What one subvolume has in a directory, but directories."""
+async def entries_on(dht: Distribute, index: int, gfid: bytes, *, folders: bool = False) -> AsyncIterator[Entry]:
+    """What one subvolume has in a directory: its directories, or all else."""
     child, caller, fd = dht.subvolumes[index], dht.owner(), Fd(gfid, is_directory=True)
     await child.opendir(caller, Loc(gfid=gfid), fd)
     try:
@@ -32,7 +32,7 @@ async def entries_on(dht: Distribute, index: int, gfid: bytes) -> AsyncIterator[
         while part := await child.readdir(caller, fd, size=_LISTING_BYTES, offset=offset, want=FILE_WANT):
             offset = part[-1].offset
             for entry in part:
-                if entry.name not in (b".", b"..") and entry.kind != stat.S_IFDIR:
+                if entry.name not in (b".", b"..") and (entry.kind == stat.S_IFDIR) == folders:
                     yield entry
     finally:
         await child.release(fd)
