@@ -48,6 +48,7 @@ POSIX_AIO_MAX = 256  # syncs, direct reads and writes on their way to the disk a
 POSIX_AIO_BUFFER_BYTES = 1024 * 1024  # aligned memory for direct reads and writes
 POSIX_AIO_BUFFERS_MAX = 16  # of it kept for the next ones
 POSIX_KNOWN_XATTRS_MAX = 65536  # files whose internal extended attributes a brick remembers
+POSIX_REMEMBERED_SOON_MAX = 4096  # files of which a transaction has just ended, to be remembered in a moment
 POSIX_CACHE_DROP_S = 1.0  # between two drops of a file's pages from the cache, for direct writes
 POSIX_INLINE_BYTES_MAX = 128 * 1024  # reads and writes up to here are done by the event loop itself
 POSIX_ALLOCATE_INLINE_BYTES = 1024 * 1024

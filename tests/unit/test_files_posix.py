@@ -23,6 +23,7 @@ from repl.files.values import (
     ROOT,
     ROOT_GFID,
     Caller,
+    End,
     Fd,
     FopError,
     Loc,
@@ -685,6 +686,23 @@ def test_attributes_of_a_change_just_before_are_not_remembered(tmp_path: Path) -
             assert found == os.getxattr(tmp_path / "file", os.fsdecode(BLAME))
         assert not len(brick._brick.known)
         await brick.release(fd)
+
+    on_brick(work, tmp_path)
+
+
+def test_files_whose_transactions_end_are_remembered_a_moment_later(tmp_path: Path) -> None:
+    async def work(brick: Posix) -> None:
+        fds = [await new_file(brick, f"f{number}") for number in range(40)]
+        for fd in fds:
+            await brick.xattrop(HEALER, fd, XattrOp.ADD, {DIRTY: b"\0\0\0\1" + bytes(8)})
+        ends = [End(fd.gfid, is_entry=False, delta=b"\xff\xff\xff\xff" + bytes(8)) for fd in fds]
+        assert await brick.end_all(HEALER, "d", DIRTY, ends) == [bytes(12)] * 40
+        await brick.unlink(USER, at("f0"))
+        await brick.release(fds[0])
+        await wait_for_async(lambda: len(brick._brick.known) == 39, what="what was remembered")
+        for fd in fds[1:]:
+            assert (await brick.lookup(USER, Loc(gfid=fd.gfid), want=WANT)).xattrs == {DIRTY: bytes(12)}
+            await brick.release(fd)
 
     on_brick(work, tmp_path)
 

@@ -29,6 +29,7 @@ from repl.files.translators.posix.files import OpenFile, OpenFiles
 from repl.files.translators.posix.known import KnownXattrs
 from repl.files.translators.posix.lane import Lane
 from repl.files.translators.posix.options import OPTIONS
+from repl.files.translators.posix.remembering import Remembering
 from repl.files.translators.posix.removal import Remover
 from repl.files.translators.posix.space import Space
 from repl.files.values import (
@@ -77,6 +78,7 @@ class Posix(Translator):
         self._brick: Brick
         self._lane: Lane
         self._files: OpenFiles
+        self._remembering: Remembering
         self._maker: Maker
         self._remover: Remover
         self._space: Space
@@ -104,6 +106,9 @@ class Posix(Translator):
         self._brick.known = KnownXattrs(self.context.wall_ns)
         self._loop = asyncio.get_running_loop()
         self._lane = Lane(self.context.wall_ns, self.name)
+        self._remembering = Remembering(
+            self._brick, self._lane, lambda work: self.context.spawn(work, f"{self.name}: attributes")
+        )
         self._files = OpenFiles(self._brick, self._last_closed)
         self._maker = Maker(self._brick, Masks())
         self._remover = Remover(self._brick, self._files.is_open, lambda fd: self._lane.close_later(os.close, fd),
@@ -378,7 +383,9 @@ class Posix(Translator):
         self, caller: Caller, domain: str, key: bytes, ends: Sequence[End]
     ) -> list[bytes | OSError | None]:
         """The locks are features/locks' matter."""
-        return await self._run(xattrs.end_all, self._brick, key, ends)
+        found = await self._run(xattrs.end_all, self._brick, key, ends)
+        self._remembering.ended(end.gfid for end in ends if not end.is_entry)
+        return found
 
     # ---- open files ----
 
