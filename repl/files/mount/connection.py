@@ -25,6 +25,7 @@ from repl.files.eager import Begun
 from repl.files.mount import wire
 from repl.files.mount.failures import Failures
 from repl.files.mount.wire import Init, Op, Request
+from repl.files.values import FopError
 from repl.limits import MOUNT_REQUESTS_MAX, MOUNT_REQUESTS_PER_WAKE_MAX, MOUNT_TRANSFER_BYTES_MAX
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 PAGE_BYTES = 4096
 BUFFER_BYTES = MOUNT_TRANSFER_BYTES_MAX + PAGE_BYTES  # as the kernel demands: a whole write with its headers
 LARGE_BYTES = 128 * 1024  # from here on a write keeps the buffer it came in
+SMALL_BYTES = 1024  # up to here an answer and its header are joined
 HEADER_BYTES = wire.IN_HEADER.size
 NO_ANSWER = object()
 NOTHING = Init(0)
@@ -58,6 +60,7 @@ class Connection:
         self.fd = fd
         self.closed = asyncio.Event()
         self.handled = 0
+        self.errors: dict[int, int] = {}  # how often requests failed, by number
         self.agreed = NOTHING
         self._handler = handler
         self._quick = quick
@@ -170,8 +173,10 @@ class Connection:
         except asyncio.CancelledError:
             self.fail(unique, errno.EINTR)
         except OSError as error:
-            self.fail(unique, error.errno or errno.EIO)
-            self._failures.note(request, error)
+            self._request_failed(request, error)
+        except KeyError:
+            # The kernel names what it forgot: only possible after a forced unmount or a bug of its own.
+            self._request_failed(request, FopError(errno.ESTALE))
         except Exception:
             log.exception("request %d of the kernel on inode %d", request.op, request.nodeid)
             self.fail(unique, errno.EIO)
@@ -181,6 +186,12 @@ class Connection:
                 self._waiting_locks -= 1
             if self._is_paused and len(self._running) - self._waiting_locks == MOUNT_REQUESTS_MAX // 2:
                 self.resume()
+
+    def _request_failed(self, request: Request, error: OSError) -> None:
+        number = error.errno or errno.EIO
+        self.fail(request.unique, number)
+        self.errors[number] = self.errors.get(number, 0) + 1
+        self._failures.note(request, error)
 
     def _interrupt(self, unique: int, target: int) -> None:
         task = self._running.get(target)
@@ -213,6 +224,8 @@ class Connection:
         try:
             if body is None:
                 os.write(self.fd, wire.OUT_HEADER.pack(wire.OUT_HEADER.size, 0, unique))
+            elif type(body) is bytes and len(body) <= SMALL_BYTES:
+                os.write(self.fd, wire.OUT_HEADER.pack(wire.OUT_HEADER.size + len(body), 0, unique) + body)
             else:
                 os.writev(self.fd, (wire.OUT_HEADER.pack(wire.OUT_HEADER.size + len(body), 0, unique), body))
         except OSError as error:

@@ -97,6 +97,7 @@ class Filesystem:
             flags |= Init.WRITEBACK_CACHE
         quick = {op: partial(self._serve_quickly, serve) for op, serve in _quick_handlers().items()}
         self._connection = Connection(fd, self.serve, quick=quick, flags=flags, background=self.options.background)
+        self._connection.errors = self.counters.errors
         self._invalidator = Invalidator(self._connection)
         self._connection.start()
         return self._connection
@@ -136,22 +137,14 @@ class Filesystem:
             count[request.op] = count.get(request.op, 0) + 1
         return is_done
 
-    async def serve(self, request: Request) -> Any:
-        """The answer to one request.  Raises OSError."""
+    def serve(self, request: Request) -> Awaitable[Any]:
+        """What answers one request.  Raises OSError, awaited or before; KeyError: an inode that the kernel forgot."""
         serve = self._serve.get(request.op)
         if serve is None:
             raise FopError(errno.ENOSYS)
         count = self.counters.requests
         count[request.op] = count.get(request.op, 0) + 1
-        try:
-            return await serve(self, request)
-        except OSError as error:
-            failed = self.counters.errors
-            failed[error.errno or 0] = failed.get(error.errno or 0, 0) + 1
-            raise
-        except KeyError:
-            # The kernel names what it forgot: only possible after a forced unmount or a bug of its own.
-            raise FopError(errno.ESTALE) from None
+        return serve(self, request)
 
     def caller(self, request: Request) -> Caller:
         key = (request.uid, request.gid, request.pid)
@@ -193,7 +186,7 @@ class Filesystem:
         attr, attr_ns = self.attr_valid
         return wire.ATTR_OUT.pack(attr, attr_ns, 0, *wire.attributes(iatt))
 
-    async def answer_entry(self, request: Request, body: bytes, nodeid: int) -> Any:
+    def answer_entry(self, request: Request, body: bytes, nodeid: int) -> Any:
         """Answer with a new lookup, which does not count if the kernel does not take it."""
         if not self.connection.answer(request.unique, body):
             self.inodes.forget(nodeid, 1)

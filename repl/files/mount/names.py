@@ -30,18 +30,18 @@ def _hinted(fs: Filesystem, parent: Inode, name: bytes) -> Loc:
     return Loc(parent=parent.gfid, name=name, path=os.path.join(above, name) if above else b"")
 
 
-async def _made(fs: Filesystem, request: Request, looked: Looked, name: bytes, *, is_file: bool = False) -> Any:
+def _made(fs: Filesystem, request: Request, looked: Looked, name: bytes, *, is_file: bool = False) -> Any:
     """Something new under the directory of the request."""
     fs.directory_changed(request.nodeid, looked.parent)
-    return await _entry(fs, request, looked, name, is_new=is_file)
+    return _entry(fs, request, looked, name, is_new=is_file)
 
 
-async def _entry(fs: Filesystem, request: Request, looked: Looked, name: bytes, *, is_new: bool = False) -> Any:
+def _entry(fs: Filesystem, request: Request, looked: Looked, name: bytes, *, is_new: bool = False) -> Any:
     body = fs.entry(looked.iatt, request.nodeid, name)
     inode = fs.inodes.find(looked.iatt.gfid)
     assert inode is not None
     inode.has_no_capability = inode.has_no_capability or is_new
-    return await fs.answer_entry(request, body, inode.nodeid)
+    return fs.answer_entry(request, body, inode.nodeid)
 
 
 async def lookup(fs: Filesystem, request: Request) -> Any:
@@ -53,7 +53,7 @@ async def lookup(fs: Filesystem, request: Request) -> Any:
             seconds, ns = wire.valid_for(fs.options.negative_timeout)
             return wire.ENTRY_OUT.pack(0, 0, seconds, 0, ns, *[0] * 17)
         raise
-    return await _entry(fs, request, looked, name)
+    return _entry(fs, request, looked, name)
 
 
 async def forget(fs: Filesystem, request: Request) -> Any:
@@ -119,7 +119,7 @@ async def mknod(fs: Filesystem, request: Request) -> Any:
     looked = await fs.top.mknod(
         fs.caller(request), _loc(fs, parent, name), mode=mode, rdev=rdev, gfid=fs.context.new_gfid()
     )
-    return await _made(fs, request, looked, name, is_file=True)
+    return _made(fs, request, looked, name, is_file=True)
 
 
 async def mkdir(fs: Filesystem, request: Request) -> Any:
@@ -130,7 +130,7 @@ async def mkdir(fs: Filesystem, request: Request) -> Any:
     mode = await _mode(fs, request, parent, mode & 0o7777, umask)
     loc = _hinted(fs, parent, name)
     looked = await fs.top.mkdir(fs.caller(request), loc, mode=mode, gfid=fs.context.new_gfid())
-    return await _made(fs, request, looked, name)
+    return _made(fs, request, looked, name)
 
 
 async def symlink(fs: Filesystem, request: Request) -> Any:
@@ -139,7 +139,7 @@ async def symlink(fs: Filesystem, request: Request) -> Any:
     target = name_of(request.body, len(name) + 1)
     parent = fs.inodes[request.nodeid]
     looked = await fs.top.symlink(fs.caller(request), _loc(fs, parent, name), target=target, gfid=fs.context.new_gfid())
-    return await _made(fs, request, looked, name)
+    return _made(fs, request, looked, name)
 
 
 async def link(fs: Filesystem, request: Request) -> Any:
@@ -148,7 +148,7 @@ async def link(fs: Filesystem, request: Request) -> Any:
     name = name_of(request.body, wire.LINK_IN.size)
     loc = _loc(fs, fs.inodes[request.nodeid], name)
     looked = await fs.top.link(fs.caller(request), fs.inodes[source].loc, loc)
-    return await _made(fs, request, looked, name)
+    return _made(fs, request, looked, name)
 
 
 async def unlink(fs: Filesystem, request: Request) -> Any:
