@@ -56,6 +56,7 @@ POSIX_UNLINK_INLINE_BYTES = 64 * 1024 * 1024  # blocks of larger files become fr
 POSIX_LINGERING_MAX = 4096  # files that a rename has replaced and that can be opened by their gfid yet
 POSIX_LINGER_S = 2.0
 QUICK_READ_BYTES_MAX = 64 * 1024
+POSIX_LISTING_CONTENTS_MAX = 64  # so many of them
 POSIX_LISTING_CONTENT_BYTES = 256 * 1024  # of small files that come with one listing; one more may exceed it
 WRITE_BEHIND_BYTES_MAX = 64 * 1024 * 1024  # acknowledged and not stored, of all files
 WRITE_BEHIND_FRAME_BYTES = 1024 * 1024  # of several writes in one frame

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import logging
 import os
 import random
@@ -181,7 +180,7 @@ def _serve(given: argparse.Namespace, background: process.Background) -> None:
     pid_file = process.PidFile(given.pid_file) if given.pid_file else None
 
     def ready() -> None:
-        gc.freeze()  # what lives from the start on is not looked at again
+        process.calm_collector()
         background.ready()
 
     async def serve() -> None:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ctypes
 import fcntl
+import gc
 import logging
 import os
 import sys
@@ -24,6 +25,7 @@ from repl.files.graph import Graph
 log = logging.getLogger(__name__)
 
 WATCH_INTERVAL_S = 1.0
+_COLLECTED_AT_ONCE = 5000
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
@@ -44,6 +46,13 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, 32 * 1024 * 1024)
         mallopt(_M_TRIM_THRESHOLD, 64 * 1024 * 1024)
+
+
+def calm_collector() -> None:
+    """What lives from the start on is not looked at again, and what is new less often: caches fill with objects that
+    live, and looking at them for cycles took a sixth of the time of reading small files."""
+    gc.freeze()
+    gc.set_threshold(_COLLECTED_AT_ONCE, 20, 20)
 
 
 def set_up_logging(level: str, path: str = "") -> None:

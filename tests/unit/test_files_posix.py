@@ -31,7 +31,7 @@ from repl.files.values import (
     XattrOp,
     gfid_text,
 )
-from repl.limits import POSIX_KNOWN_XATTRS_MAX
+from repl.limits import POSIX_KNOWN_XATTRS_MAX, POSIX_LISTING_CONTENTS_MAX, QUICK_READ_BYTES_MAX
 from tests.lib.files import HEALER, ME, at, make, new_gfid, posix
 from tests.lib.wait import wait_for_async
 
@@ -753,5 +753,35 @@ def test_a_direct_write_over_pages_in_the_cache_is_stored_and_the_pages_are_forg
         assert (tmp_path / "file").read_bytes()[8192:8193] == b"\x01"
         for each in (fd, direct):
             await brick.release(each)
+
+    on_brick(work, tmp_path)
+
+
+def test_a_listing_brings_the_contents_of_small_files_along(tmp_path: Path) -> None:
+    content = b"glusterfs.content"
+
+    async def work(brick: Posix) -> None:
+        sizes = {f"f{number}": number * 100 for number in range(100)} | {"large": QUICK_READ_BYTES_MAX + 1}
+        for name, size in sizes.items():
+            fd = await new_file(brick, name, name.encode()[-1:] * size)
+            await brick.setxattr(HEALER, fd, {DIRTY: bytes(12)})
+            await brick.release(fd)
+        await new_directory(brick, "directory")
+        await brick.mknod(USER, at("fifo"), mode=stat.S_IFIFO | 0o644, rdev=0, gfid=new_gfid())
+        fd, offset, seen = Fd(ROOT_GFID, is_directory=True), 0, {}
+        await brick.opendir(USER, ROOT, fd)
+        while entries := await brick.readdir(USER, fd, size=9000, offset=offset, is_plus=True, want=(content, DIRTY)):
+            brought = [entry for entry in entries if content in entry.xattrs]
+            assert 0 < len(brought) <= POSIX_LISTING_CONTENTS_MAX
+            for entry in brought:
+                assert entry.xattrs[content] == entry.name[-1:] * sizes[entry.name.decode()]
+            seen |= {entry.name.decode(): entry for entry in entries}
+            offset = entries[-1].offset
+        assert seen.keys() == sizes.keys() | {"directory", "fifo"}
+        assert all(DIRTY in seen[name].xattrs for name in sizes)
+        assert not any(content in seen[name].xattrs for name in ("large", "directory", "fifo"))
+        await brick.release(fd)
+        still_open = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+        assert not [path for path in still_open if os.path.dirname(path) == str(tmp_path) and os.path.isfile(path)]
 
     on_brick(work, tmp_path)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import random
@@ -194,7 +193,7 @@ def _serve(given: argparse.Namespace, background: process.Background) -> None:
     control = Path(given.socket or process.run_directory() / f"repl-heald.{os.getpid()}.sock")
 
     def ready() -> None:
-        gc.freeze()
+        process.calm_collector()
         background.ready()
 
     try:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import logging
 import os
 import sys
@@ -127,7 +126,7 @@ def _run(
         if given.pid_file:
             with open(given.pid_file, "w") as file:
                 file.write(f"{os.getpid()}\n")
-        gc.freeze()  # what lives from the start on is not looked at again
+        process.calm_collector()
         background.ready()
 
     async def serve() -> None:

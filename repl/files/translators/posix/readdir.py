@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Listings with identities, attributes and extended attributes.
+"""Listings with identities, attributes, extended attributes and, where they are wanted, contents of small files.
 
-What vanishes while it is listed is left out.  Errors: ``OSError``.
+What vanishes while it is listed is left out.  Contents are asked of the disk for all files of an answer before the
+first of them is waited for.  Errors: ``OSError``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 
@@ -15,17 +17,71 @@ from repl.files.translators.posix.files import OpenFile
 from repl.files.translators.posix.names import is_hidden
 from repl.files.translators.posix.xattrs import CONTENT
 from repl.files.values import Entry, Want
-from repl.limits import FILES_LISTING_ENTRIES_MAX, POSIX_LISTING_CONTENT_BYTES
+from repl.limits import (
+    FILES_LISTING_ENTRIES_MAX,
+    POSIX_LISTING_CONTENT_BYTES,
+    POSIX_LISTING_CONTENTS_MAX,
+    QUICK_READ_BYTES_MAX,
+)
 
 _DIRENT_BYTES = 24
 _PLUS_BYTES = 128  # what attributes add to an entry of FUSE
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+class _Contents:
+    """Of the files of one answer."""
+
+    def __init__(self, directory: int) -> None:
+        self._directory = directory
+        self._room = POSIX_LISTING_CONTENT_BYTES
+        self._opened: list[tuple[Entry, int, int]] = []
+
+    def ask(self, entry: Entry, st: os.stat_result) -> None:
+        """If it is a small file, and there is room for it."""
+        size = st.st_size
+        is_small = stat.S_ISREG(st.st_mode) and size <= QUICK_READ_BYTES_MAX
+        if not is_small or not self._room or len(self._opened) >= POSIX_LISTING_CONTENTS_MAX:
+            return
+        try:
+            fd = os.open(entry.name, _OPEN, dir_fd=self._directory)
+        except OSError:  # it comes without
+            return
+        self._opened.append((entry, fd, size))
+        self._room = max(0, self._room - size)
+        if size:
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(fd, 0, size, os.POSIX_FADV_WILLNEED)
+
+    def read(self) -> None:
+        for entry, fd, size in self._opened:
+            with contextlib.suppress(OSError):
+                entry.xattrs[CONTENT] = os.pread(fd, size, 0)
+
+    def close(self) -> None:
+        for _, fd, _ in self._opened:
+            os.close(fd)
 
 
 def read(brick: Brick, opened: OpenFile, size: int, offset: int, is_plus: bool, want: Want) -> list[Entry]:
+    if CONTENT not in want:
+        return _read(brick, opened, size, offset, is_plus, want, None)
+    contents = _Contents(opened.fd)
+    try:
+        rest = tuple(key for key in want if key != CONTENT)
+        found = _read(brick, opened, size, offset, is_plus, rest, contents)
+        contents.read()
+    finally:
+        contents.close()
+    return found
+
+
+def _read(
+    brick: Brick, opened: OpenFile, size: int, offset: int, is_plus: bool, want: Want, contents: _Contents | None
+) -> list[Entry]:
     assert opened.listing is not None
     parent, directory = opened.gfid, opened.fd
     found: list[Entry] = []
-    room = POSIX_LISTING_CONTENT_BYTES if CONTENT in want else 0
     for raw in opened.listing.entries(offset):
         if is_hidden(parent, raw.name):
             continue
@@ -40,10 +96,8 @@ def read(brick: Brick, opened: OpenFile, size: int, offset: int, is_plus: bool, 
         entry = Entry(raw.name, raw.offset, gfid, stat.S_IFMT(st.st_mode), None, xattrs)
         if is_plus:
             entry.iatt = iatt_of(st, gfid)
-        if room and (content := xattrs.get(CONTENT)) is not None:
-            room = max(0, room - len(content))
-            if not room:  # no more of them in this answer
-                want = tuple(key for key in want if key != CONTENT)
+        if contents is not None:
+            contents.ask(entry, st)
         found.append(entry)
         size -= _DIRENT_BYTES + (len(raw.name) + 7 & ~7) + (_PLUS_BYTES if is_plus else 0)
         if size <= 0 or len(found) >= FILES_LISTING_ENTRIES_MAX:
