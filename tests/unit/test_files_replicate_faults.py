@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import pytest
 
@@ -11,7 +12,7 @@ from repl.files.translators.replicate.healing import How
 from repl.files.values import ROOT_GFID, Fd, FopError, Loc
 from tests.lib.replicas import Client, World
 from tests.unit.test_files_heal import HEALS_OFF, assert_healed, heal_all
-from tests.unit.test_files_replicate import make_file, play, read, settle
+from tests.unit.test_files_replicate import make_file, play, read, settle, write
 
 
 def at_root(name: bytes, gfid: bytes = bytes(16)) -> Loc:
@@ -184,3 +185,28 @@ def test_a_file_is_replaced_while_one_brick_is_away_and_another_is_not_healed_ye
         assert names(world, 0) == {b"f": b"data", b"x": b""}
 
     play(3, scene, **HEALS_OFF)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_who_appends_does_not_notice_that_a_brick_goes_while_it_is_asked_for_the_size(index: int) -> None:
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"log", b"one ")
+        await settle()
+        asked: list[str] = []
+
+        async def hook(who: str, brick: str, fop: str, is_done: bool) -> None:
+            if fop == "stat" and not is_done and not asked:
+                asked.append(brick)
+                world.crash(int(brick[-1]))
+
+        client.afr.preferred = index
+        world.hook = hook
+        await write(client, gfid, b"two", flags=os.O_APPEND)
+        assert asked == [f"brick{index}"]
+        world.come_back(index)
+        await heal_all(client)
+        assert_healed(world)
+        assert await read(client, gfid) == b"one two"
+
+    play(2, scene, **HEALS_OFF)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from repl.files.answers import Answers, errors_of, good_of
+from repl.files.answers import AWAY, Answers, errors_of, good_of
 from repl.files.translator import Step, Translator
 from repl.files.translators.replicate.base import Question, mask_of, telling_error
 from repl.files.translators.replicate.changelog import Kind
@@ -129,10 +129,20 @@ class Writes(Reads):
         return results
 
     async def _end_of(self, tenure: Tenure, state: FdState, caller: Caller) -> int:
-        if tenure.size < 0:
-            index = self.read_order(state.inode.gfid, tenure.good(Kind.DATA), caller.pid)[0]
+        """The size of a good copy; of another one if that child goes just now."""
+        tried = 0
+        while tenure.size < 0:
+            left = tenure.good(Kind.DATA) & ~tried
+            if not left:
+                raise self.nobody(f"appending to {tenure.loc}")
+            index = self.read_order(state.inode.gfid, left, caller.pid)[0]
+            tried |= 1 << index
             await self.ensure_open(state, 1 << index)
-            tenure.size = (await self.subvolumes[index].stat(caller, state.lower)).iatt.size
+            try:
+                tenure.size = (await self.subvolumes[index].stat(caller, state.lower)).iatt.size
+            except OSError as error:
+                if error.errno not in AWAY:
+                    raise
         return tenure.size
 
     async def truncate(self, caller: Caller, target: Target, size: int) -> Changed:
