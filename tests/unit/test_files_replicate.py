@@ -583,3 +583,29 @@ def test_nodes_that_replicate_among_themselves_mean_the_same_bricks() -> None:
         assert two.up == 1
 
     run(work())
+
+
+def test_a_change_of_names_that_cannot_be_acknowledged_is_not_begun() -> None:
+    """The directory's transaction was open when two of three bricks went: the third renamed, removed and made alone."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"a", b"x")
+        world.crash(0)
+        world.crash(1)
+        before = world.tree(2)
+        here, there = Loc(gfid, ROOT_GFID, b"a"), Loc(parent=ROOT_GFID, name=b"b")
+        fd = Fd(client.context.new_gfid(), os.O_RDWR)
+        changes = (
+            client.afr.rename(client.caller, here, there),
+            client.afr.link(client.caller, Loc(gfid=gfid), there),
+            client.afr.unlink(client.caller, here),
+            client.afr.create(client.caller, there, fd, flags=os.O_RDWR | os.O_EXCL, mode=0o644, gfid=fd.gfid),
+        )
+        for change in changes:
+            with pytest.raises(FopError) as caught:
+                await change
+            assert caught.value.errno == errno.ENOTCONN
+        assert world.tree(2) == before
+
+    play(3, scene)
