@@ -61,7 +61,7 @@ def _python(code: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 def _all_well(*running: subprocess.Popen[str]) -> None:
-    assert [process.wait(300) for process in running] == [0] * len(running)
+    assert [process.wait(1500) for process in running] == [0] * len(running)
 
 
 def _soon(condition: Callable[[], bool]) -> None:
