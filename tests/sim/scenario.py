@@ -196,6 +196,8 @@ class Scenario(Orders):
             if c.node(index).role == Role.PRIMARY and index != winner:
                 self.demote(index)
         self.oracle.may_lose(1 - winner)
+        for number in tuple(c.shells[1 - winner].undo_facts):  # of an earlier one: it has been looked at
+            self.try_ask(1 - winner, "undo-drop", volume=number)
         if any(text in c.node(index).reason for index in (0, 1) for text in ("Unrelated", TOO_OLD)):
             self.recreate(1 - winner)
         elif PRIMARY_TARGET in c.node(winner).reason:
