@@ -411,8 +411,8 @@ static void flush_local_done(struct disk_op *op)
 {
     struct request *r = op->owner;
     r->local_pending = false;
-    r->local_ok = op->error == 0;
     volume_disk_finished(r->volume, op);
+    r->local_ok = op->error == 0;
     if (op->error) {
         r->error = op->error;
         volume_disk_error(r->volume, op, RE_DISK_FLUSH);    /* a failed flush is final for the device */

@@ -323,6 +323,9 @@ void volume_disk_finished(struct volume *v, struct disk_op *op)
 {
     CHECK(v->stats.lower_pending > 0);
     v->stats.lower_pending--;
+    /* A flush has failed: what it was for may be gone, and another one that is under way says nothing of that. */
+    if (op->kind == DISK_FLUSH && op->fd == v->disk.data_fd && v->disk_failed && !op->error)
+        op->error = EIO;
     if (!op->error) {
         if (op->kind == DISK_READ)
             v->stats.disk_read_bytes += op->length;
