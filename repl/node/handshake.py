@@ -411,7 +411,8 @@ def check_exposed(c: Connection, volume: Volume) -> None:
             reason="other-generation",
             advice=f"Attach the disk of {node.settings.node} that holds this generation, or take the resource down.",
         )
-    volume.uuids = replace(volume.uuids, current=theirs)
+    if not c.is_dry_run:
+        volume.uuids = replace(volume.uuids, current=theirs)
 
 
 def _check_presented(c: Connection, volume: Volume, theirs: int) -> None:

@@ -406,6 +406,20 @@ def test_tentative_connect_after_a_missed_end_leaves_the_corrections_alone(make:
     cluster.until(lambda: cluster.in_sync, 30_000, "in sync")
 
 
+def test_tentative_connect_of_a_node_without_a_disk_does_not_take_the_peers_generation(make: MakeCluster) -> None:
+    cluster = make()
+    cluster.ask(1, "detach")
+    cluster.ask(1, "disconnect")
+    cluster.serve(0).write(1)
+    known = cluster.volume(1).uuids
+    cluster.ask(1, "connect", tentative=True)
+    cluster.until(lambda: cluster.node(1).reason_code == "tentative", 30_000, "the end of the question")
+    assert cluster.volume(1).uuids == known
+    cluster.ask(1, "connect")
+    cluster.until(lambda: cluster.connected, 30_000, "connected")
+    assert cluster.volume(1).uuids.current != known.current
+
+
 # ---- why ----
 
 
