@@ -25,7 +25,9 @@ from tests.lib.volumes import VolumeProcesses, running_volume
 from tests.lib.wait import wait_for
 
 pytestmark = needs_fuse()
-MEMORY_KB_MAX = 400_000
+THREADS = 16  # operations of io-threads under way at a time, each with an answer of the largest size
+GREEDY = 3
+MEMORY_KB_MAX = GREEDY * (THREADS + 4) * (RPC_PAYLOAD_BYTES_MAX >> 10)  # 4: sent, not taken; of the 2,000 asked for
 
 
 @needs_openssl()
@@ -84,7 +86,7 @@ def test_greedy_clients_cost_a_brick_bounded_memory(tmp_path: Path) -> None:
         gfid = os.getxattr(volume.directories[0] / "f", "trusted.gfid")
         pid = volume.brick(0).pid
         before = _peak_kb(pid)
-        for number in range(3):
+        for number in range(GREEDY):
             with _attach(volume, bytes([number]) * 16) as sock:
                 sock.sendall(_call(1, "open", Loc(gfid=gfid), Fd(gfid, os.O_RDONLY), os.O_RDONLY))
                 sock.settimeout(1)
