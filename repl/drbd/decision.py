@@ -90,8 +90,9 @@ def decide(
     features: Feature,
     resolve_conflicts: bool,
     policies: Policies | None = None,
+    peer_is_ours: bool = False,
 ) -> Decision:
-    """The whole decision of one node about one volume."""
+    """The whole decision of one node about one volume.  A peer that is not ours decides as the driver does."""
     policies = policies or Policies()
     verdict = compare(me, peer, version=version, features=features, resolve_conflicts=resolve_conflicts)
     early = _refused_at_once(verdict)
@@ -105,6 +106,8 @@ def decide(
     turned = _by_disk_states(me, peer, found)
     if turned is not None:
         found = turned
+    elif peer_is_ours and kind is not DecisionKind.NONE and verdict.rule in (40, 41):
+        found = _outdated_yields(me, peer, found)
     elif abs(verdict.code) == CODE_SPLIT_BRAIN:
         found = _split_brain(me, peer, found, resolve_conflicts=resolve_conflicts, policies=policies)
     elif verdict.code == CODE_NONE and verdict.rule != 10 and (me.dirty_bits or peer.dirty_bits):
@@ -170,6 +173,18 @@ def _split_brain(
         doubt="the peer is Primary and has to be made Secondary first" if demotes and direction > 0 else "",
         reason=f"{detected} {how}. Sync from {'this' if direction > 0 else 'peer'} node.",
     )
+
+
+def _outdated_yields(me: Side, peer: Side, found: Decision) -> Decision:
+    """differs: a node that crashed as Primary does not make an Outdated disk the better one (decision 0016).
+
+    A Primary that works through its peer's disk while its own is Outdated, loses the link and meets the peer again.
+    """
+    mine, theirs = me.disk == DiskState.OUTDATED, peer.disk == DiskState.OUTDATED
+    if mine == theirs:
+        return found
+    whose, kind = ("this node", DecisionKind.TARGET) if mine else ("the peer", DecisionKind.SOURCE)
+    return replace(found, kind=kind, reason=f"Equal generations after a crash, but the disk of {whose} is Outdated.")
 
 
 def _left_over(me: Side, peer: Side, found: Decision, *, resolve_conflicts: bool) -> Decision:

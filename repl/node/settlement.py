@@ -76,6 +76,7 @@ def _decide(c: Connection, me: Side, peer: Side) -> Decision:
         features=c.agreed.features,
         resolve_conflicts=c.resolve_conflicts,
         policies=policies(c),
+        peer_is_ours=c.peer_is_ours,
     )
 
 

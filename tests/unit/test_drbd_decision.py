@@ -22,16 +22,25 @@ Asb = AfterSplitBrain
 
 
 def both(
-    a: Side, b: Side, *, a_holds: bool = True, policies: Policies | None = None, peer_policies: Policies | None = None
+    a: Side,
+    b: Side,
+    *,
+    a_holds: bool = True,
+    policies: Policies | None = None,
+    peer_policies: Policies | None = None,
+    ours: bool = False,
 ) -> tuple[Decision, Decision]:
     """What the two nodes decide; the second one's policies are those of the first as seen from there."""
     policies = policies or Policies()
     theirs = peer_policies or replace(policies, after_sb_0pri=policies.after_sb_0pri.seen_by_peer())
     version, features = 101, Feature.KERNEL
-    return (
-        decide(a, b, version=version, features=features, resolve_conflicts=a_holds, policies=policies),
-        decide(b, a, version=version, features=features, resolve_conflicts=not a_holds, policies=theirs),
-    )
+
+    def one(me: Side, peer: Side, holds: bool, own: Policies) -> Decision:
+        return decide(
+            me, peer, version=version, features=features, resolve_conflicts=holds, policies=own, peer_is_ours=ours
+        )
+
+    return one(a, b, a_holds, policies), one(b, a, not a_holds, theirs)
 
 
 def kinds(found: tuple[Decision, Decision]) -> str:
@@ -66,6 +75,20 @@ def test_left_over_dirty_bits_with_an_outdated_node_are_copied_to_it(role: Role)
     b = Side(Uuids(A), disk=UP, dirty_bits=3)
     for a_holds in (True, False):
         assert both(a, b, a_holds=a_holds)[0].kind is DecisionKind.TARGET
+
+
+@pytest.mark.parametrize("crashed", [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("role", [Role.SECONDARY, Role.PRIMARY])
+def test_an_outdated_disk_is_no_source_because_a_node_crashed_as_primary(
+    role: Role, crashed: tuple[bool, bool]
+) -> None:
+    a = Side(Uuids(A), role=role, disk=DiskState.OUTDATED, crashed_primary=crashed[0])
+    b = Side(Uuids(A), disk=UP, crashed_primary=crashed[1])
+    for a_holds in (True, False):
+        found = both(a, b, a_holds=a_holds, ours=True)
+        assert kinds(found) == "ts" and found[0].rule in (40, 41)
+    if role is Role.PRIMARY:
+        assert kinds(both(a, b)) == "st"  # towards the kernel module, which goes by the role
 
 
 @pytest.mark.parametrize("disk, kind", [(UP, DecisionKind.SOURCE), (DiskState.OUTDATED, DecisionKind.TARGET)])
@@ -292,12 +315,14 @@ POLICIES = st.builds(
 
 
 @settings(max_examples=1000, deadline=None)
-@given(a=SIDES, b=SIDES, policies=POLICIES, a_holds=st.booleans())
-def test_two_nodes_decide_in_mirror_image(a: Side, b: Side, policies: Policies, a_holds: bool) -> None:
+@given(a=SIDES, b=SIDES, policies=POLICIES, a_holds=st.booleans(), ours=st.booleans())
+def test_two_nodes_decide_in_mirror_image(
+    a: Side, b: Side, policies: Policies, a_holds: bool, ours: bool
+) -> None:
     """Only the node that would lose a Primary's data may refuse alone, and then the other one expects it."""
     if is_contradictory(a.uuids, b.uuids):
         return
-    found = both(a, b, a_holds=a_holds, policies=policies)
+    found = both(a, b, a_holds=a_holds, policies=policies, ours=ours)
     first, second = found
     if kinds(found) in ("rs", "sr"):
         refuses, source = (first, second) if first.kind is DecisionKind.REFUSE else (second, first)
