@@ -72,6 +72,7 @@ class NodeMachine(Protocol):
     def listen_failed(self, reason: str) -> None: ...
     def disk_opened(self, volume: int, prepared: Prepared) -> None: ...
     def disk_failed(self, volume: int, error: Exception) -> None: ...
+    def disk_closed(self, volume: int) -> None: ...
     def disk_measured(self, volume: int, layout: Layout, usable_sectors: int) -> None: ...
     def measure_failed(self, volume: int, error: Exception) -> None: ...
     def command(self, token: object, verb: str, args: dict[str, Any]) -> None: ...
@@ -148,6 +149,7 @@ class Shell:
         self._retry: asyncio.TimerHandle | None = None
         self._is_acting = False
         self._has_failed = False
+        self._is_closed = False
         self.link = LinkSockets(
             places,
             on_accepted=lambda fd, source: self._call(lambda: node.accepted(fd, source)),
@@ -163,6 +165,7 @@ class Shell:
 
     async def close(self) -> None:
         """Stop everything that could call the node.  The engine has stopped before."""
+        self._is_closed = True
         await self.link.close()
         await self._handlers.close()
         if self._order is not None:
@@ -209,7 +212,7 @@ class Shell:
         self._call(lambda: self.node.nbd_closed(volume))
 
     def _call(self, call: Callable[[], None]) -> None:
-        if self._has_failed:
+        if self._has_failed or self._is_closed:  # closed: a disk's thread may answer late, the engine may be gone
             return
         try:
             call()
@@ -441,9 +444,15 @@ class Shell:
             self._call(lambda: self.node.disk_measured(volume, layout, usable))
 
     def _close_disk(self, volume: int) -> None:
-        disk = self._disks.pop(volume, None)
-        if disk is not None:
-            self._closers[volume] = _close_in_thread(disk)
+        loop, disk = asyncio.get_running_loop(), self._disks.pop(volume, None)
+
+        def closed() -> None:
+            self._call(lambda: self.node.disk_closed(volume))
+
+        if disk is None:
+            loop.call_soon(closed)
+        else:
+            self._closers[volume] = _close_in_thread(disk, lambda: _call_in_loop(loop, closed))
 
     async def wait_disks_closed(self, timeout_s: float) -> None:
         """After the engine has stopped: close what is still open; give a hung disk up after ``timeout_s``."""
@@ -464,7 +473,7 @@ def _call_in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> 
     return True
 
 
-def _close_in_thread(disk: OpenedDisk) -> threading.Thread:
+def _close_in_thread(disk: OpenedDisk, then: Callable[[], object] = lambda: None) -> threading.Thread:
     """Closing a device may write its page cache back, which may hang."""
 
     def close() -> None:
@@ -472,6 +481,7 @@ def _close_in_thread(disk: OpenedDisk) -> threading.Thread:
             disk.close()
         except OSError as error:
             _log.warning("%s: closing it failed: %s", disk.data.name, error)
+        then()
 
     thread = threading.Thread(target=close, name="close-disk", daemon=True)
     thread.start()

@@ -82,7 +82,10 @@ class MeasureDisk:
 
 @dataclass(frozen=True, slots=True)
 class CloseDisk:
-    """The engine has let the volume's descriptors go: close and unlock them."""
+    """The engine has let the volume's descriptors go: close and unlock them.
+
+    Ends in ``Node.disk_closed(volume)``, also if there was nothing to close.
+    """
 
     volume: int
 

@@ -39,13 +39,14 @@ class Disks:
         self._opening: dict[int, Promise[Prepared]] = {}
         self._busy: set[int] = set()  # an attach or a detach is under way
         self._leaving: set[int] = set()  # given up by us, and the engine cannot let it go yet
+        self._closing: set[int] = set()  # let go, and the shell has not closed the descriptors yet
 
     # ---- the shell's answers ----
 
     def opened(self, volume: int, prepared: Prepared) -> None:
         promise = self._opening.pop(volume, None)
         if promise is None:
-            self._node.act(act.CloseDisk(volume))
+            self._close(volume)
         else:
             promise.keep(prepared)
 
@@ -53,6 +54,14 @@ class Disks:
         promise = self._opening.pop(volume, None)
         if promise is not None:
             promise.fail(error)
+
+    def closed(self, volume: int) -> None:
+        self._closing.discard(volume)
+        self._node.notify_watchers()
+
+    def _close(self, volume: int) -> None:
+        self._closing.add(volume)
+        self._node.act(act.CloseDisk(volume))
 
     # ---- attach ----
 
@@ -84,7 +93,7 @@ class Disks:
             try:
                 await self._load(volume, prepared)
             except ReplError:
-                node.act(act.CloseDisk(volume.number))
+                self._close(volume.number)
                 raise
         except ReplError as error:
             volume.disk_error = error.message
@@ -350,12 +359,12 @@ class Disks:
         await let_go
         self._node.undo.let_go(self._node.volumes[number])
         self._leaving.discard(number)
-        self._node.act(act.CloseDisk(number))
+        self._close(number)
         self._node.notify_watchers()
 
     async def released(self, volume: Volume) -> None:
         """Until the descriptors of a detached disk are closed (or it turns out to hang)."""
-        promise = self._node.watch(lambda: volume.number not in self._leaving)
+        promise = self._node.watch(lambda: volume.number not in self._leaving | self._closing)
         await self._node.within(promise, DISK_WAIT_MS)
         self._node.unwatch(promise)
 

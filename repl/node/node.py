@@ -170,6 +170,11 @@ class Node:
         self.disks.open_failed(volume, error)
         self.scheduler.run()
 
+    def disk_closed(self, volume: int) -> None:
+        """Answer to :class:`CloseDisk`."""
+        self.disks.closed(volume)
+        self.scheduler.run()
+
     def handler_done(self, handler_id: int, status: int) -> None:
         """Answer to :class:`RunHandler`."""
         self.handlers.done(handler_id, status)

@@ -109,6 +109,8 @@ class FakeShell:
                 disk = fresh_disk().copy()
                 place = DiskPlace(disk, disk, MetadataKind.INTERNAL)
                 self.node.disk_opened(volume, node_disk.prepare(place, data_fd=1, md_fd=1))
+            case act.CloseDisk(volume=volume):
+                self.node.disk_closed(volume)
             case act.RunHandler(handler_id=handler_id):
                 self.node.handler_done(handler_id, 0)
             case act.Reply(token=token):

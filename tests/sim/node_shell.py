@@ -109,6 +109,7 @@ class NodeShell:
         self.on_undo: Callable[[int, int], None] | None = None  # one begins: node, volume
         self.last_disks: dict[int, LastDisk] = {}  # lasting, as the daemon's records
         self.answer_measure: Callable[[Callable[[], None]], None] = lambda answer: answer()  # it may take its time
+        self.answer_close = self.answer_measure
         self._log = log
         self._on_state = on_state
         self._process = 0
@@ -287,8 +288,8 @@ class NodeShell:
                     self.place, al_stripes=action.al_stripes, al_stripe_size_4k=action.al_stripe_size_4k
                 )
                 self.answer_measure(lambda: self._call(lambda node: node.disk_measured(action.volume, layout, usable)))
-            case act.CloseDisk():
-                pass
+            case act.CloseDisk(volume=volume):
+                self.answer_close(lambda: self._call(lambda node: node.disk_closed(volume)))
             case act.OpenUndo(volume=volume, facts=facts):
                 self._open_undo(volume, facts)
             case act.CloseUndo(volume=volume, is_deleted=is_deleted):

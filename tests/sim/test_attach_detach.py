@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -48,6 +48,18 @@ def test_secondary_detaches_and_attaches_again_with_what_was_written_meanwhile(p
     pair.until(lambda: pair.in_sync, 20_000, "in sync again")
     app.stop()
     pair.check_idle_pair()
+
+
+def test_detach_ends_when_others_may_use_the_disk(pair: Cluster) -> None:
+    held: list[Callable[[], None]] = []
+    pair.shells[1].answer_close = held.append
+    answer = pair.fire(1, "detach")
+    pair.until(lambda: bool(held), 5000, "the descriptors are to be closed")
+    pair.run(100)
+    assert disks(pair, 1)[0] == _D.DISKLESS and not answer.is_done
+    held.pop()()
+    pair.until(lambda: answer.is_done, 1000, "detach has ended")
+    assert answer.error is None
 
 
 def test_primary_detaches_and_goes_on_through_the_peer_and_back(pair: Cluster) -> None:

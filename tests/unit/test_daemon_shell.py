@@ -374,9 +374,33 @@ def test_shell_opens_and_closes_a_disk() -> None:
         rig.do(act.OpenDisk(0))
         assert await rig.until_called("disk_opened") == [(0, PREPARED)]
         rig.do(act.CloseDisk(0), act.CloseDisk(0))
-        await wait_for_async(disk.closed.is_set, DEADLINE_S)
+        await rig.until_called("disk_closed", 2)
+        assert disk.closed.is_set()
 
     rigged(case, disk_opener=opener_of(disk))
+
+
+def test_shell_says_that_a_disk_is_closed_only_when_it_is() -> None:
+    may_close = threading.Event()
+
+    class SlowDisk(FakeDisk):
+        def close(self) -> None:
+            may_close.wait(DEADLINE_S)
+            super().close()
+
+    disk = SlowDisk()
+    seen: list[bool] = []
+
+    async def case(rig: Rig) -> None:
+        rig.do(act.OpenDisk(0))
+        await rig.until_called("disk_opened")
+        rig.node.on_call = lambda name, args: seen.append(disk.closed.is_set()) if name == "disk_closed" else None
+        rig.do(act.CloseDisk(0))
+        may_close.set()
+        await rig.until_called("disk_closed")
+
+    rigged(case, disk_opener=opener_of(disk))
+    assert seen == [True]
 
 
 def test_shell_reports_a_disk_that_cannot_be_opened() -> None:
