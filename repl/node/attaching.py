@@ -26,10 +26,21 @@ class AttachSerials:
     def __init__(self) -> None:
         self._own = 0
         self._peers = 0  # that of the peer's disk that was Negotiating last
+        self._generation_came = False  # since the last attach, and no P_STATE since then
 
     def attached(self) -> None:
         """Another disk of ours."""
         self._own = self._own % SERIALS + 1
+        self._generation_came = False
+
+    def generation_came(self) -> None:
+        """P_UUIDS of the peer."""
+        self._generation_came = True
+
+    def take_generation(self) -> bool:
+        """For a P_STATE: did P_UUIDS come before it?"""
+        came, self._generation_came = self._generation_came, False
+        return came
 
     def new_connection(self) -> None:
         """What the peer has said does not count any more."""
@@ -54,5 +65,7 @@ def answers(c: Connection, volume: Volume, theirs: StateWord) -> bool:
         return True
     if c.peer_is_ours:
         return volume.attach_serials.knows_ours(theirs)
-    # The kernel module says what it takes our disk for, unless it refuses it; it leaves Ahead when our disk goes.
-    return theirs.pdsk >= _D.NEGOTIATING and theirs.conn != _C.AHEAD
+    # The kernel module says what it takes our disk for, unless it refuses it; it leaves Ahead when our disk goes.  It
+    # said the same before it heard of that, but it answers an attach with its P_UUIDS and the P_STATE behind them.
+    compared = volume.attach_serials.take_generation() or theirs.disk < _D.INCONSISTENT
+    return compared and theirs.pdsk >= _D.NEGOTIATING and theirs.conn != _C.AHEAD

@@ -174,6 +174,7 @@ class PeerPackets:
     async def _uuids(self, volume: Volume, report: pk.UuidReport) -> None:
         node = self._node
         volume.peer_report = report
+        volume.attach_serials.generation_came()
         volume.follow_service()  # what applications see from now on may have another generation
         if not volume.attached:
             if volume.state.pdsk < _D.INCONSISTENT:  # it attaches a disk

@@ -15,7 +15,7 @@ from repl.drbd.uuids import Uuids
 from repl.errors import ReplError
 from repl.node.disk import find_superblock
 from tests.lib.guest import CommandFailed
-from tests.lib.interop import MIB, PairMaker
+from tests.lib.interop import LINK_LOST, MIB, PairMaker
 
 
 def test_our_secondary_detaches_and_attaches_again(make_pair: PairMaker) -> None:
@@ -28,6 +28,41 @@ def test_our_secondary_detaches_and_attaches_again(make_pair: PairMaker) -> None
     pair.ours.call("attach")
     pair.wait_in_sync()
     assert pair.kernel.resync_kib() == 64
+    pair.compare()
+
+
+def test_our_disk_leaves_and_comes_back_and_nothing_differs(make_pair: PairMaker) -> None:
+    pair = make_pair()
+    pair.kernel_primary()
+    pair.kernel.adm("secondary")
+    for _ in range(2):
+        pair.ours.call("detach")
+        pair.wait_kernel(peer_disk="Diskless", cstate="Connected")
+        pair.ours.call("attach")
+        pair.wait_in_sync()
+    pair.compare()
+
+
+@pytest.mark.interop
+def test_what_the_kernel_sent_before_our_disk_left_is_no_answer_to_its_return(make_pair: PairMaker) -> None:
+    """It says that both are UpToDate, and comes late: behind data on a slow link (decision 0105)."""
+    pair = make_pair(protocol="A", net="sndbuf-size 64k; rcvbuf-size 64k;", relay={"bytes_per_second": 0},
+                     allowed=LINK_LOST)  # fmt: skip
+    pair.kernel_primary()
+    pair.reconnect_quietly()  # nothing differs in what each has told the other
+    for relay in pair.relays:
+        relay.bytes_per_second = 20_000
+    pair.kernel.write(0, 64)  # the relay takes all of it at once, and what follows
+    pair.kernel.adm("pause-sync")
+    pair.ours.call("detach")
+    pair.wait_kernel(peer_disk="Diskless")
+    pair.kernel.write(1024, 64)
+    pair.ours.call("attach")
+    assert "Negotiating -> UpToDate" not in pair.ours.log()
+    for relay in pair.relays:
+        relay.bytes_per_second = 0
+    pair.kernel.adm("resume-sync")
+    pair.wait_in_sync()
     pair.compare()
 
 
