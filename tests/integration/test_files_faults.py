@@ -118,6 +118,22 @@ def test_all_copies_away_is_an_error_at_once_and_files_go_on_when_they_are_back(
     volume.assert_equal()
 
 
+def test_listing_goes_on_when_its_brick_is_killed(volume: VolumeProcesses) -> None:
+    mount = volume.mount().path
+    names = {f"a-name-that-is-not-short-{number:06d}" for number in range(1500)}
+    for name in names:
+        (mount / name).touch()
+    volume.heal()
+    for number in (0, 1):  # one of them is listed
+        with os.scandir(mount) as listing:
+            found = [next(listing).name]
+            volume.kill(number)
+            found += [entry.name for entry in listing]
+        assert sorted(found) == sorted(names)
+        volume.start(number)
+        volume.wait_healed()
+
+
 # ---- locks ----
 
 

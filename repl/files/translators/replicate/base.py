@@ -83,6 +83,7 @@ class Base(Translator):
         self.generation = 0
         self.unknown = sum(1 << i for i, c in enumerate(self.subvolumes) if is_remote(c))
         self.up = self.everyone & ~self.unknown
+        self.losses = [0] * self.count  # how often the link to each child was lost
         self.loads = [Load() for _ in self.subvolumes]
         self.inodes = Inodes(FILES_INODES_MAX)
         self._settled: asyncio.Event = asyncio.Event()

@@ -13,6 +13,7 @@ from repl.files.translators.replicate.quorum import Quorum
 from repl.files.values import Caller, Fd, Lock, LockType, Looked
 
 if TYPE_CHECKING:
+    from repl.files.translators.replicate.listing import Listing
     from repl.files.translators.replicate.tenure import Tenure
 
 UNKNOWN = -1  # a generation that never is
@@ -87,7 +88,7 @@ class FdState:
     locks: list[tuple[Caller, Lock]] = field(default_factory=list)
     opening: asyncio.Future[None] | None = None  # on children that did not have it open
     is_released: bool = False
-    listing: int = -1  # the child that a listing goes on at
+    listing: Listing | None = None
 
     def remember_lock(self, caller: Caller, lock: Lock) -> None:
         """What a child that comes back is told: later locks replace the parts of earlier ones that they cover."""

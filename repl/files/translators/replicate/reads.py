@@ -249,34 +249,13 @@ class Reads(Transactions):
 
     # ---- directories ----
 
-    async def readdir(
-        self, caller: Caller, fd: Fd, *, size: int, offset: int, is_plus: bool = False, want: Want = ()
-    ) -> list[Entry]:
-        state = self.fd_state(fd)
-        if offset == 0 or state.listing < 0:
-            state.listing = self.read_order(state.inode.gfid, await self.readable(state.inode, Kind.ENTRY), 0)[0]
-        # Offsets are those of one child: a listing goes on where it began.
-        index = state.listing
-        if not self.up >> index & 1:
-            raise FopError(errno.ENOTCONN, f"{self.name}: the listing came from {self.names[index]}, which is away")
-        await self.ensure_open(state, 1 << index)
-        wanted = (*want, *self.want_keys) if is_plus else want
-        entries = await self.subvolumes[index].readdir(
-            caller, state.lower, size=size, offset=offset, is_plus=is_plus, want=wanted
-        )
-        if state.inode.gfid == ROOT_GFID:
-            entries = self.visible(entries)
-        if is_plus and entries:
-            await self._check_entries(entries, index, want)
-        return entries
-
-    def visible(self, entries: list[Entry]) -> list[Entry]:
+    def visible(self, gfid: bytes, entries: list[Entry]) -> list[Entry]:
         """Without the place where heals keep what lost its name."""
-        return [e for e in entries if e.name != self.aside_name]
+        return [e for e in entries if e.name != self.aside_name] if gfid == ROOT_GFID else entries
 
     aside_name = b""
 
-    async def _check_entries(self, entries: list[Entry], index: int, want: Want) -> None:
+    async def check_entries(self, entries: list[Entry], index: int, want: Want) -> None:
         """Attributes come along only where the copy is good: the other children are asked for their counters, all
         names of a listing in one frame each."""
         generation = self.generation

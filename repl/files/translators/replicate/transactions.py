@@ -252,6 +252,7 @@ class Transactions(Base):
             self.notify_parents(Unwatched() if self.up else event)
 
     def _child_lost(self, index: int) -> None:
+        self.losses[index] += 1
         for tenure in list(self.tenures):
             tenure.child_lost(1 << index)
         for inode in self.inodes.all():

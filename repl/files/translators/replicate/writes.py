@@ -13,8 +13,8 @@ from repl.files.translator import Step, Translator
 from repl.files.translators.replicate.base import Question, mask_of, telling_error
 from repl.files.translators.replicate.changelog import Kind
 from repl.files.translators.replicate.inodes import FdState
+from repl.files.translators.replicate.listing import Listings
 from repl.files.translators.replicate.order import WHOLE, Span
-from repl.files.translators.replicate.reads import Reads
 from repl.files.translators.replicate.tenure import Tenure
 from repl.files.values import (
     Caller,
@@ -40,7 +40,7 @@ def _lower_write(state: FdState, step: Step, *, is_empty: bool = False) -> Step:
     return Step("writev", (state.lower, b"" if is_empty else step.args[1]), step.kwargs)
 
 
-class Writes(Reads):
+class Writes(Listings):
     # ---- data ----
 
     async def writev(
