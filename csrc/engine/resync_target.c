@@ -115,6 +115,10 @@ static void check_finished(struct volume *v)
         return;
     /* Bits came up behind the cursor, or failed, or are to be asked for again: another round. */
     if (v->bitmap->count > 0 && (t->made_progress || t->again)) {
+        /* Parts of a request that was given up at a promotion, read before what is written here now: not to be taken
+         * for the answer to another request for the same blocks. */
+        if (t->unanswered_bytes && link_peer_is_ours(v->core))
+            return;
         if (!t->made_progress)
             t->allowed_sectors = 0;     /* at the next tick, not at once */
         t->cursor_bit = 0;

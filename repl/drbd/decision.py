@@ -106,7 +106,7 @@ def decide(
     turned = _by_disk_states(me, peer, found)
     if turned is not None:
         found = turned
-    elif peer_is_ours and kind is not DecisionKind.NONE and verdict.rule in (40, 41):
+    elif peer_is_ours and kind is not DecisionKind.NONE and _goes_by_role_alone(me, peer, verdict):
         found = _outdated_yields(me, peer, found)
     elif abs(verdict.code) == CODE_SPLIT_BRAIN:
         found = _split_brain(me, peer, found, resolve_conflicts=resolve_conflicts, policies=policies)
@@ -173,6 +173,11 @@ def _split_brain(
         doubt="the peer is Primary and has to be made Secondary first" if demotes and direction > 0 else "",
         reason=f"{detected} {how}. Sync from {'this' if direction > 0 else 'peer'} node.",
     )
+
+
+def _goes_by_role_alone(me: Side, peer: Side, verdict: Verdict) -> bool:
+    """Who alone crashed as Primary had a good disk then, and is ahead even if that is Outdated since (rule 40)."""
+    return verdict.rule == 41 or (verdict.rule == 40 and me.crashed_primary and peer.crashed_primary)
 
 
 def _outdated_yields(me: Side, peer: Side, found: Decision) -> Decision:

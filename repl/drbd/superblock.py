@@ -250,7 +250,7 @@ _FROM_STATE = (
 )
 
 
-def flags_from_state(previous: MdFlag, state: StateWord, *, crashed_primary: bool) -> MdFlag:
+def flags_from_state(previous: MdFlag, state: StateWord, *, crashed_primary: bool = False) -> MdFlag:
     """The flags after a state change; ``crashed_primary`` is the volatile mark.
 
     Below Inconsistent (no disk, not yet or not any more) the flags stay what they were: a failed attach
@@ -278,9 +278,13 @@ def flags_from_state(previous: MdFlag, state: StateWord, *, crashed_primary: boo
     return flags
 
 
-def crashed_primary_at_attach(flags: MdFlag, *, primary_now: bool) -> bool:
-    """The volatile "crashed primary" mark; it is removed when both disks become UpToDate."""
-    return MdFlag.CRASHED_PRIMARY in flags or (MdFlag.PRIMARY_IND in flags and not primary_now)
+def crashed_primary_at_attach(flags: MdFlag) -> bool:
+    """The volatile "crashed primary" mark; it is removed when both disks become UpToDate.
+
+    differs: a Primary that worked through its peer's disk is not ahead on its own one (decision 0016).
+    """
+    died = MdFlag.PRIMARY_IND | MdFlag.WAS_UP_TO_DATE
+    return MdFlag.CRASHED_PRIMARY in flags or flags & died == died
 
 
 def disk_state_after_attach(flags: MdFlag, *, fencing: bool = False) -> DiskState:

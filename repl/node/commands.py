@@ -353,6 +353,8 @@ class Commands:
 
     async def demote_in_handshake(self) -> bool:
         """A split brain was decided against this Primary: Secondary, if nobody uses the device."""
+        if self._node.role != Role.PRIMARY:  # its order came after the state that was decided with
+            return True
         if self.is_promoting or self._role_lock.is_held or self._open_clients():
             return False
         async with self._role_lock:

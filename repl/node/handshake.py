@@ -154,6 +154,7 @@ class Handshake:
     def _send_generation(self, volume: Volume) -> None:
         self._c.send_uuids(volume)
         state = replace(volume.state, peer=Role.UNKNOWN, conn=_C.WF_CONNECTION, pdsk=_D.UNKNOWN)
+        volume.sent_role = state.role
         self._c.send_state(volume, state)
 
     def _send_late(self, volume: Volume) -> None:

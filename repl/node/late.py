@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 from repl.drbd.states import StateWord
 from repl.drbd.uuids import Uuids
-from repl.engine import commands as ec
 from repl.engine.events import Event
 from repl.node.flow import Promise
 from repl.node.volume import Volume
@@ -127,7 +126,7 @@ class LateMetadata:
     async def _take(self, volume: Volume, step: Step) -> None:
         node = self._node
         if node.ends_replay(volume, step):
-            await node.ask(ec.BitmapWrite(volume.number))
+            await node.write_bitmap(volume)
         async with node.exclusively():
             after, write = node.plan(volume, step.change(volume, volume.state), step)
         if write is not None:
@@ -143,7 +142,7 @@ class LateMetadata:
             return
         node, step = self._node, Step()
         if node.ends_replay(volume, step):
-            await node.ask(ec.BitmapWrite(volume.number))
+            await node.write_bitmap(volume)
         async with node.exclusively():
             after, write = node.plan(volume, volume.state, step)
             if write is None and not held.steps:

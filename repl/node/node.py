@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from repl.drbd.layout import Layout
 from repl.drbd.states import ConnectionState, DiskState, Role, StateWord, sanitize
-from repl.drbd.superblock import MdFlag
+from repl.drbd.superblock import MdFlag, flags_from_state
 from repl.drbd.uuids import Uuids, set_primary
 from repl.engine import commands as ec
 from repl.engine.events import EngineStats, Event, EventType, Result, VolumeStats
@@ -429,7 +429,7 @@ class Node:
             targets = [only] if only is not None else list(self.volumes.values())
             for volume in targets:
                 if not self.late.holds(volume) and self.ends_replay(volume, step):
-                    written = self.ask(ec.BitmapWrite(volume.number))  # it flushes the data as well
+                    written = self.write_bitmap(volume)
                     await self.late.in_time([written])
                     if not written.is_done:
                         self.late.hold(volume, written, lambda: None)
@@ -500,15 +500,23 @@ class Node:
     def _sanitized(self, volume: Volume, state: StateWord) -> StateWord:
         return sanitize(self._with_node_states(state), negotiating_falls_to=volume.falls_to)
 
+    def write_bitmap(self, volume: Volume) -> Promise[Event]:
+        """Instead of the activity log; it flushes the data as well.  If it fails the next attach has to replay that."""
+        write = self.ask(ec.BitmapWrite(volume.number))
+
+        def done() -> None:
+            volume.needs_replay = write.result().status is not Result.OK
+
+        write.when_done(done)
+        return write
+
     def ends_replay(self, volume: Volume, step: Step) -> bool:
         """The next attach will not mark the activity log's extents any more: the bitmap has to say all of it."""
-        if not volume.attached:
+        if not volume.attached or volume.superblock is None:
             return False
         after = self._sanitized(volume, step.change(volume, volume.state))
-        block = volume.superblock_for(after, volume.uuids)
-        if block is None or volume.superblock is None:
-            return False
-        return MdFlag.PRIMARY_IND in volume.superblock.flags and MdFlag.PRIMARY_IND not in block.flags
+        flags = volume.superblock.flags
+        return MdFlag.PRIMARY_IND in flags and MdFlag.PRIMARY_IND not in flags_from_state(flags, after)
 
     def _with_node_states(self, state: StateWord) -> StateWord:
         conn = state.conn if self.cstate >= ConnectionState.CONNECTED else self.cstate

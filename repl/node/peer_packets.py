@@ -17,6 +17,7 @@ from repl.engine import commands as ec
 from repl.engine.events import Event
 from repl.errors import ProtocolError
 from repl.node.attaching import answers
+from repl.node.drops import RetryDrop
 from repl.node.handshake import check_exposed, evaluate, real_disk
 from repl.node.leaving import peer_asks_to_leave
 from repl.node.verify import VERIFYING
@@ -86,6 +87,12 @@ class PeerPackets:
         if theirs.conn == _C.CONNECTED and syncs and peer_disk >= _D.INCONSISTENT and theirs.disk != _D.NEGOTIATING:
             await node.resync.source_finished(volume, peer_disk, theirs.role)
             return
+        if theirs.conn == mine.conn and mine.conn in (_C.WF_BITMAP_S, _C.WF_BITMAP_T):
+            raise RetryDrop(
+                f"{node.settings.resource}/{volume.number}: both nodes have decided to be "
+                f"sync {'source' if mine.conn == _C.WF_BITMAP_S else 'target'}; connecting again.",
+                reason="directions-differ",
+            )
         if theirs.conn == _C.CONNECTED and mine.conn in VERIFYING and peer_disk != _D.INCONSISTENT:
             await node.verify.peer_says_connected(volume)
         newly_attached = theirs.disk == _D.NEGOTIATING or (mine.pdsk < _D.NEGOTIATING <= theirs.disk)

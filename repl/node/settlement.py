@@ -111,7 +111,7 @@ def _sides(c: Connection, volume: Volume, theirs: StateWord, peer_disk: DiskStat
     assert report is not None
     me = Side(
         uuids=volume.uuids,
-        role=c.node.role,
+        role=c.node.role if c.node.is_connected else volume.sent_role,  # what the peer decides with
         disk=volume.disk_state_found() if volume.is_negotiating else volume.state.disk,
         attaching=volume.is_negotiating,
         dirty_bits=volume.sent_dirty_bits,
@@ -143,6 +143,8 @@ async def _begin(c: Connection, volume: Volume, decision: Decision) -> Connectio
         return _C.CONNECTED
     if decision.split_brain and decision.kind is DecisionKind.TARGET:
         await node.undo.begin(volume, decision.reason)
+    if decision.kind is DecisionKind.TARGET and c.peer_is_ours:
+        volume.crashed_primary = False  # its data is no better than the peer's, whatever becomes of this resync
     volume.is_discarded = decision.manually and decision.kind is DecisionKind.TARGET
     if decision.full and not await node.ask_ok(ec.BitmapSetAll(volume.number)):
         raise ProtocolError("The bitmap cannot be written.")

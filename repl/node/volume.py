@@ -51,6 +51,7 @@ class Volume:
         self.prepared: Prepared | None = None
         self.superblock: Superblock | None = None
         self.written: bytes = b""  # superblock as it was last made stable
+        self.needs_replay = False  # the bitmap could not be written when the activity log was to be done with
         self.has_lost_metadata = False  # or was not: the peer must not hear of what it should have said
         self.uuids = Uuids(0, 0, 0, 0)
         self.corrected: Uuids | None = None  # verdict of rules 34 and 71, kept in memory until the resync has started
@@ -86,6 +87,7 @@ class Volume:
         self.is_evaluated = False
         self.decided = StateWord()  # the peer's state, with the connection state that follows for us
         self.sent_dirty_bits = 0
+        self.sent_role = Role.UNKNOWN  # in the handshake: a demotion may come before the decision
         self.expects_sync_uuid = False  # a full sync was agreed with the peer as its source
         self.waiting_for_sync_uuid: Promise[None] = Promise()
 
@@ -139,7 +141,7 @@ class Volume:
         self.uuids = found.uuids
         self.peer_may_be_equal = sync_had_begun(self.uuids)
         self.peer_may_serve = True
-        self.crashed_primary = sb.crashed_primary_at_attach(found.flags, primary_now=False)
+        self.crashed_primary = sb.crashed_primary_at_attach(found.flags)
         self.superblock = mark_attached(
             found,
             size_sectors=size_sectors,
@@ -147,7 +149,7 @@ class Volume:
             al_updates=self.settings.al_updates,
         )
         self.written = found.serialise()
-        self.has_lost_metadata = False
+        self.has_lost_metadata = self.needs_replay = False
         self.disk_error = ""
         self.attach_refusal = None
         self.attach_serials.attached()
@@ -239,6 +241,8 @@ class Volume:
         if self.superblock is None or state.disk < DiskState.INCONSISTENT:
             return None  # an attach that comes to nothing leaves it as it was
         flags = sb.flags_from_state(self.superblock.flags, state, crashed_primary=self.crashed_primary)
+        if self.needs_replay:
+            flags |= sb.MdFlag.PRIMARY_IND
         if full_sync is not None:
             flags = flags | sb.MdFlag.FULL_SYNC if full_sync else flags & ~sb.MdFlag.FULL_SYNC
         return replace(self.superblock, flags=flags, uuids=uuids)

@@ -281,7 +281,8 @@ class Faults(Stage):
             self.power(node)
             self.pause(2000)
             # A resync after a crash leaves the generation as it is: nobody could tell the old disk from the new one.
-            if not any(old == new for old, new in zip(generations, self._on_disk(node), strict=True)):
+            # Metadata that has moved since is not where the node looks for it.
+            if not any(old in (0, new) for old, new in zip(generations, self._on_disk(node), strict=True)):
                 self._put_back(node, disks, snapshots)
         self.back_all()
         for snapshot in snapshots:

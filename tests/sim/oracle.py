@@ -154,13 +154,17 @@ class Copies:
         self._has_policy = self._has_policy or bool(values.get("after_sb_0pri"))
 
     def process_died(self, index: int) -> None:
+        self.ends_undrained(index)
+        self._roles[index] = Role.SECONDARY
+
+    def ends_undrained(self, index: int) -> None:
+        """As if it died: nothing more is written."""
         if self._alone_from[index] >= 0:
             self._expose(index, self._alone_from[index], int(self._c.world.lib.re_sim_op_count(self._c.world.sim)))
             self._alone_from[index] = -1
         if self._is_target[index]:
             self._is_target[index] = False
             self._died_as_target[index] = self._exposures[1 - index]
-        self._roles[index] = Role.SECONDARY
         self.crashed[index] = True
         self._degrade(index)
         if index == self.primary and not self.primary_died:  # a second time it takes nothing back from its peer
@@ -288,6 +292,10 @@ class Oracle:
     def process_died(self, index: int) -> None:
         for copies in self.volumes:
             copies.process_died(index)
+
+    def ends_undrained(self, index: int) -> None:
+        for copies in self.volumes:
+            copies.ends_undrained(index)
 
     def process_ended(self, index: int) -> None:
         """In order; nobody is served by it any more."""

@@ -501,9 +501,12 @@ class ProtocolChecker:
             self._verify_request(pair, v, peer.volume(p.volume), sector, size, is_last=is_last)
             return
         _need(sector // 32768 == (sector + size // 512 - 1) // 32768, "over a 16 MiB boundary")
-        if sector in v.resync and peer.volume(p.volume).was_ahead:  # the cancellation is late, on the other socket
-            v.cancelled.append((sector, *v.resync.pop(sector)))
-        _need(sector not in v.resync, "asked twice")
+        stop = sector + size // 512
+        again = [at for at, (length, _) in v.resync.items() if at < stop and sector < at + length // 512]
+        if peer.volume(p.volume).was_ahead:  # the cancellation is late, on the other socket
+            v.cancelled += [(at, *v.resync.pop(at)) for at in again]
+            again = []
+        _need(not again, f"sector {sector}, {size} bytes: asked twice")
         _need(p.command != 0x32 or pair.flags & 2 != 0, "THIN_RESYNC is not agreed")
         if p.command == 0x21:
             algorithm = v.csums_alg

@@ -360,7 +360,7 @@ class Stage:
         if self.served_node == index or self.oracle.is_only_holder(index):
             self.stop_app()
         if index == self.oracle.primary:
-            self.oracle.process_died(index)  # nothing is drained
+            self.oracle.ends_undrained(index)
         if not self.down(index, force=True):
             raise SimFailure("down --force refused")
         self.stale.add(index)

@@ -58,3 +58,31 @@ def test_resync_whose_uuid_is_lost_with_the_disk_does_not_begin(after_ahead: boo
         pair.until(lambda: pair.in_sync, 60_000, "in sync again")
         assert not pair.events(1, "handshake", "Unrelated")
         pair.check_idle_pair()
+
+
+@pytest.mark.parametrize("seed", range(2, 8))  # what is in the cache may be written all the same
+def test_bitmap_that_cannot_be_written_when_a_diskless_primary_goes_leaves_the_activity_log_to_be_replayed(
+    seed: int,
+) -> None:
+    require_sim()
+    with Cluster(seed, Setup(net=QUICK_NET, external=True)) as pair:
+        pair.connect_fresh()
+        app = pair.serve(0)
+        pair.ask(0, "detach")
+        app.write(1, 2)  # that node 0 lacks them, node 1 alone knows
+        md = pair.shells[1].md
+        md.fail_next(pair.world.lib.RE_SIM_OP_FLUSH)
+        pair.cut(silent=False)
+        pair.until(lambda: pair.state(1)[2] == D.DISKLESS, 20_000, "the disk of node 1 fails")
+        pair.ask(1, "down", force=True)
+        pair.until(lambda: pair.shells[1].node is None, 5000, "the end of the process")
+        pair.world.lib.re_sim_disk_power_loss(pair.world.sim, md.number)  # what it was refused to flush is gone
+        app.leave(orderly=False)
+        pair.until(lambda: not pair.node(0).volumes[0].open_count, 5000, "the end of the application")
+        pair.ask(0, "secondary")
+        pair.ask(0, "down")
+        pair.until(lambda: pair.shells[0].node is None, 5000, "the end of the process")
+        pair.heal()
+        pair.start()
+        pair.until(lambda: pair.in_sync, 60_000, "in sync again")
+        pair.check_idle_pair()

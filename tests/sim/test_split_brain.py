@@ -440,3 +440,19 @@ def test_why_names_the_state_and_the_next_step(make: MakeCluster) -> None:
     for node in (0, 1):
         found = cluster.ask(node, "why")["findings"][0]
         assert found["code"] == "split-brain" and "--discard-my-data" in found["next"]
+
+
+@pytest.mark.parametrize("steps", range(0, 40, 2))
+def test_demotion_during_the_handshake_does_not_make_the_nodes_go_the_same_way(make: MakeCluster, steps: int) -> None:
+    """The peer was told "Primary", and decides with that: as two Secondaries they would go the other way."""
+    policies = {"after_sb_0pri": Asb.DISCARD_LEAST_CHANGES, "after_sb_1pri": Asb.DISCARD_SECONDARY}
+    pair = make(steps + 1, **policies)
+    split(pair, blocks=(2, 6), primaries=(0,))
+    meet(pair)
+    pair.until(lambda: pair.node(0).cstate == ConnectionState.WF_REPORT_PARAMS, 20_000, "the handshake")
+    pair.run(steps / 4)
+    pair.ask(0, "secondary")
+    pair.until(lambda: pair.in_sync, 60_000, "both nodes in sync")
+    assert not any(pair.events(node, text="both nodes have decided") for node in (0, 1))
+    pair.wait_idle()
+    pair.check_equal()

@@ -77,8 +77,23 @@ def test_left_over_dirty_bits_with_an_outdated_node_are_copied_to_it(role: Role)
         assert both(a, b, a_holds=a_holds)[0].kind is DecisionKind.TARGET
 
 
-@pytest.mark.parametrize("crashed", [(True, False), (False, True), (True, True)])
-@pytest.mark.parametrize("role", [Role.SECONDARY, Role.PRIMARY])
+def test_who_crashed_as_primary_is_ahead_although_its_disk_is_outdated_now() -> None:
+    a = Side(Uuids(A), disk=DiskState.OUTDATED, crashed_primary=True)
+    b = Side(Uuids(A), disk=UP)
+    for a_holds in (True, False):
+        assert kinds(both(a, b, a_holds=a_holds, ours=True)) == "st"
+
+
+@pytest.mark.parametrize(
+    ("role", "crashed"),
+    [
+        (Role.PRIMARY, (True, False)),
+        (Role.PRIMARY, (False, True)),
+        (Role.PRIMARY, (True, True)),
+        (Role.SECONDARY, (False, True)),
+        (Role.SECONDARY, (True, True)),
+    ],
+)
 def test_an_outdated_disk_is_no_source_because_a_node_crashed_as_primary(
     role: Role, crashed: tuple[bool, bool]
 ) -> None:

@@ -179,10 +179,10 @@ def test_disk_state_after_attach_follows_the_flags(flags: int, fencing: bool, ex
 
 def test_crashed_primary_is_recognised_from_either_flag() -> None:
     recognise = superblock.crashed_primary_at_attach
-    assert recognise(MdFlag.CRASHED_PRIMARY, primary_now=True)
-    assert recognise(MdFlag.PRIMARY_IND, primary_now=False)
-    assert not recognise(MdFlag.PRIMARY_IND, primary_now=True)
-    assert not recognise(MdFlag.CONSISTENT, primary_now=False)
+    assert recognise(MdFlag.CRASHED_PRIMARY)
+    assert recognise(MdFlag.PRIMARY_IND | MdFlag.WAS_UP_TO_DATE)
+    assert not recognise(MdFlag.PRIMARY_IND | MdFlag.CONSISTENT)  # it worked through its peer's disk
+    assert not recognise(MdFlag.CONSISTENT)
 
 
 @pytest.mark.parametrize(
