@@ -109,9 +109,10 @@ static uint32_t write_flags(const struct core *core, struct request *r)
         options->version < 95 && options->protocol == 3 && (r->flags & (REQUEST_FUA | REQUEST_PREFLUSH));
     if (options->version < 95)
         flags &= DP_RW_SYNC | DP_MAY_SET_IN_SYNC;
-    if (options->version < 100)     /* what is acknowledged follows from the protocol */
+    if (options->version < 100) {   /* what is acknowledged follows from the protocol */
+        r->needs_barrier |= options->protocol == 2 && v->state.disk != D_UP_TO_DATE;
         write_ack = options->protocol == 3;
-    else {
+    } else {
         if (write_ack)
             flags |= DP_SEND_WRITE_ACK;
         else if (options->protocol == 2)

@@ -89,7 +89,7 @@ struct request {
     bool arriving;              /* READ: the payload of a part is coming in */
     bool read_failed;           /* READ: the peer has refused a part */
     bool refused;               /* READ: the peer could not, though it should have: the own disk is asked */
-    bool needs_barrier;         /* FUA and a peer that knows no FUA: its write ack does not count */
+    bool needs_barrier;         /* more than an old peer acks: FUA that it does not know, a write in B */
     bool told;                  /* `done` was called */
     uint32_t parts_left;        /* TRIM and ZERO sent as several packets: acks still to come, 0 = one packet */
     uint32_t part_bytes;        /* length of each of them but the last */

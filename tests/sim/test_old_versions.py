@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from errno import EIO
 from typing import Any
 
 import pytest
@@ -84,6 +85,18 @@ def test_everything_a_link_does_works(clusters: Any, version: int, protocol: int
     assert (wide > 0) is (version >= 100)
     cluster.ask(0, "connect")
     cluster.check_idle_pair()
+
+
+@VERSIONS
+@pytest.mark.parametrize("protocol", [1, 2, 3], ids="ABC")
+def test_diskless_primary_hears_of_a_write_that_its_peer_could_not_make(
+    clusters: Any, version: int, protocol: int
+) -> None:
+    cluster, app = connected(clusters, version, net={"protocol": protocol})
+    cluster.ask(0, "detach")
+    app.write(1)
+    cluster.shells[1].data.fail_next(cluster.world.lib.RE_SIM_OP_WRITE)
+    assert app.do("write", BLOCK) == EIO
 
 
 @VERSIONS
