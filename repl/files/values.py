@@ -25,8 +25,11 @@ Xattrs: TypeAlias = dict[bytes, bytes]
 
 
 def gfid_text(gfid: bytes) -> str:
-    """The usual spelling with dashes."""
-    return str(uuid.UUID(bytes=gfid))
+    """The usual spelling with dashes.  Raises ``ValueError``."""
+    if len(gfid) != GFID_BYTES:
+        raise ValueError("a gfid has 16 bytes")
+    h = gfid.hex()
+    return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
 
 
 def gfid_from_text(text: str) -> bytes:

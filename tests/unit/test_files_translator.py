@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import uuid
 from typing import Any
+
+import pytest
 
 from repl.files.options import parse_options
 from repl.files.translator import Context, Step, Translator
-from repl.files.values import ROOT, Caller, Fd, FopError, Loc, Looked
+from repl.files.values import ROOT, Caller, Fd, FopError, Loc, Looked, gfid_from_text, gfid_text
 
 
 class Recorder(Translator):
@@ -47,3 +50,12 @@ def test_end_of_a_client_reaches_the_leaves() -> None:
     leaf = Recorder()
     Translator("middle", parse_options((), {}), [leaf], Context()).client_gone("mount-1")
     assert leaf.calls == [("gone", "mount-1")]
+
+
+def test_gfids_are_spelled_as_uuids() -> None:
+    for number in range(64):
+        gfid = uuid.UUID(int=0x0123456789ABCDEF << number).bytes
+        assert gfid_text(gfid) == str(uuid.UUID(bytes=gfid))
+        assert gfid_from_text(gfid_text(gfid)) == gfid
+    with pytest.raises(ValueError):
+        gfid_text(bytes(15))

@@ -32,8 +32,8 @@ _DIRECTORY_HANDLE = re.compile(rb"\.\./\.\./[0-9a-f]{2}/[0-9a-f]{2}/([0-9a-f-]{3
 
 def handle_path(gfid: bytes) -> str:
     """Below the brick's root."""
-    h = gfid.hex()
-    return f"{HIDDEN}/{h[:2]}/{h[2:4]}/{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
+    text = gfid_text(gfid)
+    return f"{HIDDEN}/{text[:2]}/{text[2:4]}/{text}"
 
 
 def directory_handle(parent: bytes, name: bytes) -> bytes:
