@@ -103,6 +103,7 @@ DISTRIBUTE_DIRECTORIES_MAX = 16384  # layouts that distribute remembers
 DISTRIBUTE_FILES_MAX = 131072  # files of which it remembers where they are
 DISTRIBUTE_NAMES_MAX = 65536  # names of which it remembers where they led
 DISTRIBUTE_COPY_BYTES = 1024 * 1024  # that a migration copies at a time
+REBALANCE_AT_ONCE_BYTES_MAX = 1024 * 1024  # larger files are moved in phases
 HEAL_BLOCK_BYTES = 128 * 1024
 HEAL_WINDOW_BYTES_MAX = 4 * 1024 * 1024  # of a file that a heal locks at a time
 HEAL_AGAIN_S = 10.0  # what a client could not heal is not tried again for so long

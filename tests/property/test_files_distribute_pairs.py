@@ -10,7 +10,8 @@ from typing import Any
 from hypothesis import given, settings
 
 from repl.files.options import parse_options
-from repl.files.rebalance.migration import Migration, Outcome
+from repl.files.rebalance.migration import Migration
+from repl.files.rebalance.mover import Outcome
 from repl.files.translator import Context, Translator
 from repl.files.translators.distribute import Distribute
 from repl.files.translators.replicate import Replicate

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from repl.errors import ConfigError, UsageError
-from repl.files.rebalance.crawl import Crawl, parallel_of
+from repl.files.rebalance.crawl import Crawl
 from repl.files.rebalance.progress import Progress, State, load
+from repl.files.rebalance.tidying import parallel_of
 from repl.files.translators.distribute.layout import LAST_HASH, unpack_range
 from repl.files.values import ROOT_GFID, FopError, Loc, StatVfs
 from tests.lib.distributed import LINKTO, Client, Died, World
@@ -134,6 +135,35 @@ def test_rebalance_empties_a_decommissioned_brick() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize(("folders", "operations", "round_trips"), [(1, 42, 10), (30, 100, 13)])
+def test_rebalance_costs_few_operations_and_works_on_several_directories(
+    folders: int, operations: float, round_trips: float
+) -> None:
+    """62.6 and 133.4 operations, 14.5 and 64.3 round trips a file that moved, while everything was done by turns."""
+
+    async def scenario() -> None:
+        world = World(3)
+        filler = world.client()
+        for number in range(folders):
+            await filler.mkdir(f"d{number}")
+        for number in range(120):
+            await filler.write(f"d{number % folders}/f{number}", b"x" * 4096)
+        grow(world)
+        client = world.client()
+
+        async def pause(_brick: str, _fop: str) -> None:
+            await asyncio.sleep(0.001)
+
+        client.pause = pause
+        began = asyncio.get_running_loop().time()
+        progress = await rebalance(client)
+        assert progress.files > 30
+        assert client.sent / progress.files < operations
+        assert (asyncio.get_running_loop().time() - began) / 0.001 / progress.files < round_trips
+
+    run(scenario())
+
+
 def test_rebalance_leaves_files_where_more_space_is_free() -> None:
     async def scenario() -> None:
         world = World(2)
@@ -178,7 +208,7 @@ def test_rebalance_stops_and_goes_on(tmp_path: Path) -> None:
         before = await tree(world.client())
         grow(world)
         path = tmp_path / "progress"
-        first = world.client()
+        first = world.client(rebal_throttle="lazy")
         crawl = Crawl(first.dht, "force", load(path), path)
 
         async def pause(_brick: str, fop: str) -> None:

@@ -30,7 +30,8 @@ from repl.errors import ConfigError, InternalError, ReplError, UsageError
 from repl.files import process, volfile
 from repl.files.graph import Graph
 from repl.files.rebalance import progress
-from repl.files.rebalance.crawl import MODES, Crawl, parallel_of
+from repl.files.rebalance.crawl import MODES, Crawl
+from repl.files.rebalance.tidying import parallel_of
 from repl.files.translator import Context
 from repl.files.translators.distribute import Distribute
 from repl.files.volfile import Volfile

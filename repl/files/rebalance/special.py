@@ -10,7 +10,7 @@ from __future__ import annotations
 import stat
 
 from repl.files.answers import GONE
-from repl.files.rebalance.migration import Moved, Outcome, of_users
+from repl.files.rebalance.mover import Moved, Outcome, of_users
 from repl.files.translators.distribute import Distribute
 from repl.files.translators.distribute.links import name_of
 from repl.files.translators.distribute.marks import FILE_WANT, LINKTO, is_link, linkto_value
