@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import abc
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from repl.files.translator import Step
@@ -28,16 +27,11 @@ class Dropping(Watching):
     async def about_to_change(self, gfid: bytes) -> None:
         self.drop(gfid)
 
-    @contextmanager
-    def creating(self, flags: int) -> Iterator[None]:
+    def not_created(self, flags: int) -> None:
         """Whoever makes a file may open one instead, and empty it; without an answer nobody knows which one."""
-        try:
-            yield
-        except OSError:
-            if flags & (os.O_TRUNC | os.O_EXCL) == os.O_TRUNC:
-                self.note_change(None)
-                self.clear()
-            raise
+        if flags & (os.O_TRUNC | os.O_EXCL) == os.O_TRUNC:
+            self.note_change(None)
+            self.clear()
 
     async def open(self, caller: Caller, loc: Loc, fd: Fd, *, flags: int) -> None:
         if not flags & os.O_TRUNC:
@@ -88,8 +82,11 @@ class DataCache(Dropping):
     async def create(
         self, caller: Caller, loc: Loc, fd: Fd, *, flags: int, mode: int, gfid: bytes, extra: Xattrs | None = None
     ) -> Looked:
-        with self.creating(flags):
+        try:
             looked = await self.child.create(caller, loc, fd, flags=flags, mode=mode, gfid=gfid, extra=extra)
+        except OSError:
+            self.not_created(flags)
+            raise
         if flags & os.O_TRUNC:
             self.drop(looked.iatt.gfid)
         return looked

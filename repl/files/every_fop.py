@@ -14,6 +14,7 @@ from repl.files.translator import FOPS, Step, Translator
 from repl.files.values import Caller, End, Fd
 
 Kind = TypeVar("Kind", bound=type[Translator])
+_AROUND: set[Any] = set()  # methods that ``around`` has made
 
 
 def define_fops(make: Callable[[str], Callable[..., Any]]) -> Callable[[Kind], Kind]:
@@ -39,6 +40,10 @@ class Around(Translator):
     """
 
     is_idle = False
+
+    def _passes_on(self, fop: str) -> bool:
+        """What is defined here, and not by the class itself, does nothing while it is idle."""
+        return self.is_idle and getattr(type(self), fop) in _AROUND
 
     async def around(self, fop: str, caller: Caller, args: Sequence[Any], call: Callable[[], Any]) -> Any:
         return await call()
@@ -77,4 +82,5 @@ def around(name: str) -> Callable[..., Any]:
             return await method(caller, *args, **kwargs)
         return await self.around(name, caller, args, lambda: method(caller, *args, **kwargs))
 
+    _AROUND.add(fop)
     return fop

@@ -61,13 +61,19 @@ class Graph:
 
     async def start(self) -> None:
         """Start all; if one cannot, those that have started are stopped again."""
+        self.context.bind(asyncio.get_running_loop())
         try:
             for translator in self.translators.values():
                 await translator.start()
                 self._started.append(translator)
+            self._shorten()
         except BaseException:
             await self.stop()
             raise
+
+    def _shorten(self) -> None:
+        for translator in (*self.translators.values(), *self.top.parents):
+            translator.shorten()
 
     async def stop(self) -> None:
         while self._started:
@@ -98,6 +104,7 @@ class Graph:
             raise
         for translator, options in parsed:
             translator.reconfigure(options)
+        self._shorten()
 
 
 def _class_of(volume: Volume, path: str) -> type[Translator]:

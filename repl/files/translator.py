@@ -31,6 +31,7 @@ from typing import Any, ClassVar
 
 from repl.files.events import Event
 from repl.files.options import Option, Options
+from repl.files.rounds import Round
 from repl.files.values import (
     Caller,
     Changed,
@@ -73,8 +74,16 @@ class Context:
     loop: asyncio.AbstractEventLoop | None = None
     gfid_head: bytes = b""
     gfids_left: int = 0
+    now: Callable[[], float] = field(init=False)
 
-    def now(self) -> float:
+    def __post_init__(self) -> None:
+        self.now = self._now
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """From now on it is used in this loop only, so that asking for the time is one call."""
+        self.loop, self.now = loop, loop.time
+
+    def _now(self) -> float:
         loop = self.loop
         if loop is None or not loop.is_running():  # asking for the running one is a system call
             loop = self.loop = asyncio.get_running_loop()
@@ -121,6 +130,7 @@ class Translator:
         self.subvolumes = list(subvolumes)
         self.context = context
         self.parents: list[Translator] = []
+        self._straight: frozenset[str] | None = None  # what it only passes on, known once the graph has started
         for child in subvolumes:
             child.parents.append(self)
 
@@ -136,6 +146,17 @@ class Translator:
 
     async def start(self) -> None:
         """Called once, children first."""
+
+    def shorten(self) -> None:
+        """Operations that it only passes on go straight to whoever does something with them, from here on.  Called when
+        the graph has started, and when options have changed, children first."""
+        for fop in self._straight or ():
+            self.__dict__.pop(fop, None)
+        self._straight = None
+        if self.subvolumes:
+            self._straight = frozenset(fop for fop in (*FOPS, "release") if self._passes_on(fop))
+            for fop in self._straight:
+                self.__dict__[fop] = getattr(self.subvolumes[0], fop)
 
     async def stop(self) -> None:
         """Called once, parents first; afterwards nothing calls it any more."""
@@ -322,6 +343,8 @@ class Translator:
 
     def _passes_on(self, fop: str) -> bool:
         """Nothing is done with this operation here."""
+        if self._straight is not None:
+            return fop in self._straight
         return fop not in self.__dict__ and getattr(type(self), fop) is getattr(Translator, fop)
 
     async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
@@ -351,6 +374,16 @@ class Translator:
                 break
         return answers
 
+
+    def begin_call(self, round: Round, number: int, operation: str, caller: Caller, values: list[Any]) -> bool:
+        """The operation is sent, without waiting for anything, and ``round`` will have its answer as the one of
+        ``number``; False: it has to be called instead.  ``values`` are all its arguments in their order.  OSError: it
+        has failed already.  If it was begun, ``end_call`` has to be called with its answer.
+        """
+        return False
+
+    def end_call(self, operation: str, caller: Caller, values: list[Any], answer: Any) -> None:
+        """Of an operation that ``begin_call`` has sent."""
 
     async def sync_all(self, caller: Caller, fds: Sequence[Fd]) -> list[OSError | None]:
         """``fsync`` of the data of several files, which wait for the disk together; none keeps another from it."""

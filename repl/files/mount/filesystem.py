@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from repl.files.mount.inodes import Handle, Inode, InodeTable
 from repl.files.mount.invalidation import Invalidator
 from repl.files.mount.wire import Init, Op, Request
 from repl.files.options import Options
-from repl.files.translator import Context, Step, Translator
+from repl.files.translator import Context, Translator
 from repl.files.values import Caller, FopError, Iatt
 from repl.limits import MOUNT_CALLERS_MAX
 
@@ -60,13 +60,11 @@ class _Top(Translator):
     def __init__(self, filesystem: Filesystem, child: Translator, context: Context) -> None:
         super().__init__("mount", Options((), {}, {}), [child], context)
         self._filesystem = filesystem
+        self.shorten()
 
     def notify(self, event: Event, child: Translator | None) -> None:
         if self is self._filesystem.top:
             self._filesystem.notify(event)
-
-    async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
-        return await self.child.compound(caller, steps)
 
 
 class Filesystem:

@@ -21,6 +21,7 @@ from repl.errors import ConfigError
 from repl.files.events import ChildDown, ChildUp, Event, Reconnected
 from repl.files.every_fop import define_fops
 from repl.files.options import Option, Options
+from repl.files.rounds import Round
 from repl.files.rpc import operations as ops
 from repl.files.rpc.connection import Connection
 from repl.files.rpc.frames import Kind
@@ -287,6 +288,45 @@ class Client(Translator):
             raise
         self._after(operation, caller, values, result)
         return result
+
+    def begin_call(self, round: Round, number: int, operation: str, caller: Caller, values: list[Any]) -> bool:
+        """Not those that may wait for a lock.  ``compound``: its steps are ``values``."""
+        link = self._linked()
+        if operation == "compound":
+            return self._begin_compound(round, number, link, caller, values)
+        op = ops.BY_NAME[operation]
+        if op.file_index is not None and isinstance(fd := values[op.file_index], Fd):
+            if op.is_opener:
+                self._begin_open(link, fd)
+            elif self.files.is_unknown(fd):
+                return False
+        try:
+            return link.begin(round, number, op, caller, values)
+        except OSError as error:
+            self._after_error(op, caller, values, error)
+            raise
+
+    def _begin_compound(self, round: Round, number: int, link: Link, caller: Caller, steps: list[Any]) -> bool:
+        """Of steps on files that are open, which change nothing here and do not wait for locks."""
+        if round.plan is None:
+            round.plan = ops.plan_of(steps)
+        plan: Plan = round.plan
+        for operation, values in plan:
+            if operation.has_effect_here or operation.is_lock and ops.is_lock_wait(operation, values):
+                return False
+            at = operation.file_index
+            if at is not None and isinstance(values[at], Fd) and self.files.is_unknown(values[at]):
+                return False
+        return link.begin_compound(round, number, caller, plan)
+
+    def end_call(self, operation: str, caller: Caller, values: list[Any], answer: Any) -> None:
+        op = ops.BY_NAME.get(operation)
+        if op is None or not op.has_effect_here:
+            return
+        if isinstance(answer, OSError):
+            self._after_error(op, caller, values, answer)
+        else:
+            self._after(op, caller, values, answer)
 
     async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
         try:

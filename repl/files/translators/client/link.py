@@ -19,6 +19,7 @@ from typing import Any
 
 from repl.errors import ProtocolError
 from repl.files.events import Event, Invalidated
+from repl.files.rounds import Round
 from repl.files.rpc import handshake
 from repl.files.rpc import operations as ops
 from repl.files.rpc.connection import Connection
@@ -51,18 +52,44 @@ class LinkSettings:
 
 
 class _Pending:
-    """A call that is not answered yet."""
+    """A call on its way.  Its answer goes to ``future``, or to ``round`` under ``number``; ``is_told``: it has."""
 
-    __slots__ = ("future", "is_compound", "plan", "sent_at", "takes_slot")
+    __slots__ = (
+        "call_id", "caller", "future", "is_abandoned", "is_compound", "is_told", "link", "number", "plan", "result",
+        "round", "sent_at", "takes_slot",
+    )  # fmt: skip
 
-    def __init__(
-        self, future: asyncio.Future[Any], plan: Plan, *, is_compound: bool, takes_slot: bool, sent_at: float
-    ) -> None:
-        self.future = future
+    def __init__(self, link: Link, caller: Caller, plan: Plan, *, is_compound: bool, takes_slot: bool) -> None:
+        self.link = link
+        self.caller = caller
         self.plan = plan
         self.is_compound = is_compound
         self.takes_slot = takes_slot
-        self.sent_at = sent_at
+        self.call_id = 0
+        self.sent_at = 0.0
+        self.future: asyncio.Future[Any] | None = None
+        self.round: Round | None = None
+        self.number = 0
+        self.result: Any = None
+        self.is_told = False
+        self.is_abandoned = False
+
+    def tell(self, result: Any) -> None:
+        """What came of it."""
+        self.is_told = True
+        self.result = result
+        if self.round is not None:
+            round, self.round = self.round, None  # the two know each other until now
+            round.answered(self.number, result)
+        elif self.future is not None and not self.future.done():
+            if isinstance(result, OSError):
+                self.future.set_exception(result)
+            else:
+                self.future.set_result(result)
+
+    def give_up(self) -> None:
+        """Nobody waits for it any more."""
+        self.link.abandon(self)
 
 
 class Link:
@@ -90,7 +117,6 @@ class Link:
         self.round_trip_s = 0.0
         self._pending: dict[int, _Pending] = {}
         self._callers: dict[Caller, int] = {}
-        self._abandoners: dict[int, Caller] = {}
         self._last_call = 0
         self._slots = 0
         self._line: deque[asyncio.Future[None]] = deque()
@@ -150,8 +176,8 @@ class Link:
         error = FopError(errno.ENOTCONN, f"{self.settings.name}: {reason}")
         pending, self._pending = self._pending, {}
         for call in pending.values():
-            if not call.future.done():
-                call.future.set_exception(error)
+            if not call.is_told:
+                call.tell(error)
         for waiter in self._line:
             if not waiter.done():
                 waiter.set_exception(error)
@@ -198,13 +224,8 @@ class Link:
             await self._wait_turn()
         sender = Sender(self._number)
         body = ops.encode_call(operation, self._caller_number(caller), values, sender)
-        plan = [(operation, values)]
-        call_id, future = self._send(plan, body, sender, is_compound=False, takes_slot=not waits)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            self._abandon(call_id, caller, plan, future, takes_slot=not waits)
-            raise
+        call = _Pending(self, caller, [(operation, values)], is_compound=False, takes_slot=not waits)
+        return await self._answer_to(call, body, sender)
 
     async def compound(self, caller: Caller, plan: Plan) -> list[Any]:
         waits = any(operation.is_lock and ops.is_lock_wait(operation, values) for operation, values in plan)
@@ -212,13 +233,49 @@ class Link:
             await self._wait_turn()
         sender = Sender(self._number)
         body = ops.encode_compound(plan, self._caller_number(caller), sender)
-        call_id, future = self._send(plan, body, sender, is_compound=True, takes_slot=not waits)
-        try:
-            results: list[Any] = await future
-        except asyncio.CancelledError:
-            self._abandon(call_id, caller, plan, future, takes_slot=not waits)
-            raise
+        call = _Pending(self, caller, plan, is_compound=True, takes_slot=not waits)
+        results: list[Any] = await self._answer_to(call, body, sender)
         return results
+
+    async def _answer_to(self, call: _Pending, body: bytes, sender: Sender) -> Any:
+        future = call.future = self._loop.create_future()
+        self._send(call, body, sender.payloads)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.abandon(call)
+            raise
+
+    def begin(self, round: Round, number: int, operation: Operation, caller: Caller, values: list[Any]) -> bool:
+        """The same for ``round``, sent when this returns; False: it would have to wait for its turn.  What another
+        child of the round has sent is sent again where the numbers of caller and file are the same."""
+        if self._line or self._slots <= 0:
+            return False
+        at, who = operation.file_index, self._caller_number(caller)
+        fd = self._number(values[at]) if at is not None and isinstance(values[at], Fd) else 0
+        if round.encoded is not None and round.encoded[:2] == (who, fd):
+            _, _, body, payloads = round.encoded
+        else:
+            sender = Sender(self._number)
+            body, payloads = ops.encode_call(operation, who, values, sender), sender.payloads
+            round.encoded = who, fd, body, payloads
+        call = _Pending(self, caller, [(operation, values)], is_compound=False, takes_slot=True)
+        self._begin(round, number, call, body, payloads)
+        return True
+
+    def begin_compound(self, round: Round, number: int, caller: Caller, plan: Plan) -> bool:
+        if self._line or self._slots <= 0:
+            return False
+        sender = Sender(self._number)
+        body = ops.encode_compound(plan, self._caller_number(caller), sender)
+        call = _Pending(self, caller, plan, is_compound=True, takes_slot=True)
+        self._begin(round, number, call, body, sender.payloads)
+        return True
+
+    def _begin(self, round: Round, number: int, call: _Pending, body: bytes, payloads: list[Any]) -> None:
+        self._send(call, body, payloads)
+        call.round, call.number = round, number
+        round.asked(number, call.give_up)
 
     async def _wait_turn(self) -> None:
         """From here to the sending nothing awaits: a place that is free stays free."""
@@ -238,46 +295,43 @@ class Link:
                 waiter.set_result(None)
                 return
 
-    def _send(
-        self, plan: Plan, body: bytes, sender: Sender, *, is_compound: bool, takes_slot: bool
-    ) -> tuple[int, asyncio.Future[Any]]:
+    def _send(self, call: _Pending, body: bytes, payloads: list[Any]) -> None:
         call_id = self._last_call = self._last_call % CALL_ID_LAST + 1
         if call_id in self._pending:
             raise FopError(errno.EAGAIN, f"{self.settings.name}: out of call numbers")
         if not self.connection.is_open:
             raise FopError(errno.ENOTCONN, f"{self.settings.name}: the link is gone")
-        if sender.payloads or len(body) > RPC_HANDSHAKE_BYTES_MAX:
-            self._check_size(body, sender)
-        future = self._loop.create_future()
-        self._pending[call_id] = _Pending(
-            future, plan, is_compound=is_compound, takes_slot=takes_slot, sent_at=self._loop.time()
-        )
-        self._slots -= takes_slot
-        self.connection.send(Kind.CALL, call_id, body, sender.payloads)
+        if payloads or len(body) > RPC_HANDSHAKE_BYTES_MAX:
+            self._check_size(body, payloads)
+        call.call_id = call_id
+        call.sent_at = self._loop.time()
+        self._pending[call_id] = call
+        self._slots -= call.takes_slot
+        self.connection.send(Kind.CALL, call_id, body, payloads)
         if self._line:
             self._next_in_line()
-        return call_id, future
 
-    def _check_size(self, body: bytes, sender: Sender) -> None:
+    def _check_size(self, body: bytes, payloads: list[Any]) -> None:
         welcome = self._welcome
         assert welcome is not None
         if len(body) > welcome.body_bytes_max:
             raise FopError(errno.E2BIG, f"{self.settings.name}: {len(body)} bytes of arguments")
-        if sender.payloads:
-            size = sum(map(size_of, sender.payloads))
+        if payloads:
+            size = sum(map(size_of, payloads))
             if size > welcome.payload_bytes_max:
                 raise FopError(errno.E2BIG, f"{self.settings.name}: {size} bytes of data in one call")
 
-    def _abandon(
-        self, call_id: int, caller: Caller, plan: Plan, future: asyncio.Future[Any], *, takes_slot: bool
-    ) -> None:
-        if call_id in self._pending:
-            self._abandoners[call_id] = caller
-            if not takes_slot:
-                self.connection.send(Kind.CANCEL, call_id, b"")
-        elif future.done() and not future.cancelled() and future.exception() is None:
-            result = future.result()
-            self._abandoned(caller, plan, result if len(plan) > 1 or isinstance(result, list) else [result])
+    def abandon(self, call: _Pending) -> None:
+        """Nobody waits for its answer any more, or has got it in vain."""
+        if call.call_id in self._pending:
+            call.is_abandoned = True
+            if not call.takes_slot:
+                self.connection.send(Kind.CANCEL, call.call_id, b"")
+        elif call.is_told and not isinstance(call.result, OSError):
+            self._undo(call, call.result)
+
+    def _undo(self, call: _Pending, result: Any) -> None:
+        self._abandoned(call.caller, call.plan, result if call.is_compound else [result])
 
     def _on_answer(self, frame: Frame) -> None:
         call = self._pending.pop(frame.call_id, None)
@@ -287,23 +341,19 @@ class Link:
             self._slots += 1
         if self._line:
             self._next_in_line()
-        future = call.future
+        result: Any
         if frame.kind == Kind.ERROR:
-            error = ops.decode_error(frame.body)
-            if not future.done():
-                error.detail = f"{self.settings.name}: {error.detail}"
-                future.set_exception(error)
-            else:
-                self._abandoners.pop(frame.call_id, None)
-            return
-        if call.is_compound:
-            result: Any = ops.decode_compound_answer(call.plan, frame.body, frame.payload, is_lasting=frame.is_lasting)
+            result = ops.decode_error(frame.body)
+            result.detail = f"{self.settings.name}: {result.detail}"
+        elif call.is_compound:
+            result = ops.decode_compound_answer(call.plan, frame.body, frame.payload, is_lasting=frame.is_lasting)
         else:
             result = ops.decode_answer(call.plan[0][0], frame.body, frame.payload, is_lasting=frame.is_lasting)
-        if not future.done():
-            future.set_result(result)
-        elif (caller := self._abandoners.pop(frame.call_id, None)) is not None:
-            self._abandoned(caller, call.plan, result if call.is_compound else [result])
+        if call.is_abandoned:
+            if not isinstance(result, OSError):
+                self._undo(call, result)
+        elif not call.is_told:
+            call.tell(result)
 
     def tell(self, kind: Kind, content: Any) -> None:
         """Something that is not answered."""
@@ -361,6 +411,6 @@ class Link:
         for call in self._pending.values():
             if now - call.sent_at < limit_s:
                 return
-            if call.takes_slot and not call.future.done():
+            if call.takes_slot and not call.is_told:
                 detail = f"{self.settings.name}: no answer within {limit_s:g} s (frame-timeout)"
-                call.future.set_exception(FopError(errno.ENOTCONN, detail))
+                call.tell(FopError(errno.ENOTCONN, detail))

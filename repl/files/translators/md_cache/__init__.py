@@ -286,8 +286,12 @@ class MdCache(Dropping):
     ) -> Looked:
         now = self.context.now()
         self._about_to_change(loc)
-        with self.watch() as watch, self.creating(flags):
-            looked = await self.child.create(caller, loc, fd, flags=flags, mode=mode, gfid=gfid, extra=extra)
+        with self.watch() as watch:
+            try:
+                looked = await self.child.create(caller, loc, fd, flags=flags, mode=mode, gfid=gfid, extra=extra)
+            except OSError:
+                self.not_created(flags)
+                raise
             if looked.iatt.gfid != gfid:
                 self.drop(looked.iatt.gfid)
         return self._made(watch, loc, looked, now)

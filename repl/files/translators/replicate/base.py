@@ -17,6 +17,8 @@ from repl.errors import ConfigError
 from repl.files.answers import AWAY, GONE, Answers, errors_of, good_of, most_telling
 from repl.files.eager import Begun
 from repl.files.options import Options
+from repl.files.rounds import Round
+from repl.files.rpc.operations import BY_NAME
 from repl.files.translator import ANY_NUMBER, Context, Translator
 from repl.files.translators.replicate.changelog import DIRTY, PREFIX
 from repl.files.translators.replicate.inodes import UNKNOWN, FdState, Inodes, InodeState
@@ -174,6 +176,46 @@ class Base(Translator):
             raise
         return answers
 
+    async def ask_all(self, mask: int, operation: str, caller: Caller, values: list[Any]) -> Answers:
+        """``ask`` for one operation with all its arguments (``compound``: its steps): where children can, it is sent at
+        once, and all answers are waited for together."""
+        round, up, late = Round(), self.up, None
+        for i in bits(mask):
+            if not up >> i & 1:
+                round.answers[i] = FopError(errno.ENOTCONN, self.names[i])
+                continue
+            try:
+                is_begun = self.subvolumes[i].begin_call(round, i, operation, caller, values)
+            except OSError as error:
+                round.answers[i] = error
+                continue
+            if not is_begun:
+                round.answers[i] = None
+                late = (late or 0) | 1 << i
+        if late is None:
+            await round.wait()
+            for i, answer in round.answers.items():
+                self.subvolumes[i].end_call(operation, caller, values, answer)
+            return round.answers
+        return await self._ask_late(round, late, operation, caller, values)
+
+    async def _ask_late(self, round: Round, late: int, operation: str, caller: Caller, values: list[Any]) -> Answers:
+        """Some have to be called."""
+        if operation == "compound":
+            calling = Begun(self.ask(late, lambda c: c.compound(caller, values)))
+        else:
+            step = BY_NAME[operation].step(values)
+            calling = Begun(self.ask(late, lambda c: getattr(c, operation)(caller, *step.args, **step.kwargs)))
+        try:
+            await round.wait()
+        except BaseException:
+            calling.cancel()
+            raise
+        for i, answer in round.answers.items():
+            if not late >> i & 1:
+                self.subvolumes[i].end_call(operation, caller, values, answer)
+        return round.answers | await calling
+
     async def ask_one(self, index: int, call: Callable[[Translator], Awaitable[Any]]) -> Any:
         """Its answer, or its ``OSError``."""
         return await self._one(index, call)
@@ -267,11 +309,14 @@ class Base(Translator):
         """Children of the mask, the one to read from first."""
         if not readable:
             return []
-        if self.preferred >= 0 and readable >> self.preferred & 1:
-            first = self.preferred
-        else:
-            first = choose(self.hash_mode, gfid, pid, readable, self.loads)
+        first = self.first_to_read(gfid, readable, pid)
         return [first, *[i for i in bits(readable) if i != first]]
+
+    def first_to_read(self, gfid: bytes, readable: int, pid: int) -> int:
+        """The child of the mask (not empty) to read from first."""
+        if self.preferred >= 0 and readable >> self.preferred & 1:
+            return self.preferred
+        return choose(self.hash_mode, gfid, pid, readable, self.loads)
 
 
 def is_remote(child: Translator) -> bool:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from repl.files.answers import Answers, errors_of, good_of
+from repl.files.rpc.operations import BY_NAME
 from repl.files.translator import Step, Translator
 from repl.files.translators.replicate.base import Question, mask_of, telling_error
 from repl.files.translators.replicate.changelog import DIRTY, Kind, delta
@@ -25,6 +26,7 @@ from repl.files.translators.replicate.reads import NEVER_DOWN
 from repl.files.translators.replicate.tenure import Tenure
 from repl.files.values import (
     NEW_LOCK,
+    NO_GFID,
     Caller,
     Fd,
     FopError,
@@ -56,6 +58,18 @@ class HeldNames:
 
     async def __aenter__(self) -> list[Tenure]:
         afr, places, tenures = self._afr, self._places, self._tenures
+        if len(places) == 1:
+            gfid, names = places[0]
+            inode = afr.inodes.get(gfid)
+            tenure = afr.held(inode, Kind.ENTRY, is_entry=True)
+            if tenure is not None:
+                tenures[0] = tenure
+                slot = tenure.order.enter_now(names=names) if afr.quorum.is_met(tenure.active) else None
+                if slot is not None:
+                    self._slots.append(slot)
+                    return [tenure]
+                del tenures[0]
+                tenure.unpin()
         order = range(1) if len(places) == 1 else sorted(range(len(places)), key=lambda i: places[i][0])
         try:
             for i in order:
@@ -76,7 +90,7 @@ class HeldNames:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if error is None and self._afr.options["granular-entry-heal"]:
+            if error is None and self._has_missed() and self._afr.options["granular-entry-heal"]:
                 for i, (_, names) in enumerate(self._places):
                     await self._tenures[i].note_names(names or ())
         except BaseException as failure:
@@ -84,6 +98,9 @@ class HeldNames:
             raise
         finally:
             self._leave(error)
+
+    def _has_missed(self) -> bool:
+        return any(tenure.active != self._afr.everyone for tenure in self._tenures.values())
 
     def _leave(self, error: BaseException | None) -> None:
         if isinstance(error, asyncio.CancelledError):
@@ -169,10 +186,13 @@ class Entries(Lookups):
             try:
                 answers = await self._ask_made(tenure, steps, who)
                 made = {i: _made(a, needs_marks=bool(absent)) for i, a in answers.items()}
-                done = mask_of(good_of(made))
-                if done:
-                    await self._undo_if_there(tenure, loc, made, step.fop)
-                answer: Looked = await self.settle(tenure, Kind.ENTRY, made, pid=caller.pid)
+                answer: Looked | None = self.settle_at_once(tenure, Kind.ENTRY, made, caller.pid)
+                done = self.everyone if answer is not None else mask_of(good_of(made))
+                if answer is None:
+                    if done:
+                        await self._undo_if_there(tenure, loc, made, step.fop)
+                    answer = await self.settle(tenure, Kind.ENTRY, made, pid=caller.pid)
+                    assert answer is not None
                 if missed := self.everyone & ~done & ~absent:
                     await self._accuse_new(done, gfid, missed, unit)
             except BaseException:
@@ -190,13 +210,18 @@ class Entries(Lookups):
     async def _ask_made(self, tenure: Tenure, steps: list[Step], who: Caller) -> Answers:
         """A list of answers for each child; what a step before failed with is the last of them."""
 
+        old = tenure.accused.get(Kind.ENTRY, 0) & tenure.active
+        if len(steps) == 1 and not old:
+            step = steps[0]
+            made = await self.ask_all(tenure.active, step.fop, who, BY_NAME[step.fop].bind(step.args, step.kwargs))
+            return {i: a if isinstance(a, OSError) else [a] for i, a in made.items()}
+
         async def make(child: Translator) -> list[Any]:
             return await child.compound(who, steps) if len(steps) > 1 else [await _single(child, who, steps[0])]
 
         def is_made(answers: Answers) -> bool:
             return any(isinstance(a, list) and not isinstance(a[0], OSError) for a in answers.values())
 
-        old = tenure.accused.get(Kind.ENTRY, 0) & tenure.active
         answers = await self.ask(tenure.active & ~old, make)
         if old and is_made(answers):
             answers |= await self.ask(old, make)
@@ -319,14 +344,20 @@ class Entries(Lookups):
         await self.settled()
         async with self._names((loc.parent, frozenset((loc.name,)))) as (tenure,):
             await self._keep_open_files(loc)
-            answers = await self._ask_good_first(
-                tenure, tenure.active, lambda c: c.unlink(caller, loc), name=loc
-            )
+            if tenure.accused.get(Kind.ENTRY, 0) & tenure.active:
+                answers = await self._ask_good_first(
+                    tenure, tenure.active, lambda c: c.unlink(caller, loc), name=loc
+                )
+            else:
+                answers = await self.ask_all(tenure.active, "unlink", caller, [loc])
+                answer: Looked | None = self.settle_at_once(tenure, Kind.ENTRY, answers, caller.pid)
+                if answer is not None:
+                    return answer
             return await self._removed(tenure, answers, caller)
 
     async def _keep_open_files(self, loc: Loc) -> None:
         """What is open and loses its name must be open on all copies, or a copy's loss would end it."""
-        inode = self.inodes.peek(loc.gfid) if any(loc.gfid) else None
+        inode = self.inodes.peek(loc.gfid) if loc.gfid != NO_GFID else None
         for state in list(inode.fds) if inode else ():
             await self.ensure_open(state, self.up)
 

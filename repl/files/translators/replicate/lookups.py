@@ -43,7 +43,7 @@ class Lookups(Writes):
         wanted = (*want, *self.want_keys)
 
         def look() -> Awaitable[Answers]:
-            return self.ask(mask, lambda c: c.lookup(caller, loc, want=wanted))
+            return self.ask_all(mask, "lookup", caller, [loc, wanted])
 
         is_known = not loc.name or self.is_fresh(self.inodes.get(loc.parent))
         answers = await look()

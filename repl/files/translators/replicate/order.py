@@ -55,6 +55,14 @@ class Order:
     def __init__(self) -> None:
         self.slots: list[Slot] = []
 
+    def enter_now(self, span: Span | None = None, names: frozenset[bytes] | None = None) -> Slot | None:
+        """The same if nothing at all is under way, else None."""
+        if self.slots:
+            return None
+        slot = Slot(self, span, names)
+        self.slots.append(slot)
+        return slot
+
     async def enter(self, span: Span | None = None, names: frozenset[bytes] | None = None) -> Slot:
         """A span for bytes, else names (None: all of them).  Returns when nothing before it is in the way."""
         slot = Slot(self, span, names)

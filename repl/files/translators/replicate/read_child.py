@@ -43,6 +43,8 @@ def choose(mode: int, gfid: bytes, pid: int, readable: int, loads: Sequence[Load
     """A child of the mask ``readable`` (not empty), by ``read-hash-mode``."""
     count = len(loads)
     if mode in (1, 2):
+        if not readable & (readable - 1):
+            return readable.bit_length() - 1
         start = super_fast_hash(gfid if mode == 1 else _with_pid(gfid, pid)) % count
         while not readable >> start & 1:
             start = (start + 1) % count

@@ -79,11 +79,13 @@ class Tenure:
         self.may_go_on = True  # an end that has not begun can be put off
         self.releases: list[FdState] = []  # open files to be released behind the end
         self.size = -1  # for appending; -1: unknown
-        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.opened.add_done_callback(_seen)
-        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._marking: dict[Kind, asyncio.Future[None]] = {}
-        self._blaming = asyncio.Lock()
+        self._opened: asyncio.Future[None] | None = None  # made when somebody waits for it
+        self._closed: asyncio.Future[None] | None = None
+        self._failure: OSError | None = None
+        self.is_done = False
+        self.has_mark: set[Kind] = set()  # kinds that operations may begin with
+        self._marking: dict[Kind, asyncio.Future[None]] = {}  # on their way
+        self._blaming: asyncio.Lock | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._last_used = 0.0
 
@@ -164,8 +166,7 @@ class Tenure:
         self.used.add(kind)
         self.dirty[kind] = self.active if DIRTY in values else 0
         self.blamed[kind] = 0
-        self._marking[kind] = asyncio.get_running_loop().create_future()
-        self._marking[kind].set_result(None)
+        self.has_mark.add(kind)
         if not afr.quorum.is_met(self.active):
             errors = {i: a[-1] for i, a in answers.items() if isinstance(a[-1], OSError)}
             await self._finish()
@@ -218,16 +219,10 @@ class Tenure:
         self.blamed[kind] = absent
         self.accused = dict.fromkeys(Kind, 0)
         self.is_clean = True
-        self._marking[kind] = asyncio.get_running_loop().create_future()
-        self._marking[kind].set_result(None)
+        self.has_mark.add(kind)
         self.is_open = True
-        self.opened.set_result(None)
 
     # ---- between ----
-
-    def is_marked(self, kind: Kind) -> bool:
-        marking = self._marking.get(kind)
-        return marking is not None and marking.done() and not marking.cancelled() and marking.exception() is None
 
     async def mark(self, kind: Kind) -> None:
         """Before the first operation of another kind."""
@@ -243,6 +238,8 @@ class Tenure:
             del self._marking[kind]
             marking.set_exception(error if isinstance(error, FopError) else FopError(errno.EIO, "marking ended early"))
             raise
+        del self._marking[kind]
+        self.has_mark.add(kind)
         marking.set_result(None)
 
     async def _mark(self, kind: Kind) -> None:
@@ -263,6 +260,8 @@ class Tenure:
         """Accuse ``failed`` on all that took part, before anything that they missed is acknowledged."""
         afr = self.afr
         self.drop(failed)
+        if self._blaming is None:
+            self._blaming = asyncio.Lock()
         async with self._blaming:
             while need := (afr.everyone & ~self.active) & ~self.blamed.get(kind, 0):
                 if not afr.quorum.is_met(self.active) or not self.good(kind):
@@ -449,8 +448,21 @@ class Tenure:
 
     def done(self) -> None:
         self.afr.tenure_ended(self)
-        if not self.closed.done():
-            self.closed.set_result(None)
+        self.is_done = True
+        if self._closed is not None and not self._closed.done():
+            self._closed.set_result(None)
+
+    async def wait_closed(self) -> None:
+        if not self.is_done:
+            await asyncio.shield(self.closing())
+
+    def closing(self) -> asyncio.Future[None]:
+        """Done when it has ended."""
+        if self._closed is None:
+            self._closed = asyncio.get_running_loop().create_future()
+            if self.is_done:
+                self._closed.set_result(None)
+        return self._closed
 
     async def release_files(self) -> None:
         """Those that were kept open for the sync."""
@@ -458,9 +470,24 @@ class Tenure:
             await self.afr.release_state(state)
         self.releases.clear()
 
-    async def failed_to_open(self, error: BaseException) -> None:
-        self.opened.set_exception(error if isinstance(error, OSError) else FopError(errno.EIO, "opening ended early"))
+    def failed_to_open(self, error: BaseException) -> None:
+        self._failure = error if isinstance(error, OSError) else FopError(errno.EIO, "opening ended early")
+        if self._opened is not None:
+            self._opened.set_exception(self._failure)
         self.done()
+
+    def has_opened(self) -> None:
+        if self._opened is not None:
+            self._opened.set_result(None)
+
+    async def wait_opened(self) -> None:
+        """Raises what it could not be opened for."""
+        if self._failure is not None:
+            raise self._failure
+        if self._opened is None:
+            self._opened = asyncio.get_running_loop().create_future()
+            self._opened.add_done_callback(_seen)
+        await asyncio.shield(self._opened)
 
 
 def _seen(future: asyncio.Future[None]) -> None:

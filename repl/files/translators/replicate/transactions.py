@@ -12,7 +12,7 @@ from repl.files.answers import Answers, errors_of, good_of
 from repl.files.events import ChildDown, ChildUp, Contended, Event, Invalidated, Reconnected, Unwatched
 from repl.files.options import Options
 from repl.files.translator import Context, Translator
-from repl.files.translators.replicate.base import HARMLESS, Base, Question, mask_of, telling_error
+from repl.files.translators.replicate.base import HARMLESS, Base, mask_of, telling_error
 from repl.files.translators.replicate.changelog import Kind
 from repl.files.translators.replicate.endings import Endings
 from repl.files.translators.replicate.inodes import UNKNOWN, FdState, InodeState
@@ -40,19 +40,27 @@ class Transactions(Base):
                 tenure.pins = 1
                 self.context.spawn(self._open(tenure, kind), f"{self.name}: a transaction begins")
             elif tenure.is_closing and not tenure.take_up():
-                await asyncio.shield(tenure.closed)
+                await tenure.wait_closed()
                 continue
             else:
                 tenure.pins += 1
             try:
                 if not tenure.is_open:
-                    await asyncio.shield(tenure.opened)
-                if not tenure.is_marked(kind):
+                    await tenure.wait_opened()
+                if kind not in tenure.has_mark:
                     await tenure.mark(kind)
             except BaseException:
                 tenure.unpin()
                 raise
             return tenure
+
+    def held(self, inode: InodeState, kind: Kind, *, is_entry: bool = False) -> Tenure | None:
+        """The same where nothing has to be waited for."""
+        tenure = inode.entry_tenure if is_entry else inode.tenure
+        if tenure is None or not tenure.is_open or tenure.is_closing or kind not in tenure.has_mark:
+            return None
+        tenure.pins += 1
+        return tenure
 
     def new_tenure(self, inode: InodeState, *, is_entry: bool) -> Tenure:
         tenure = Tenure(self, inode, is_entry=is_entry)
@@ -72,11 +80,11 @@ class Transactions(Base):
         try:
             await tenure.open(kind)
         except BaseException as error:
-            await tenure.failed_to_open(error)
+            tenure.failed_to_open(error)
             if not isinstance(error, OSError):
                 raise
             return
-        tenure.opened.set_result(None)
+        tenure.has_opened()
         tenure.pins += 1
         tenure.unpin()
 
@@ -92,9 +100,18 @@ class Transactions(Base):
         for tenure in (inode.tenure, inode.entry_tenure):
             if tenure is not None:
                 tenure.contend()
-                await asyncio.shield(tenure.closed)
+                await tenure.wait_closed()
 
     # ---- what the answers mean ----
+
+    def settle_at_once(self, tenure: Tenure, kind: Kind, answers: Answers, pid: int) -> Any:
+        """The answer to give where all copies have the change; else None."""
+        if tenure.active != self.everyone or len(answers) != self.count:
+            return None
+        for answer in answers.values():
+            if isinstance(answer, OSError):
+                return None
+        return self.pick(answers, tenure.inode, tenure.good(kind), pid)
 
     async def settle(self, tenure: Tenure, kind: Kind, answers: Answers, *, pid: int = 0) -> Any:
         """The answer to give; those that failed are accused before.  Raises when too few copies have the change."""
@@ -118,10 +135,10 @@ class Transactions(Base):
 
     def pick(self, answers: Answers, inode: InodeState, trusted: int, pid: int = 0) -> Any:
         """The answer of the child that a read would go to."""
-        usable = mask_of(answers)
+        usable = self.everyone if len(answers) == self.count else mask_of(answers)
         for mask in (usable & trusted & ~self.arbiters, usable & ~self.arbiters, usable):
             if mask:
-                return answers[self.read_order(inode.gfid, mask, pid)[0]]
+                return answers[self.first_to_read(inode.gfid, mask, pid)]
         raise AssertionError("no answer to pick from")
 
     async def release_state(self, state: FdState) -> None:
@@ -158,22 +175,19 @@ class Transactions(Base):
         state.opened |= mask_of(good_of(answers))
 
     async def change(
-        self,
-        inode: InodeState,
-        kind: Kind,
-        caller: Caller,
-        call: Question,
+        self, inode: InodeState, kind: Kind, caller: Caller, operation: str, values: list[Any],
         state: FdState | None = None,
-    ) -> Any:
-        """A change of an inode as a whole: attributes, size."""
-        tenure = await self.hold(inode, kind)
+    ) -> Any:  # fmt: skip
+        """A change of an inode as a whole: attributes, size.  The first of ``values`` is the inode."""
+        tenure = self.held(inode, kind) or await self.hold(inode, kind)
         try:
-            slot = await tenure.order.enter(None)
+            slot = tenure.order.enter_now(None) or await tenure.order.enter(None)
             try:
-                if state is not None:
+                if state is not None and tenure.active & ~state.opened:
                     await self.ensure_open(state, tenure.active)
-                answers = await self.ask(tenure.active, call)
-                return await self.settle(tenure, kind, answers, pid=caller.pid)
+                answers = await self.ask_all(tenure.active, operation, caller, values)
+                answer = self.settle_at_once(tenure, kind, answers, caller.pid)
+                return answer if answer is not None else await self.settle(tenure, kind, answers, pid=caller.pid)
             except asyncio.CancelledError:
                 tenure.suspect.add(kind)
                 raise
@@ -203,7 +217,7 @@ class Transactions(Base):
         for tenure in list(self.tenures):
             tenure.close()
         self.endings.start()
-        waiting = [t.closed for t in self.tenures if t.pins == 0]
+        waiting = [t.closing() for t in self.tenures if t.pins == 0]
         if waiting:
             await asyncio.wait(waiting, timeout=self.post_op_delay_s + 4)
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from repl.files.answers import AWAY, Answers, errors_of, good_of
-from repl.files.translator import Step, Translator
+from repl.files.eager import Begun
+from repl.files.translator import Step
 from repl.files.translators.replicate.base import Question, mask_of, telling_error
 from repl.files.translators.replicate.changelog import Kind
 from repl.files.translators.replicate.inodes import FdState
@@ -47,11 +48,12 @@ class Writes(Listings):
         self, caller: Caller, fd: Fd, data: bytes | bytearray | memoryview, *, offset: int, flags: int = 0
     ) -> Changed:
         state = self.fd_state(fd)
-        tenure = await self.hold(state.inode, Kind.DATA)
+        tenure = self.held(state.inode, Kind.DATA) or await self.hold(state.inode, Kind.DATA)
         try:
             is_append = bool((flags | state.flags) & os.O_APPEND)
             # differs from GlusterFS: who appends gets its place from us, so that it is the same on all copies.
-            slot = await tenure.order.enter(WHOLE if is_append else (offset, offset + max(len(data), 1) - 1))
+            span = WHOLE if is_append else (offset, offset + max(len(data), 1) - 1)
+            slot = tenure.order.enter_now(span) or await tenure.order.enter(span)
             try:
                 if is_append:
                     offset = await self._end_of(tenure, state, caller)
@@ -73,16 +75,30 @@ class Writes(Listings):
             await self.ensure_open(state, mask)
         if not (flags | state.flags) & _SYNCED:
             tenure.unstable = state
-        arbiter = self.subvolumes[-1] if self.arbiters else None
-
-        async def write(child: Translator) -> Changed:
-            payload = b"" if child is arbiter else data  # an arbiter keeps no data: it need not get it
-            return await child.writev(caller, state.lower, payload, offset=offset, flags=flags)
-
-        answers = await self.ask(mask, write)
-        changed: Changed = await self.settle(tenure, Kind.DATA, answers, pid=caller.pid)
+        lower = state.lower
+        # An arbiter keeps no data: it need not get them.
+        answers = await self._ask_with_data(
+            mask, "writev", caller, [lower, data, offset, flags], [lower, b"", offset, flags]
+        )
+        changed: Changed | None = self.settle_at_once(tenure, Kind.DATA, answers, caller.pid)
+        if changed is None:
+            changed = await self.settle(tenure, Kind.DATA, answers, pid=caller.pid)
         tenure.size = max(tenure.size, changed.after.size) if tenure.size >= 0 else -1
         return changed
+
+    async def _ask_with_data(
+        self, mask: int, operation: str, caller: Caller, values: list[Any], without: list[Any]
+    ) -> Answers:
+        """``without``: what an arbiter is told instead."""
+        if not mask & self.arbiters:
+            return await self.ask_all(mask, operation, caller, values)
+        other = Begun(self.ask_all(mask & self.arbiters, operation, caller, without))
+        try:
+            answers = await self.ask_all(mask & ~self.arbiters, operation, caller, values)
+        except BaseException:
+            other.cancel()
+            raise
+        return answers | await other
 
     async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
         """Several writes of one open file go to each child in one frame."""
@@ -93,7 +109,7 @@ class Writes(Listings):
         return await super().compound(caller, steps)
 
     async def _write_several(self, caller: Caller, state: FdState, steps: Sequence[Step]) -> list[Any]:
-        tenure = await self.hold(state.inode, Kind.DATA)
+        tenure = self.held(state.inode, Kind.DATA) or await self.hold(state.inode, Kind.DATA)
         try:
             slots = await tenure.order.enter_several([_span_of(step) for step in steps])
             try:
@@ -102,9 +118,8 @@ class Writes(Listings):
                     await self.ensure_open(state, mask)
                 tenure.unstable = state
                 lower = [_lower_write(state, step) for step in steps]
-                arbiter = self.subvolumes[-1] if self.arbiters else None
-                empty = [_lower_write(state, step, is_empty=True) for step in steps] if arbiter else lower
-                answers = await self.ask(mask, lambda c: c.compound(caller, empty if c is arbiter else lower))
+                empty = [_lower_write(state, step, is_empty=True) for step in steps] if self.arbiters else lower
+                answers = await self._ask_with_data(mask, "compound", caller, lower, empty)
                 return await self._settle_several(tenure, answers, len(steps), caller)
             except asyncio.CancelledError:
                 tenure.suspect.add(Kind.DATA)
@@ -120,8 +135,10 @@ class Writes(Listings):
         results: list[Any] = []
         for number in range(count):
             those = {i: a if isinstance(a, OSError) else a[min(number, len(a) - 1)] for i, a in answers.items()}
+            changed: Changed | None = self.settle_at_once(tenure, Kind.DATA, those, caller.pid)
             try:
-                changed: Changed = await self.settle(tenure, Kind.DATA, those, pid=caller.pid)
+                if changed is None:
+                    changed = await self.settle(tenure, Kind.DATA, those, pid=caller.pid)
             except OSError as error:
                 return [*results, error]
             tenure.size = max(tenure.size, changed.after.size) if tenure.size >= 0 else -1
@@ -224,25 +241,19 @@ class Writes(Listings):
     async def setattr(self, caller: Caller, target: Target, attributes: SetAttr) -> Changed:
         inode, state = self._inode_of(target)
         lower = self.lower(target)
-        answer: Changed = await self.change(
-            inode, Kind.METADATA, caller, lambda c: c.setattr(caller, lower, attributes), state
-        )
+        answer: Changed = await self.change(inode, Kind.METADATA, caller, "setattr", [lower, attributes], state)
         return answer
 
     async def setxattr(self, caller: Caller, target: Target, values: Xattrs, *, flags: int = 0) -> None:
         inode, state = self._inode_of(target)
-        lower = self.lower(target)
-        await self.change(inode, Kind.METADATA, caller, lambda c: c.setxattr(caller, lower, values, flags=flags), state)
+        await self.change(inode, Kind.METADATA, caller, "setxattr", [self.lower(target), values, flags], state)
 
     async def removexattr(self, caller: Caller, target: Target, name: bytes) -> None:
         inode, state = self._inode_of(target)
-        lower = self.lower(target)
-        await self.change(inode, Kind.METADATA, caller, lambda c: c.removexattr(caller, lower, name), state)
+        await self.change(inode, Kind.METADATA, caller, "removexattr", [self.lower(target), name], state)
 
     async def xattrop(self, caller: Caller, target: Target, op: XattrOp, values: Xattrs, *, want: Want = ()) -> Xattrs:
         inode, state = self._inode_of(target)
-        lower = self.lower(target)
-        answer: Xattrs = await self.change(
-            inode, Kind.METADATA, caller, lambda c: c.xattrop(caller, lower, op, values, want=want), state
-        )
+        given = [self.lower(target), op, values, want]
+        answer: Xattrs = await self.change(inode, Kind.METADATA, caller, "xattrop", given, state)
         return answer
