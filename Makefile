@@ -87,5 +87,5 @@ fuzz: ## libFuzzer and atheris on every target: make fuzz MINUTES=5
 	@$(VENV)/python tools/fuzz --minutes $(MINUTES)
 
 clean: ## remove everything that was built (.venv as well)
-	rm -rf build .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis repl/engine/_engine.*.so
+	rm -rf build .venv dist .mypy_cache .ruff_cache .pytest_cache .hypothesis repl/engine/_engine.*.so repl/files/_brick.*.so
 	find repl nbd tests tools bench -name __pycache__ -prune -exec rm -rf {} +

@@ -26,7 +26,7 @@ LINES_MAX = 700
 TAB_COLUMNS = 4
 SKIPPED_FOLDERS = {".git", ".venv", "build", "dist", "__pycache__"}
 
-C_LAYERS = ["base", "io", "meta", "req", "peer", "resync", "nbd", "engine", "shell"]
+C_LAYERS = ["base", "files", "io", "meta", "req", "peer", "resync", "nbd", "engine", "shell"]
 C_ABOVE = {"sim", "fuzz"}  # may include anything; no layer may include from them
 
 # Groups from low to high; members of one group may import each other.

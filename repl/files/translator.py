@@ -107,9 +107,9 @@ class Context:
         return task
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: making one would cost three times as much
 class Step:
-    """One operation of a compound: a method of Translator by its name."""
+    """One operation of a compound: a method of Translator by its name.  Not to be changed."""
 
     fop: str
     args: tuple[Any, ...]
@@ -354,7 +354,7 @@ class Translator:
         create, write and release are one frame.
         """
         answers: list[Any] = []
-        if self.subvolumes and all(self._passes_on(step.fop) for step in steps):
+        if self.subvolumes and all(map(self._passes_on, {step.fop for step in steps})):
             return await self.subvolumes[0].compound(caller, steps)
         if len(steps) > 1 and all(step.fop == "fsync" for step in steps):  # they wait for the disk together
             calls = (self.fsync(caller, *step.args, **step.kwargs) for step in steps)

@@ -64,7 +64,7 @@ def test_installed_repld_asked_for_help_tells_its_usage(installation: Path, tmp_
 
 def test_installed_packages_include_the_engine_and_no_test_module(installation: Path, tmp_path: Path) -> None:
     script = (
-        "import nbd, repl, repl.engine._engine as engine; "
+        "import nbd, repl, repl.engine._engine as engine, repl.files._brick; "
         "assert engine.lib.RE_VOLUMES_MAX == 64; print(nbd.__file__, repl.__file__, engine.__file__)"
     )
     done = run(installation / "python", "-c", script, folder=tmp_path)

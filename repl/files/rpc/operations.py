@@ -21,7 +21,7 @@ import msgpack
 from repl.errors import ProtocolError
 from repl.files.rpc import packing as pk
 from repl.files.translator import Step
-from repl.files.values import Caller, Fd, FopError, Loc, LockCommand, LockType, Read, SyncKind, XattrOp
+from repl.files.values import Caller, Changed, Fd, FopError, Loc, LockCommand, LockType, Read, SyncKind, XattrOp
 from repl.limits import RPC_COMPOUND_STEPS_MAX, RPC_ENDS_MAX, RPC_PAYLOAD_BYTES_MAX
 
 I64_FIRST, U64_LAST = -(1 << 63), (1 << 64) - 1
@@ -410,7 +410,10 @@ class Call:
 
     @property
     def waits_for_lock(self) -> bool:
-        return any(operation.is_lock and is_lock_wait(operation, values) for operation, values in self.plan)
+        for operation, values in self.plan:
+            if operation.is_lock and is_lock_wait(operation, values):
+                return True
+        return False
 
 
 def decode_call(body: memoryview | bytes, receiver: Receiver, callers: Mapping[int, Caller]) -> Call:
@@ -461,7 +464,13 @@ def encode_compound_answer(plan: Plan, results: Sequence[Any], sender: Sender) -
     """``results`` as ``Translator.compound`` gives them: an error is the last."""
     failed = results[-1] if results and isinstance(results[-1], OSError) else None
     good = results[:-1] if failed is not None else results
-    packed = [operation.result.pack(result, sender) for (operation, _), result in zip(plan, good, strict=False)]
+    packed: list[Any] = []
+    before: Any = None
+    for (operation, _), result in zip(plan, good, strict=False):
+        # Writes that were carried out together have one answer.
+        is_again = result is before and type(result) is Changed
+        packed.append(packed[-1] if is_again else operation.result.pack(result, sender))
+        before = result
     body: bytes = _packb([packed, None if failed is None else _error(failed)])
     return body
 

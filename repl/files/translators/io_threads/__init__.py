@@ -25,6 +25,7 @@ from repl.files.translator import Context, Step, Translator
 from repl.files.values import TRANSACTION_PID, Caller, End, Fd, FopError
 
 LOCKS = frozenset(("lk", "inodelk", "entrylk"))
+_RELEASES = {"release"}
 
 
 class Priority(enum.IntEnum):
@@ -168,6 +169,9 @@ class IoThreads(Translator):
 
     async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
         """Waits for locks at its beginning are done before it takes a place; with one further on it takes none."""
+        fops = {step.fop for step in steps}
+        if steps and LOCKS.isdisjoint(fops) and fops != _RELEASES and not self._is_least(caller):
+            return await self._placed(_priority(steps), caller, steps)
         waits = [_waits(step) for step in steps]
         lead = waits.index(False) if False in waits else len(steps)
         results = await self.child.compound(caller, steps[:lead]) if lead else []
@@ -242,4 +246,4 @@ def _waits(step: Step) -> bool:
 
 def _priority(steps: Sequence[Step]) -> Priority:
     """The lowest of its steps: data makes it a long one."""
-    return max(PRIORITIES.get(step.fop, Priority.NORMAL) for step in steps if step.fop not in LOCKS)
+    return max(PRIORITIES.get(fop, Priority.NORMAL) for fop in {step.fop for step in steps} if fop not in LOCKS)

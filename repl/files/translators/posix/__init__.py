@@ -419,7 +419,7 @@ class Posix(Translator):
             return changed
         if len(data) > POSIX_INLINE_BYTES_MAX or flags & files.SYNC_FLAGS or opened.is_direct or self._lane.is_slow:
             return await self._run_on(opened, files.write, opened, data, offset, flags)
-        return await self._run(files.write, opened, data, offset, flags)
+        return await self._run(files.write_soon, self._brick.native, opened, data, offset, flags)
 
     async def _write_directly(self, opened: OpenFile, pieces: list[tuple[files.Data, int]]) -> list[Changed]:
         """Past the page cache, all of them together."""

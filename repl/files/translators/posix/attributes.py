@@ -12,8 +12,8 @@ import stat
 
 from repl.files.translators.posix import acl, calls
 from repl.files.translators.posix.brick import Brick, Node, iatt_of
-from repl.files.translators.posix.names import ANONYMOUS, handle_path, is_hidden
-from repl.files.translators.posix.xattrs import wanted
+from repl.files.translators.posix.names import ANONYMOUS, check_name, handle_path, is_hidden
+from repl.files.translators.posix.xattrs import CONTENT, wanted
 from repl.files.values import Caller, Changed, FopError, Loc, Looked, SetAttr, Want, Xattrs
 
 
@@ -23,11 +23,35 @@ def lookup(brick: Brick, loc: Loc, want: Want, *, is_internal: bool = False) -> 
         return Looked(iatt_of(node.st, node.gfid), None, wanted(brick, node, want) if want else {})
     if is_hidden(loc.parent, loc.name) and not (is_internal and loc.name.startswith(ANONYMOUS)):
         raise FopError(errno.ENOENT)
+    looked = _look(brick, loc, want)
+    if looked is not None:
+        return looked
     st, gfid = brick.find(loc)
     if not stat.S_ISDIR(st.st_mode) and st.st_nlink == 1:  # its handle was missing and is there now
         st = os.stat(handle_path(gfid), dir_fd=brick.root, follow_symlinks=False)
     xattrs = xattrs_of(brick, gfid, st, want) if want else {}
     return Looked(iatt_of(st, gfid), iatt_of(os.fstat(brick.directory(loc.parent)), loc.parent), xattrs)
+
+
+def _look(brick: Brick, loc: Loc, want: Want) -> Looked | None:
+    """None: it is not so simple."""
+    check_name(loc.parent, loc.name)
+    directory = brick.directory(loc.parent)
+    found = brick.native.look(directory, loc.name, loc.parent)
+    if found is None:
+        return None
+    iatt, above, inode = found
+    gfid = iatt.gfid
+    if iatt.is_directory and not brick.is_open_directory(gfid, inode):
+        return None
+    if not want:
+        return Looked(iatt, above)
+    known = brick.known.find_at(gfid, iatt.ctime_ns, inode)
+    if known is not None and CONTENT not in want and known.others.isdisjoint(want):
+        values = known.values
+        return Looked(iatt, above, {key: values[key] for key in want if key in values})
+    st = os.stat(loc.name, dir_fd=directory, follow_symlinks=False)
+    return Looked(iatt, above, xattrs_of(brick, gfid, st, want))
 
 
 def xattrs_of(brick: Brick, gfid: bytes, st: os.stat_result, want: Want) -> Xattrs:

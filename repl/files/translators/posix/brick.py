@@ -36,6 +36,7 @@ from repl.files.translators.posix.names import (
     handle_path,
     parse_directory_handle,
 )
+from repl.files.translators.posix.native import Native
 from repl.files.values import GFID_BYTES, NO_GFID, ROOT_GFID, FopError, Iatt, Loc, gfid_text
 from repl.limits import FILES_DEPTH_MAX, POSIX_DIRECTORY_FDS_MAX
 
@@ -102,6 +103,7 @@ class Brick:
         self._directories: OrderedDict[bytes, int] = OrderedDict()
         self._inodes: dict[bytes, int] = {}  # of the directories that are open
         self.known = KnownXattrs()
+        self.native = Native()
         self.unlinked: set[bytes] = set()  # open files without a name: their handle is in UNLINKED
 
     def close(self) -> None:
@@ -308,12 +310,12 @@ class Brick:
             except FileExistsError:
                 pass
 
-    def link_handle(self, directory: int, name: str | bytes, gfid: bytes, *, follow: bool = False) -> None:
+    def link_handle(self, directory: int, name: str | bytes, gfid: bytes) -> None:
         """A hard link to what is no directory."""
         path = handle_path(gfid)
         for _ in range(2):
             try:
-                calls.link(name, path, src_dir_fd=directory, dst_dir_fd=self.root, follow_symlinks=follow)
+                calls.link(name, path, src_dir_fd=directory, dst_dir_fd=self.root, follow_symlinks=False)
                 return
             except FileNotFoundError:
                 self.make_folder(gfid)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every system call that changes the brick, in one place, so that tests can stop a brick between any two of them.
+"""Every system call that changes the brick, in one place, so that tests can stop a brick between any two of them; but
+for what is done often: native.py.
 
 Those that Python's ``os`` does not have go through ctypes.  Errors: ``OSError``.
 """

@@ -24,6 +24,7 @@ from repl.files.translators.posix.names import (
     gfid2path,
     handle_path,
 )
+from repl.files.translators.posix.native import pack_extra
 from repl.files.values import NEW_LOCK, NO_GFID, Caller, FopError, Loc, Looked, Xattrs, gfid_text
 
 _NOT_KEPT = (GFID_KEY.encode(), NEW_LOCK)
@@ -88,17 +89,11 @@ class Maker:
     def _complete_tmpfile(
         self, caller: Caller, loc: Loc, fd: int, mode: int, gfid: bytes, extra: Xattrs | None, parent: int
     ) -> Looked:
-        source = f"/proc/self/fd/{fd}"
+        brick = self._brick
         try:
-            self._dress(fd, loc, gfid, extra)
-            self._own(fd, caller, mode, os.fstat(parent))
-            calls.link(source, loc.name, dst_dir_fd=parent, follow_symlinks=True)
-            try:
-                self._brick.link_handle(self._brick.root, source, gfid, follow=True)
-            except OSError:
-                calls.unlink(loc.name, dir_fd=parent)
-                raise
-            return self._looked(os.fstat(fd), gfid, parent)
+            return brick.native.complete(brick.root, parent, fd, loc.name, gfid,
+                                         loc.parent if brick.keeps_names else None, mode, caller,
+                                         pack_extra(_kept(extra)))  # fmt: skip
         except OSError:
             os.close(fd)
             raise
@@ -251,9 +246,7 @@ class Maker:
         values: list[tuple[str | bytes, bytes]] = [(GFID_KEY, gfid)]
         if self._brick.keeps_names and not is_directory:
             values.append(gfid2path(loc.parent, loc.name))
-        if extra:
-            values += [(key, bytes(value)) for key, value in extra.items()
-                       if key not in _NOT_KEPT and not key.startswith(PRECONDITION)]  # fmt: skip
+        values += _kept(extra)
         for key, value in values:
             if isinstance(target, int):
                 calls.setxattr(target, key, value)
@@ -274,6 +267,14 @@ class Maker:
     @staticmethod
     def _looked(st: os.stat_result, gfid: bytes, parent: int) -> Looked:
         return Looked(iatt_of(st, gfid), iatt_of(os.fstat(parent), NO_GFID))
+
+
+def _kept(extra: Xattrs | None) -> list[tuple[bytes, bytes]]:
+    """What becomes an attribute of the new object."""
+    if not extra:
+        return []
+    return [(key, bytes(value)) for key, value in extra.items()
+            if key not in _NOT_KEPT and not key.startswith(PRECONDITION)]  # fmt: skip
 
 
 def _has(directory: int, key: bytes, value: bytes) -> bool:

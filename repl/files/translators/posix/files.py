@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from repl.files.translators.posix import calls
 from repl.files.translators.posix.brick import Brick, iatt_of
 from repl.files.translators.posix.listing import Listing
+from repl.files.translators.posix.native import Native
 from repl.files.values import Changed, FopError, Iatt, SyncKind
 
 Data = bytes | bytearray | memoryview
@@ -192,6 +193,11 @@ def write(opened: OpenFile, data: Data, offset: int, flags: int) -> Changed:
     before = iatt(opened)
     _write(opened, data, offset, flags)
     return Changed(before, iatt(opened))
+
+
+def write_soon(native: Native, opened: OpenFile, data: Data, offset: int, flags: int) -> Changed:
+    """Into the page cache.  In the lane only."""
+    return native.write(opened.fd, opened.gfid, data, offset, os.RWF_APPEND if flags & os.O_APPEND else 0)
 
 
 def _write(opened: OpenFile, data: Data, offset: int, flags: int) -> None:

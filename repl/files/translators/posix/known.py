@@ -47,10 +47,11 @@ class KnownXattrs:
         return len(self._kept)
 
     def find(self, gfid: bytes, st: os.stat_result) -> Known | None:
+        return self.find_at(gfid, st.st_ctime_ns, st.st_ino)
+
+    def find_at(self, gfid: bytes, ctime_ns: int, inode: int) -> Known | None:
         kept = self._kept.get(gfid)
-        if kept is None or kept[0] != st.st_ctime_ns or kept[1] != st.st_ino:
-            return None
-        return kept[2]
+        return kept[2] if kept is not None and kept[0] == ctime_ns and kept[1] == inode else None
 
     def keep(self, gfid: bytes, st: os.stat_result, found: Xattrs, names: list[bytes]) -> None:
         """``names``: all attributes that are there, ``found``: at least the internal ones of them."""
@@ -73,4 +74,3 @@ class KnownXattrs:
 
 def is_kept(name: bytes) -> bool:
     return is_internal(name) and not name.startswith(_IDENTITY)
-

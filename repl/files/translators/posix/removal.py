@@ -83,6 +83,9 @@ class Remover:
     # ---- unlink ----
 
     def unlink(self, loc: Loc) -> Looked:
+        looked = self._unlink_usual(loc)
+        if looked is not None:
+            return looked
         name = self._name(loc)
         if name.is_directory:
             raise FopError(errno.EISDIR)
@@ -105,9 +108,27 @@ class Remover:
             iatt.nlink = 0
         return Looked(iatt, iatt_of(os.fstat(name.directory), loc.parent))
 
+    def _unlink_usual(self, loc: Loc) -> Looked | None:
+        """The last name of a file that is neither large nor open; None: it is something else."""
+        check_name(loc.parent, loc.name)
+        brick = self._brick
+        directory = brick.directory(loc.parent)
+        found = brick.native.look(directory, loc.name, loc.parent)
+        if found is None:
+            return None
+        iatt = found[0]
+        if iatt.is_directory or iatt.nlink > 1 or self._is_open(iatt.gfid) or self._frees_late(iatt.blocks):
+            return None
+        above = brick.native.remove(brick.root, directory, loc.name, iatt.gfid, loc.parent)
+        iatt.nlink = 0
+        return Looked(iatt, above)
+
+    def _frees_late(self, blocks: int) -> bool:
+        return self.defer_all or blocks * 512 >= POSIX_UNLINK_INLINE_BYTES
+
     def _keep(self, name: _Name) -> int:
         """A descriptor that keeps the blocks of a large file until it is closed elsewhere."""
-        if name.st.st_blocks * 512 < POSIX_UNLINK_INLINE_BYTES and not self.defer_all:
+        if not self._frees_late(name.st.st_blocks):
             return -1
         return os.open(name.loc.name, _O_PATH, dir_fd=name.directory)
 

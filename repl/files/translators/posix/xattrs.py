@@ -15,7 +15,6 @@ import os
 import stat
 from collections.abc import Sequence
 
-from repl.files.translators.posix import calls
 from repl.files.translators.posix.brick import Brick, Node
 from repl.files.translators.posix.known import is_kept
 from repl.files.translators.posix.names import GFID_KEY, is_internal
@@ -158,15 +157,9 @@ def end_all(brick: Brick, key: bytes, ends: Sequence[End]) -> list[bytes | OSErr
 
 
 def _end(brick: Brick, key: bytes, end: End) -> bytes:
-    if not end.is_entry and not key.startswith(_GFID) and len(end.delta) % 4 == 0:
-        path = f"{brick.path}/{brick.file_path(end.gfid)}"
-        try:
-            before = os.getxattr(path, key, follow_symlinks=False)
-        except OSError:
-            pass  # not there, or a directory's handle
-        else:
-            after = add(before, end.delta, 4)
-            if after != before:
-                calls.setxattr(path, key, after, follow_symlinks=False)
+    if not end.is_entry and not key.startswith(_GFID) and b"\0" not in key:
+        path = os.fsencode(f"{brick.path}/{brick.file_path(end.gfid)}")
+        after = brick.native.add(path, key, end.delta)
+        if after is not None:  # it is there, and no directory's handle
             return after
     return operate(brick, brick.at(Loc(gfid=end.gfid)), XattrOp.ADD, {key: end.delta}, ())[key]
