@@ -62,6 +62,7 @@ WRITE_BEHIND_BYTES_MAX = 64 * 1024 * 1024  # acknowledged and not stored, of all
 WRITE_BEHIND_FRAME_BYTES = 1024 * 1024  # of several writes in one frame
 WRITE_BEHIND_FRAME_WRITES = 32
 WRITE_BEHIND_FRAMES = 2  # of one file on their way
+WRITE_BEHIND_HOLD_S = 0.002  # a little that is written waits so long for what belongs to it
 READ_AHEAD_FILES_MAX = 1024  # that are read ahead at a time
 MD_CACHE_INODES_MAX = 65536
 MD_CACHE_NAMES_MAX = 131072

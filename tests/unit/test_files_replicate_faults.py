@@ -8,8 +8,9 @@ import os
 
 import pytest
 
+from repl.files.translator import Step
 from repl.files.translators.replicate.healing import How
-from repl.files.values import ROOT_GFID, Fd, FopError, Loc
+from repl.files.values import ROOT_GFID, Fd, FopError, Loc, SetAttr
 from tests.lib.replicas import Client, World
 from tests.unit.test_files_heal import HEALS_OFF, assert_healed, heal_all
 from tests.unit.test_files_replicate import make_file, play, read, settle, write
@@ -208,5 +209,35 @@ def test_who_appends_does_not_notice_that_a_brick_goes_while_it_is_asked_for_the
         await heal_all(client)
         assert_healed(world)
         assert await read(client, gfid) == b"one two"
+
+    play(2, scene, **HEALS_OFF)
+
+
+@pytest.mark.parametrize("fop", ["writev", "setattr"])
+def test_who_misses_a_part_of_a_frame_is_accused_of_all_of_it(fop: str) -> None:
+    """A write and attributes behind it, in one frame; a brick goes before one of them."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"f", b"before")
+        fd = Fd(gfid, os.O_RDWR)
+        await client.afr.open(client.caller, Loc(gfid=gfid), fd, flags=os.O_RDWR)
+
+        async def hook(who: str, brick: str, name: str, is_done: bool) -> None:
+            if name == fop and brick == "brick1" and not is_done:
+                world.crash(1)
+
+        no_fault, world.hook = world.hook, hook
+        steps = [Step("writev", (fd, b"after!"), {"offset": 0, "flags": 0}), Step("setattr", (fd, SetAttr(uid=7)))]
+        answers = await client.afr.compound(client.caller, steps)
+        world.hook = no_fault
+        assert [answer.after.size for answer in answers] == [6, 6] and answers[1].after.uid == 7
+        await client.afr.release(fd)
+        await settle()
+        # The link took all answers of the frame with it.
+        assert world.pending()[f"brick0 {gfid.hex()[-6:]} trusted.afr.brick1"] == (1, 1, 0)
+        world.come_back(1)
+        await heal_all(client)
+        assert_healed(world)
 
     play(2, scene, **HEALS_OFF)

@@ -12,6 +12,7 @@ import pytest
 
 from repl.files.translator import Step
 from repl.files.values import Fd, FopError, Loc, Looked, SetAttr
+from repl.limits import WRITE_BEHIND_HOLD_S
 from tests.lib.cached import Mount, on_mounts
 from tests.lib.files import at, new_gfid
 
@@ -47,6 +48,8 @@ def data_of(mount: Mount, fd: Fd) -> bytes:
 
 
 async def settle() -> None:
+    """Nothing waits for more to come any longer."""
+    await asyncio.sleep(WRITE_BEHIND_HOLD_S)
     for _ in range(20):
         await asyncio.sleep(0)
 
@@ -232,3 +235,80 @@ def test_appends_keep_their_order_and_close_need_not_wait_with_flush_behind() ->
         assert data_of(mount, fd) == b"01234"
 
     on_mounts(work, KINDS, "a", flush_behind="on")
+
+
+class Frames:
+    """What comes to the brick, frame by frame."""
+
+    def __init__(self, mount: Mount) -> None:
+        self.seen: list[list[str]] = []
+        self._compound, self._one = mount.brick.compound, {}
+        mount.brick.compound = self._several  # type: ignore[method-assign]
+        for fop in ("writev", "setattr"):
+            self._one[fop] = getattr(mount.brick, fop)
+            setattr(mount.brick, fop, self._counted(fop))
+
+    async def _several(self, caller: Any, steps: Any) -> list[Any]:
+        self.seen.append([step.fop for step in steps])
+        answers = []
+        for step in steps:
+            try:
+                answers.append(await self._one[step.fop](caller, *step.args, **step.kwargs))
+            except OSError as error:
+                return [*answers, error]
+        return answers
+
+    def _counted(self, fop: str) -> Any:
+        async def one(*args: Any, **kwargs: Any) -> Any:
+            self.seen.append([fop])
+            return await self._one[fop](*args, **kwargs)
+
+        return one
+
+
+def test_small_writes_wait_a_moment_for_what_belongs_to_them() -> None:
+    async def work(mount: Mount) -> None:
+        fd, frames = await new_file(mount), Frames(mount)
+        await mount.top.writev(mount.me, fd, b"head", offset=0)
+        await asyncio.sleep(0)
+        await mount.top.writev(mount.me, fd, b"tail", offset=4)
+        changed = await mount.top.setattr(mount.me, fd, SetAttr(mtime_ns=5))
+        assert frames.seen == [["writev", "setattr"]]
+        assert changed.after.mtime_ns == 5 and changed.after.size == 8
+        await mount.top.writev(mount.me, fd, b"more", offset=8)
+        await mount.top.flush(mount.me, fd)
+        assert frames.seen[1:] == [["writev"]]
+        await mount.top.writev(mount.me, fd, b"late", offset=12)
+        await settle()
+        assert frames.seen[2:] == [["writev"]]
+        assert data_of(mount, fd) == b"headtailmorelate"
+
+    on_mounts(work, KINDS, "a")
+
+
+def test_attributes_are_set_even_if_a_write_before_them_has_failed() -> None:
+    async def work(mount: Mount) -> None:
+        fd, gate = await new_file(mount), Gate(mount)
+        gate.is_open.set()
+        gate.errors.append(FopError(errno.ENOSPC))
+        await mount.top.writev(mount.me, fd, b"lost", offset=0)
+        await mount.top.writev(mount.me, fd, b"kept", offset=100)
+        assert (await mount.top.setattr(mount.me, fd, SetAttr(uid=7))).after.uid == 7
+        with pytest.raises(OSError) as error:
+            await mount.top.flush(mount.me, fd)
+        assert error.value.errno == errno.ENOSPC
+        assert data_of(mount, fd)[100:] == b"kept"
+
+    on_mounts(work, KINDS, "a")
+
+
+def test_a_mode_is_set_when_all_writes_are_stored() -> None:
+    """In a frame with a write it could take away the mark of a file that is being migrated unseen."""
+
+    async def work(mount: Mount) -> None:
+        fd, frames = await new_file(mount), Frames(mount)
+        await mount.top.writev(mount.me, fd, b"x", offset=0)
+        await mount.top.setattr(mount.me, fd, SetAttr(mode=0o600))
+        assert frames.seen == [["writev"], ["setattr"]]
+
+    on_mounts(work, KINDS, "a")

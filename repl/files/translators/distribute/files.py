@@ -329,12 +329,10 @@ class Files(Migrating):
         return await self._compound_again(caller, steps, answers, opens, index)
 
     async def _write_several(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
-        """Where the file is being moved, or was, each write again and by itself: twice the same bytes do no harm."""
+        """Writes, and attributes behind them.  Where the file is being moved, or was, each again and by itself: twice
+        the same bytes do no harm."""
         fd = steps[0].args[0]
-        is_simple = all(
-            step.fop == "writev" and step.args[0] is fd and not step.kwargs.get("flags", 0) & os.O_APPEND
-            for step in steps
-        )
+        is_simple = all(step.args[0] is fd and _is_repeatable(step) for step in steps)
         state = self.fd_state(fd)
         if not is_simple or state.flags & os.O_APPEND:
             return await super().compound(caller, steps)
@@ -381,6 +379,13 @@ async def _both(child: Translator, caller: Caller, steps: list[Step]) -> Looked:
         raise answers[-1]
     found: Looked = answers[-1]
     return found
+
+
+def _is_repeatable(step: Step) -> bool:
+    """A write at a place, or attributes that have nothing to do with the marks of a migration."""
+    if step.fop == "setattr":
+        return step.args[1].mode is None
+    return step.fop == "writev" and not step.kwargs.get("flags", 0) & os.O_APPEND
 
 
 def _is_marked(answer: Any) -> bool:

@@ -72,14 +72,14 @@ class Order:
         await self._enter([slot])
         return slot
 
-    async def enter_several(self, spans: Sequence[Span]) -> list[Slot]:
-        """One operation on several spans, which may overlap each other."""
+    async def enter_several(self, spans: Sequence[Span | None]) -> list[Slot]:
+        """One operation on several spans, which may overlap each other.  None: everything."""
         slots = [Slot(self, span, None) for span in spans]
         await self._enter(slots)
         return slots
 
     async def _enter(self, slots: list[Slot]) -> None:
-        before = [other for other in self.slots if any(slot.conflicts(other) for slot in slots)]
+        before = self._conflicting(slots) if self.slots else []
         self.slots += slots
         try:
             for other in before:
@@ -88,3 +88,19 @@ class Order:
             for slot in slots:
                 slot.leave()
             raise
+
+    def _conflicting(self, slots: list[Slot]) -> list[Slot]:
+        spans = [slot.span for slot in slots if slot.span is not None]
+        if len(spans) != len(slots):
+            return [other for other in self.slots if any(slot.conflicts(other) for slot in slots)]
+        found = []
+        for other in self.slots:
+            if other.span is None:
+                found.append(other)
+                continue
+            begin, end = other.span
+            for first, last in spans:
+                if first <= end and begin <= last:
+                    found.append(other)
+                    break
+        return found

@@ -37,7 +37,17 @@ def _span_of(step: Step) -> Span:
     return offset, offset + max(size, 1) - 1
 
 
+def _are_writes(steps: Sequence[Step]) -> bool:
+    """Of one open file; the last one may set attributes."""
+    fd, last = steps[0].args[0], steps[-1].fop
+    return all(step.fop == "writev" for step in steps[:-1]) and last in ("writev", "setattr") and all(
+        step.args[0] is fd for step in steps
+    ) and isinstance(fd, Fd)  # fmt: skip
+
+
 def _lower_write(state: FdState, step: Step, *, is_empty: bool = False) -> Step:
+    if step.fop == "setattr":
+        return Step("setattr", (state.lower, step.args[1]))
     return Step("writev", (state.lower, b"" if is_empty else step.args[1]), step.kwargs)
 
 
@@ -101,8 +111,8 @@ class Writes(Listings):
         return answers | await other
 
     async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
-        """Several writes of one open file go to each child in one frame."""
-        if len(steps) > 1 and all(step.fop == "writev" and step.args[0] is steps[0].args[0] for step in steps):
+        """Several writes of one open file, and attributes behind them, go to each child in one frame."""
+        if len(steps) > 1 and _are_writes(steps):
             state = self.fd_state(steps[0].args[0])
             if not any((step.kwargs.get("flags", 0) | state.flags) & os.O_APPEND for step in steps):
                 return await self._write_several(caller, state, steps)
@@ -111,7 +121,11 @@ class Writes(Listings):
     async def _write_several(self, caller: Caller, state: FdState, steps: Sequence[Step]) -> list[Any]:
         tenure = self.held(state.inode, Kind.DATA) or await self.hold(state.inode, Kind.DATA)
         try:
-            slots = await tenure.order.enter_several([_span_of(step) for step in steps])
+            kinds = [Kind.DATA if step.fop == "writev" else Kind.METADATA for step in steps]
+            if kinds[-1] not in tenure.has_mark:
+                await tenure.mark(kinds[-1])
+            spans = [_span_of(step) if step.fop == "writev" else None for step in steps]
+            slots = await tenure.order.enter_several(spans)
             try:
                 mask = tenure.active
                 if mask & ~state.opened:
@@ -120,9 +134,9 @@ class Writes(Listings):
                 lower = [_lower_write(state, step) for step in steps]
                 empty = [_lower_write(state, step, is_empty=True) for step in steps] if self.arbiters else lower
                 answers = await self._ask_with_data(mask, "compound", caller, lower, empty)
-                return await self._settle_several(tenure, answers, len(steps), caller)
+                return await self._settle_several(tenure, answers, kinds, caller)
             except asyncio.CancelledError:
-                tenure.suspect.add(Kind.DATA)
+                tenure.suspect.update(kinds)
                 raise
             finally:
                 for slot in slots:
@@ -130,15 +144,17 @@ class Writes(Listings):
         finally:
             tenure.unpin()
 
-    async def _settle_several(self, tenure: Tenure, answers: Answers, count: int, caller: Caller) -> list[Any]:
+    async def _settle_several(
+        self, tenure: Tenure, answers: Answers, kinds: Sequence[Kind], caller: Caller
+    ) -> list[Any]:
         """Step by step: a child that failed in one has missed those behind it, too."""
         results: list[Any] = []
-        for number in range(count):
+        for number, kind in enumerate(kinds):
             those = {i: a if isinstance(a, OSError) else a[min(number, len(a) - 1)] for i, a in answers.items()}
-            changed: Changed | None = self.settle_at_once(tenure, Kind.DATA, those, caller.pid)
+            changed: Changed | None = self.settle_at_once(tenure, kind, those, caller.pid)
             try:
                 if changed is None:
-                    changed = await self.settle(tenure, Kind.DATA, those, pid=caller.pid)
+                    changed = await self.settle(tenure, kind, those, pid=caller.pid)
             except OSError as error:
                 return [*results, error]
             tenure.size = max(tenure.size, changed.after.size) if tenure.size >= 0 else -1

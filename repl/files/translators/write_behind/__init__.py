@@ -38,7 +38,7 @@ from repl.files.values import (
     Target,
     Want,
 )
-from repl.limits import WRITE_BEHIND_BYTES_MAX, WRITE_BEHIND_FRAMES
+from repl.limits import WRITE_BEHIND_BYTES_MAX, WRITE_BEHIND_FRAMES, WRITE_BEHIND_HOLD_S
 
 log = logging.getLogger(__name__)
 
@@ -95,9 +95,10 @@ class WriteBehind(Translator):
         kept = bytes(data) if isinstance(data, bytearray) else data
         queue = await self._with_room(fd)
         write = Write(caller, fd, kept, offset, flags, is_append=bool(how & os.O_APPEND))
-        for older in [failed for failed in queue.failed if failed.overlaps(write)]:
-            queue.failed.remove(older)  # done again it would undo this one
-            self._lost(queue, older)
+        if queue.failed:
+            for older in [failed for failed in queue.failed if failed.overlaps(write)]:
+                queue.failed.remove(older)  # done again it would undo this one
+                self._lost(queue, older)
         queue.add(write, self._aggregate)
         self._bytes += write.size
         self._push_soon(queue)
@@ -119,10 +120,15 @@ class WriteBehind(Translator):
         return queue.waiting_bytes < self._window and (self._bytes < WRITE_BEHIND_BYTES_MAX or not queue.bytes)
 
     def _push_soon(self, queue: Queue) -> None:
-        """After everything that is about to come in this turn of the loop."""
-        if not queue.is_push_due and queue.frames < self._frames:
+        """A little that is written waits a moment for what belongs to it: more of it, attributes, the close."""
+        if queue.is_push_due or queue.frames >= self._frames:
+            return
+        loop = asyncio.get_running_loop()
+        if queue.waiting_bytes >= self._aggregate:
             queue.is_push_due = True
-            asyncio.get_running_loop().call_soon(self._push, queue)
+            loop.call_soon(self._push, queue)
+        elif queue.timer is None:
+            queue.timer = loop.call_later(WRITE_BEHIND_HOLD_S, self._push, queue)
 
     def _push_now(self, queue: Queue) -> None:
         queue.is_wanted = True
@@ -130,6 +136,7 @@ class WriteBehind(Translator):
 
     def _push(self, queue: Queue) -> None:
         queue.is_push_due = False
+        queue.stop_timer()
         if not self._is_trickling and not queue.is_wanted and queue.waiting_bytes < self._aggregate:
             return
         while queue.frames < self._frames and (writes := queue.take()):
@@ -148,9 +155,8 @@ class WriteBehind(Translator):
         """The answers; the first error is the last of them."""
         first = writes[0]
         if len(writes) > 1:
-            steps = [Step("writev", (w.fd, w.data), {"offset": w.offset, "flags": w.flags}) for w in writes]
             try:
-                return await self.child.compound(first.caller, steps)
+                return await self.child.compound(first.caller, _steps_of(writes))
             except OSError as error:
                 return [error]
         try:
@@ -221,7 +227,7 @@ class WriteBehind(Translator):
             await self._settle(gfid)
 
     async def _wait_done(self, queue: Queue, writes: list[Write]) -> None:
-        while any(not write.is_done and write not in queue.failed for write in writes):
+        while queue.has_left(writes):
             self._push_now(queue)
             await queue.wait_change()
 
@@ -229,6 +235,13 @@ class WriteBehind(Translator):
         """The same for a sync, which tries again what has failed, if it may."""
         queue = self._queues.get(fd.gfid)
         if queue is None:
+            return
+        if not queue.running:  # the usual case: no task is needed
+            queue.stop_timer()
+            queue.is_wanted = True
+            if writes := queue.take():
+                await self._send(queue, writes)
+        if queue.is_empty:
             return
         await self._wait_done(queue, queue.all())
         if queue.failed:
@@ -275,8 +288,37 @@ class WriteBehind(Translator):
         return entries
 
     async def setattr(self, caller: Caller, target: Target, attributes: SetAttr) -> Changed:
-        await self._settle(target.gfid)
+        queue = self._queues.get(target.gfid)
+        if queue is not None:
+            if attributes.mode is None and queue.is_waiting_for(target, caller):
+                changed = await self._write_and_set(queue, caller, target, attributes)
+                if changed is not None:
+                    return changed
+            await self._settle(target.gfid)
         return await self.child.setattr(caller, target, attributes)
+
+    async def _write_and_set(
+        self, queue: Queue, caller: Caller, target: Target, attributes: SetAttr
+    ) -> Changed | None:
+        """What waits and the attributes in one frame; None: they have not been set."""
+        queue.stop_timer()
+        writes = queue.take()
+        steps = [*_steps_of(writes), Step("setattr", (target, attributes))]
+        is_all = not queue.waiting
+        try:
+            answers = await self.child.compound(caller, steps if is_all else steps[:-1])
+        except OSError as error:
+            answers = [error]
+        except BaseException as error:
+            self._answered(queue, writes, [error])
+            raise
+        self._answered(queue, writes, answers[: len(writes)])
+        if len(answers) <= len(writes):
+            return None
+        if isinstance(answers[-1], OSError):
+            raise answers[-1]
+        changed: Changed = answers[-1]
+        return changed
 
     async def truncate(self, caller: Caller, target: Target, size: int) -> Changed:
         await self._settle(target.gfid)
@@ -367,6 +409,10 @@ class WriteBehind(Translator):
             except OSError as error:
                 return [error]
         return await self.child.compound(caller, steps)
+
+
+def _steps_of(writes: list[Write]) -> list[Step]:
+    return [Step("writev", (w.fd, w.data), {"offset": w.offset, "flags": w.flags}) for w in writes]
 
 
 _NAMING = frozenset(("lookup", "create", "rename", "link", "unlink"))

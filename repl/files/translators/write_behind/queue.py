@@ -70,6 +70,7 @@ class Queue:
         self.waiting_bytes = 0  # not on their way
         self.frames = 0  # on their way
         self.is_push_due = False
+        self.timer: asyncio.TimerHandle | None = None  # until when more is waited for
         self.is_wanted = False  # somebody waits for all that is here
         self._changed: asyncio.Future[None] | None = None
 
@@ -91,7 +92,7 @@ class Queue:
         size = 0
         while self.waiting and len(taken) < WRITE_BEHIND_FRAME_WRITES:
             write = self.waiting[0]
-            if any(write.overlaps(other) for other in self.running):
+            if self.running and self._is_in_the_way(write):
                 break
             if taken and (write.fd is not taken[0].fd or size + write.size > WRITE_BEHIND_FRAME_BYTES):
                 break
@@ -102,19 +103,51 @@ class Queue:
         self.frames += bool(taken)
         return taken
 
+    def _is_in_the_way(self, write: Write) -> bool:
+        """Something that overlaps it is on its way."""
+        first, last = write.first, write.last
+        for other in self.running:
+            if first <= other.last and other.first <= last:
+                return True
+        return False
+
+    def is_waiting_for(self, target: object, caller: Caller) -> bool:
+        """Nothing is on its way or to be done again, and all writes are of this open file and on behalf of the same."""
+        if self.running or self.failed or not self.waiting:
+            return False
+        return all(write.fd is target and write.caller == caller and not write.is_append for write in self.waiting)
+
     def finish(self, writes: list[Write]) -> None:
         """The frame has been answered; those that are to be done again are waiting already."""
         self.frames -= 1
-        for write in writes:
-            self.running.remove(write)
+        if len(writes) == len(self.running):
+            self.running.clear()
+        else:
+            for write in writes:
+                self.running.remove(write)
         self.wake()
 
     def done(self, write: Write) -> None:
         write.is_done = True
         self.bytes -= write.size
 
+    def stop_timer(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def has_left(self, writes: list[Write]) -> bool:
+        """Some are neither done nor to be tried again by whoever asks for that."""
+        failed = self.failed
+        for write in writes:
+            if not write.is_done and write not in failed:
+                return True
+        return False
+
     def put_back(self, writes: list[Write]) -> None:
         """To be done before what is waiting."""
+        if not writes:
+            return
         self.waiting.extendleft(reversed(writes))
         self.waiting_bytes += sum(write.size for write in writes)
 
