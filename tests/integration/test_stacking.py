@@ -160,7 +160,7 @@ def test_disk_that_hangs_is_given_up_and_holds_nothing_up(site: Site) -> None:
         try:
             client.write(65536, b"x" * 4096)  # the third node has it
             assert client.read(65536, 4096) == b"x" * 4096
-            assert site.disks("alpha", "top")[0] == "Diskless"
+            wait_for(lambda: site.disks("alpha", "top")[0] == "Diskless", 20, "the disk is given up")
             assert site.status("gamma", "top")["connection"] == "Connected"
         finally:
             os.kill(hung.pid, signal.SIGCONT)
