@@ -18,6 +18,7 @@ from tests.lib.guest import CommandFailed
 from tests.lib.interop import LINK_LOST, MIB, PairMaker
 
 
+@pytest.mark.interop
 def test_our_secondary_detaches_and_attaches_again(make_pair: PairMaker) -> None:
     pair = make_pair()
     pair.kernel_primary()

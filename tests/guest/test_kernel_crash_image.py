@@ -34,6 +34,7 @@ def lab(tmp_path: Path) -> Iterator[KernelLab]:
         lab.close()
 
 
+@pytest.mark.interop
 def test_disk_of_a_kernel_primary_that_lost_power_is_replayed_as_drbdmeta_does(lab: KernelLab, tmp_path: Path) -> None:
     require("drbdmeta")
     require_root()

@@ -50,6 +50,7 @@ def test_kernel_primary_discards_and_zeroes_ranges_on_our_disk(make_pair: PairMa
     assert not any(pair.ours.disk.read_bytes()[MIB : 3 * MIB])
 
 
+@pytest.mark.interop
 def test_kernel_primary_parted_by_either_side_resyncs_only_what_it_wrote(make_pair: PairMaker) -> None:
     pair = make_pair()
     pair.kernel_primary()
@@ -86,6 +87,7 @@ def test_kernel_primary_goes_on_when_our_process_is_killed_and_resyncs_it(make_p
     pair.compare()
 
 
+@pytest.mark.interop
 def test_kernel_primary_resyncs_us_after_the_cable_was_pulled(make_pair: PairMaker) -> None:
     pair = make_pair(net="ping-int 1;", allowed=LINK_LOST)
     pair.kernel_primary()

@@ -109,6 +109,7 @@ def test_our_primary_resyncs_the_kernel_after_the_cable_was_pulled(make_pair: Pa
     pair.compare()
 
 
+@pytest.mark.interop
 def test_our_primary_writes_while_it_resyncs_the_kernel(make_pair: PairMaker) -> None:
     pair = make_pair(rate="8M")
     pair.up()
@@ -172,6 +173,7 @@ def test_kernel_whose_disk_fails_a_write_is_resynced_after_a_new_attach(make_pai
     pair.compare()
 
 
+@pytest.mark.interop
 def test_kernel_that_pauses_a_resync_from_us_resumes_it(make_pair: PairMaker) -> None:
     pair = make_pair(rate="8M")
     pair.up()

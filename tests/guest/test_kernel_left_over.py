@@ -97,6 +97,7 @@ def test_kernel_that_is_behind_is_left_when_our_disk_is_lost(make_pair: PairMake
     check_source(pair, good)
 
 
+@pytest.mark.interop
 def test_disk_that_is_attached_takes_what_the_kernels_disk_in_use_has(make_pair: PairMaker) -> None:
     pair = make_pair(net="verify-alg crc32c;", allowed=LINK_LOST)
     pair.kernel_primary()

@@ -10,7 +10,7 @@ import pytest
 from tests.lib.interop import LINK_LOST, MIB, PairMaker
 
 ALL = [86, 89, 94, 95, 96, 99, 100, 101]
-QUICK = (86, 96)
+QUICK = (86,)
 VERSIONS = [pytest.param(v, marks=[] if v in QUICK else [pytest.mark.interop]) for v in ALL]
 DISKLESS = r"read-only|Remote failed"
 

@@ -44,6 +44,7 @@ def resync_what_is_bad(pair: KernelPair) -> None:
     pair.wait_in_sync()
 
 
+@pytest.mark.interop
 def test_write_error_of_our_primary_is_covered_by_the_kernel(make_pair: PairMaker) -> None:
     pair = fragile(make_pair)
     pair.our_primary()

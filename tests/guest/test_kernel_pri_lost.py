@@ -66,6 +66,7 @@ def test_our_primary_with_a_client_keeps_its_data_and_says_why(make_pair: PairMa
     pair.compare()
 
 
+@pytest.mark.interop
 def test_kernels_primary_that_is_in_use_keeps_its_data_and_we_say_why(make_pair: PairMaker, tmp_path: Path) -> None:
     less, more = PRIMARY_LOSES
     pair = parted(make_pair, tmp_path, ours=more, kernels=less)

@@ -381,6 +381,7 @@ def _return(volume: VolumeProcesses, number: int, kind: str) -> None:
         volume.brick(number).thaw()
 
 
+@pytest.mark.files_long
 def test_rounds_of_faults_under_load_end_with_equal_bricks(tmp_path: Path, scale: int) -> None:
     """2x2: a brick goes and comes back again and again; the next one only when it has everything."""
     chance = random.Random(11)

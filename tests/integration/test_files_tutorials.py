@@ -91,6 +91,7 @@ def test_distributed_and_replicated_tutorial_is_served_and_mounted(nodes: Nodes)
     assert copies[0] == copies[1] and copies[2] == copies[3] and copies[0] and copies[2]
 
 
+@pytest.mark.files_long
 def test_two_nodes_that_replicate_among_themselves_never_show_the_old_copy(nodes: Nodes) -> None:
     """Each node calls its own brick gfs-ds-locks and the other one something else.  A node that had been away read from
     its own copy what had changed without it: it did not know that it was meant."""

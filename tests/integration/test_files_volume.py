@@ -257,6 +257,7 @@ def test_volume_third_copies_arbiters_and_split_brains(host: Host) -> None:
     assert (host.brick(1) / "file").read_bytes() == b"with two of three"
 
 
+@pytest.mark.files_long
 def test_volume_of_two_hosts_changes_by_export_and_import(tmp_path: Path, host: Host) -> None:
     """The new copy is of the host that only gets the description: it is accused before it is started there."""
     alice, bob = Host(tmp_path, "127.0.0.2"), Host(tmp_path, "127.0.0.3")
