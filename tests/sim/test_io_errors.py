@@ -486,30 +486,3 @@ def test_source_that_failed_a_write_goes_on_alone_in_a_generation_of_its_own(hea
         pair.restart(0)
         pair.until(lambda: pair.state(1)[1] == ConnectionState.STANDALONE, 20_000, "the verdict")
         assert "Split-Brain" in pair.node(1).reason
-
-
-# ---- two flushes at once ----
-
-
-SLOW_NODES = {"wake_max_ns": 1_000_000_000, "run_max_ns": 0}  # the word of the first error comes after both flushes
-
-
-def slow_flushes(pair: Cluster, index: int, ms: int) -> None:
-    pair.shells[index].data.settings(flush_min_ns=ms * 1_000_000, flush_max_ns=ms * 1_000_000)
-
-
-def test_a_flush_beside_one_that_fails_tells_nobody_that_his_writes_are_stable() -> None:
-    """The disk reports the loss once: to the first of two flushes that are under way."""
-    with cluster(on_io_error="detach") as pair:
-        app = pair.serve(0)
-        pair.ask(1, "disconnect")
-        app.write(*range(4))
-        slow_flushes(pair, 0, 20)
-        pair.shells[0].data.fail_next(FLUSH)
-        pair.world.timing(**SLOW_NODES)
-        first = app.submit("flush")
-        pair.run(5)
-        slow_flushes(pair, 0, 60)
-        second = app.submit("flush")
-        pair.until(lambda: all(pair.op(number).state for number in (first, second)), 5000, "both answers")
-        assert [pair.op(number).error for number in (first, second)] == [NBD_EIO, NBD_EIO]
