@@ -50,6 +50,25 @@ def test_our_outdated_primary_takes_what_the_kernel_has(make_pair: PairMaker) ->
 
 
 @pytest.mark.interop
+def test_our_outdated_primary_that_dies_takes_what_the_kernel_has(make_pair: PairMaker) -> None:
+    """It has not crashed as Primary in the sense of rule 40: its own disk was not the one that was written last."""
+    pair = congested(make_pair)
+    pair.kernel_primary()
+    set_speed(pair, SLOW)
+    pair.kernel.write(0, 2048)
+    pair.wait_ours(replication="Behind")
+    pair.kernel.adm("secondary")
+    pair.ours.call("primary")
+    pair.wait_ours(role="Primary", disk="Outdated")
+    good = pair.kernel.digest(pair.ours.size_bytes)
+    pair.ours.kill()
+    set_speed(pair, 0)
+    pair.wait_kernel(cstate="WFConnection|Unconnected")
+    pair.ours.start()
+    check_source(pair, good)
+
+
+@pytest.mark.interop
 def test_kernels_outdated_primary_takes_what_we_have(make_pair: PairMaker) -> None:
     pair = congested(make_pair)
     pair.our_primary()
