@@ -71,6 +71,8 @@ def gluster(folder: Path, count: int, name: str) -> Iterator[Path]:
         command = ["glusterfs", "-N", "-f", volfile, "-l", folder / f"{name}.log", path]
         processes.append(Process(command, folder / f"{name}.out"))
         wait_for(lambda: os.path.ismount(path) and os.listdir(path) is not None, 20, "GlusterFS's mount")
+        log = folder / f"{name}.log"  # it lists what it is connected to by then
+        wait_for(lambda: log.read_text().count("attached to remote volume") >= count, 20, "all bricks of the mount")
         yield path
     finally:
         subprocess.run(["umount", path])

@@ -5,6 +5,7 @@ winning."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 
@@ -509,6 +510,41 @@ def test_without_notes_a_granular_heal_compares_the_whole_directory() -> None:
         assert_healed(world)
 
     play(2, scene, granular_entry_heal="on", **HEALS_OFF)
+
+
+def test_names_of_an_interrupted_change_are_healed_on_a_copy_that_was_away() -> None:
+    """A client died between a rename and the note of its names.  The heal of the copies that were there took the dirty
+    mark away; later changes were noted, and for the third copy the notes seemed to be all that it had missed."""
+
+    async def scene(world: World) -> None:
+        first, second = await world.client(), await world.client()
+        directory = await make_directory(first, b"d")
+        for name in (b"a", b"b"):
+            await make_file(first, name, name, directory)
+        await settle()
+        world.crash(1)
+        renamed: set[str] = set()
+
+        async def dies(client: str, brick: str, fop: str, is_done: bool) -> None:
+            if client == first.name and fop == "rename" and is_done:
+                renamed.add(brick)
+                while len(renamed) < 2:
+                    await asyncio.sleep(0)
+                first.die()
+
+        world.hook = dies
+        a, b = (Loc(parent=directory, name=name) for name in (b"a", b"b"))
+        with contextlib.suppress(FopError, asyncio.CancelledError):
+            await first.afr.rename(first.caller, a, b)
+        assert renamed == {"brick0", "brick2"}
+        await second.afr.healer.heal(directory, How())
+        await make_file(second, b"later", b"x", directory)
+        await settle()
+        world.come_back(1)
+        assert await heal_all(second) == []
+        assert_healed(world)
+
+    play(3, scene, granular_entry_heal="on", **HEALS_OFF)
 
 
 def test_names_that_change_while_a_whole_directory_is_compared_stay_noted() -> None:

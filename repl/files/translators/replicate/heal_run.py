@@ -254,13 +254,16 @@ class Run:
     def plan_undo(self, kind: Kind, sources: int, healed: int) -> None:
         """All copies of ``healed`` are equal now: take back exactly what the snapshot says of this kind."""
         afr = self.afr
+        # Whose change was interrupted has not noted its names: as long as a copy is away that may lack them, its heal
+        # has to compare the whole directory.
+        keeps_dirty = kind is Kind.ENTRY and not self.is_complete and afr.options["granular-entry-heal"]
         for i in bits(healed):
             copy = self.copies[i]
             place = self._second if sources >> i & 1 else self._first
             for j in bits(healed):
                 if count := copy.said[j][kind]:
                     self._plan(place, i, afr.keys[j], kind, -count)
-            if count := copy.dirty[kind]:
+            if (count := copy.dirty[kind]) and not keeps_dirty:
                 self._plan(place, i, DIRTY, kind, -count)
         # A change that was under way may be on those that are away, and what is here now is without it, or the other
         # way round: the dirty mark that says so goes, an accusation takes its place (decision 0070).
