@@ -39,6 +39,11 @@ class Begun(Coroutine[Any, Any, T]):
             self.is_done = True
             self._error = error
 
+    @property
+    def has_failed(self) -> bool:
+        """It has ended with an error, without waiting."""
+        return self._error is not None
+
     def _ended(self) -> BaseException:
         return self._error if self._error is not None else StopIteration(self._value)
 

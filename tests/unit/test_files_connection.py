@@ -82,6 +82,30 @@ def test_frames_of_one_turn_are_written_together_and_in_order() -> None:
     asyncio.run(main())
 
 
+def test_answers_to_what_was_received_together_go_out_together_in_the_same_turn() -> None:
+    class Answering(Owner):
+        def on_frame(self, frame: Frame) -> None:
+            connection.send(Kind.ANSWER, frame.call_id, b"")
+            assert transport.writes == []
+
+    connection: Connection
+    transport = Transport()
+
+    async def main() -> None:
+        nonlocal connection
+        connection = Connection(lambda _: Answering())
+        connection.connection_made(transport)
+        received = frames.encode(Kind.CALL, 1, b"") + frames.encode(Kind.CALL, 2, b"")
+        connection.get_buffer(-1)[: len(received)] = received
+        connection.buffer_updated(len(received))
+        answers = frames.encode(Kind.ANSWER, 1, b"") + frames.encode(Kind.ANSWER, 2, b"")
+        assert transport.writes == [answers] and connection.unsent_bytes == 0
+        await asyncio.sleep(0)
+        assert transport.writes == [answers]
+
+    asyncio.run(main())
+
+
 def test_many_bytes_do_not_wait_for_the_end_of_the_turn() -> None:
     async def main() -> None:
         connection, transport = connected()

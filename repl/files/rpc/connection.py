@@ -45,6 +45,7 @@ class Connection(asyncio.BufferedProtocol):
         self._reason = ""
         self._is_paused = False
         self._is_lost = False
+        self._is_taking = False  # what is sent meanwhile goes out right behind
         self._outgoing: list[Any] = []  # of this turn of the loop
         self._outgoing_bytes = 0
         self._owner = make_owner(self)
@@ -65,7 +66,13 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self.reader.received(nbytes)
         self.received_at = self._loop.time()
-        self._take_frames()
+        self._is_taking = True
+        try:
+            self._take_frames()
+        finally:
+            self._is_taking = False
+        if self._outgoing:
+            self._flush()
 
     def eof_received(self) -> None:
         self._reason = self._reason or "the other end closed the connection"
@@ -109,10 +116,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def send(self, kind: Kind, call_id: int, body: bytes, payloads: Sequence[Any] = ()) -> None:
         """One frame; the payloads must not change until they are sent.  All frames of one turn of the loop go out
-        together at its end: a system call, and a wake-up of the other end, costs more than a small frame."""
+        together at its end: a system call, and a wake-up of the other end, costs more than a small frame.  Answers to
+        what has just been received do not wait for that end: it would take the loop another round."""
         if self._transport is None or self._is_lost or self._reason:
             return
-        if not self._outgoing:
+        if not self._outgoing and not self._is_taking:
             self._loop.call_soon(self._flush)
         size = 0
         if payloads:

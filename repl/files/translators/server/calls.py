@@ -157,8 +157,11 @@ class Calls:
 
     def release(self, number: int) -> None:
         file = self.files.remove(number)
-        if file is not None:
-            task = self._loop.create_task(self._release(file))
+        if file is None:
+            return
+        call = Begun(self._release(file))
+        if not call.is_done or call.has_failed:
+            task: asyncio.Task[None] = self._loop.create_task(call)
             self._releases.add(task)
             task.add_done_callback(self._releases.discard)
 
