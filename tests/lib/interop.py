@@ -160,9 +160,11 @@ class Kernel:
     def up(self) -> None:
         self.guest.run(f"drbdadm -c {self.conf} create-md --force r0 && drbdadm -c {self.conf} up r0")
 
-    def power_cycle(self) -> None:
+    def power_cycle(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Its machine loses power and comes back with the disk as it was (needs a lab with a shared folder)."""
         text = self.guest.run(f"cat {self.conf}").out
+        self.guest.kill()
+        meanwhile()
         self._lab.power_cycle(self.minor)
         self.guest = self._lab.guest
         self.guest.write_file(self.conf, text)
