@@ -375,6 +375,10 @@ class Translator:
         return answers
 
 
+    def known(self, parent: bytes, name: bytes) -> Iatt | bool | None:
+        """What a lookup would answer without asking anybody: attributes, False for ENOENT; None: it has to be asked."""
+        return self.subvolumes[0].known(parent, name) if self.subvolumes and self._passes_on("lookup") else None
+
     def begin_call(self, round: Round, number: int, operation: str, caller: Caller, values: list[Any]) -> bool:
         """The operation is sent, without waiting for anything, and ``round`` will have its answer as the one of
         ``number``; False: it has to be called instead.  ``values`` are all its arguments in their order.  OSError: it

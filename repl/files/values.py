@@ -8,6 +8,7 @@ targets and extended attributes are bytes, times are nanoseconds since 1970, siz
 from __future__ import annotations
 
 import enum
+import errno
 import os
 import stat
 import uuid
@@ -37,6 +38,9 @@ def gfid_from_text(text: str) -> bytes:
     return uuid.UUID(text).bytes
 
 
+_TEXTS = {number: os.strerror(number) for number in errno.errorcode}
+
+
 class FopError(OSError):
     """A file operation failed: ``errno`` and ``strerror`` as the kernel would say it.
 
@@ -44,7 +48,7 @@ class FopError(OSError):
     """
 
     def __init__(self, number: int, detail: str = "") -> None:
-        super().__init__(number, os.strerror(number))
+        super().__init__(number, _TEXTS.get(number) or os.strerror(number))
         self.detail = detail
 
     def __str__(self) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 from repl.files.events import Unwatched
 from repl.files.translator import Step
-from repl.files.values import ROOT_GFID, Fd, FopError, Loc, Lock, LockCommand, LockType, SetAttr
+from repl.files.values import ROOT_GFID, Fd, FopError, Iatt, Loc, Lock, LockCommand, LockType, SetAttr
 from tests.lib.cached import CACHES, Mount, jitter, on_mounts
 from tests.lib.files import at, new_gfid
 
@@ -106,6 +106,28 @@ def test_md_cache_lists_a_directory_in_which_names_are_looked_up() -> None:
         await mount.top.lookup(mount.me, at("none"))
 
     on_mounts(work, ["md-cache"])
+
+
+def test_md_cache_tells_what_it_knows_of_a_name_without_asking() -> None:
+    async def work(mount: Mount, other: Mount) -> None:
+        made = new_gfid()
+        await mount.top.mkdir(mount.me, at("d"), mode=0o755, gfid=made)
+        assert mount.top.known(made, b"x") is False
+        assert mount.top.known(new_gfid(), b"x") is None
+        gfid, fd = new_gfid(), Fd(new_gfid(), os.O_RDWR)
+        await mount.top.mkdir(mount.me, at("e", made), mode=0o700, gfid=gfid)
+        known = mount.top.known(made, b"e")
+        assert isinstance(known, Iatt) and known.gfid == gfid and known.mode & 0o7777 == 0o700
+        known.mode = 0
+        again = mount.top.known(made, b"e")
+        assert isinstance(again, Iatt) and again.mode, "it is a copy"
+        await other.top.create(other.me, at("x", made), fd, flags=os.O_RDWR, mode=0o600, gfid=fd.gfid)
+        await settle()
+        assert mount.top.known(made, b"x") is None
+        await mount.top.setattr(mount.me, Loc(gfid=gfid), SetAttr(mode=0o711))
+        assert mount.top.known(made, b"e") is None
+
+    on_mounts(work, ("md-cache",))
 
 
 def test_md_cache_knows_no_directory_as_a_whole_while_a_part_of_the_names_is_away() -> None:

@@ -257,9 +257,9 @@ def _handlers() -> dict[int, Serve]:
 
 
 def _quick_handlers() -> dict[int, Callable[[Filesystem, Request], bool]]:
-    from repl.files.mount import attributes, files
+    from repl.files.mount import attributes, files, names
 
-    return attributes.QUICK | files.QUICK
+    return attributes.QUICK | files.QUICK | names.QUICK
 
 
 def handle_of(filesystem: Filesystem, number: int) -> Handle:

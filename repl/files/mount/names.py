@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from typing import Any
 
 from repl.files.mount import wire
@@ -56,10 +57,23 @@ async def lookup(fs: Filesystem, request: Request) -> Any:
     return _entry(fs, request, looked, name)
 
 
-async def forget(fs: Filesystem, request: Request) -> Any:
+def lookup_quickly(fs: Filesystem, request: Request) -> bool:
+    """Of a name that a cache knows, or knows not to be there."""
+    name = name_of(request.body)
+    known = fs.top.known(fs.inodes[request.nodeid].gfid, name)
+    if known is None or known is False and fs.options.negative_timeout:
+        return False
+    if isinstance(known, bool):
+        fs.connection.fail(request.unique, errno.ENOENT)
+    else:
+        _entry(fs, request, Looked(known), name)
+    return True
+
+
+def forget_quickly(fs: Filesystem, request: Request) -> bool:
     (count,) = wire.FORGET_IN.unpack_from(request.body)
     fs.dropped(fs.inodes.forget(request.nodeid, count))
-    return NO_ANSWER
+    return True
 
 
 async def batch_forget(fs: Filesystem, request: Request) -> Any:
@@ -196,7 +210,6 @@ async def readlink(fs: Filesystem, request: Request) -> Any:
 
 HANDLERS = {
     Op.LOOKUP: lookup,
-    Op.FORGET: forget,
     Op.BATCH_FORGET: batch_forget,
     Op.CREATE: create,
     Op.MKNOD: mknod,
@@ -209,3 +222,5 @@ HANDLERS = {
     Op.RENAME2: rename2,
     Op.READLINK: readlink,
 }
+
+QUICK: dict[int, Callable[[Filesystem, Request], bool]] = {Op.LOOKUP: lookup_quickly, Op.FORGET: forget_quickly}

@@ -13,7 +13,6 @@ import errno
 import logging
 import stat
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from repl.files.answers import AWAY, GONE, errors_of, good_of
@@ -52,6 +51,7 @@ from repl.files.values import (
     Xattrs,
     gfid_text,
 )
+from repl.files.watching import copy_of
 
 log = logging.getLogger(__name__)
 
@@ -338,7 +338,7 @@ class Directories(Base):
         answer: Looked = found[mds] if mds in found else next(iter(found.values()))
         iatt = merged(found, mds)
         if known is not None and known.changes == changes and len(found) == self.count:
-            known.iatt, known.iatt_until = replace(iatt), now + DIRECTORY_KNOWN_S
+            known.iatt, known.iatt_until = copy_of(iatt), now + DIRECTORY_KNOWN_S
         return Looked(iatt, None, answer.xattrs)
 
     def parent_after(self, gfid: bytes, part: Iatt | None) -> Iatt | None:
@@ -349,7 +349,7 @@ class Directories(Base):
         known = self.directories.get(gfid)
         if known is None or known.iatt is None or part is None or known.iatt_until < self.context.now():
             return None
-        return replace(merged({0: Looked(known.iatt), 1: Looked(part)}, 0))
+        return copy_of(merged({0: Looked(known.iatt), 1: Looked(part)}, 0))
 
     async def change_directory(self, what: str, gfid: bytes, call: Any) -> Any:
         """A change of attributes: first on the copy that counts, which also notes that others do not have it yet."""

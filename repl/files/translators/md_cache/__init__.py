@@ -176,6 +176,22 @@ class MdCache(Dropping):
         known = self._fresh(gfid)
         return None if known is None else known.iatt
 
+    def known(self, parent: bytes, name: bytes) -> Iatt | bool | None:
+        if not self._valid_s:
+            return None
+        folder = self._names.find(parent, self.context.now())
+        if folder is None:
+            return None
+        gfid = folder.entries.get(name)
+        if gfid is None:
+            self.hits += folder.is_whole
+            return False if folder.is_whole else None
+        known = self._fresh(gfid)
+        if known is None or known.iatt is None:
+            return None
+        self.hits += 1
+        return copy_of(known.iatt)
+
     async def stat(self, caller: Caller, target: Target, *, want: Want = ()) -> Looked:
         now = self.context.now()
         if not want and (known := self._fresh(target.gfid)) is not None and known.iatt is not None:

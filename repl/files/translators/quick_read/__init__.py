@@ -220,6 +220,8 @@ class QuickRead(DataCache):
                 if error.errno not in GONE:
                     raise
                 return self._part(late.content, size, offset)
+        if offset or fd.flags & os.O_DIRECT:  # nothing to keep
+            return await self.child.readv(caller, fd, size=size, offset=offset)
         return await self._fetch(caller, fd, size, offset)
 
     @staticmethod
@@ -245,8 +247,7 @@ class QuickRead(DataCache):
         now = self.context.now()
         with self.watch() as watch:
             read = await self.child.readv(caller, fd, size=size, offset=offset)
-        if offset == 0 and not fd.flags & os.O_DIRECT:
-            self._keep(watch, read.iatt, read.data, now)
+        self._keep(watch, read.iatt, read.data, now)
         return read
 
     def _target(self, target: Target) -> Target:

@@ -112,6 +112,7 @@ class Base(Translator):
         self.quorum = make_quorum(options["quorum-type"], options["quorum-count"], self.count)
         self.arbiters = 1 << (self.count - 1) if options["arbiter-count"] else 0
         self.hash_mode: int = options["read-hash-mode"]
+        self.is_quorum_read: bool = options["quorum-reads"]
         self.is_eager: bool = options["eager-lock"]
         self.is_durable: bool = options["ensure-durability"]
         self.is_optimistic: bool = options["optimistic-change-log"]

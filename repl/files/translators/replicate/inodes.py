@@ -47,8 +47,11 @@ class InodeState:
               quorum: Quorum) -> None:  # fmt: skip
         """Take over what the children's counters say; ``answers`` are those that have the inode."""
         self.generation = generation
-        if all(a.xattrs.get(key, NOTHING) == NOTHING for a in answers.values() for key in (*keys, DIRTY)):
-            self.found = found = sum(1 << i for i in answers)
+        if _is_quiet(answers, keys):
+            found = 0
+            for i in answers:
+                found |= 1 << i
+            self.found = found
             self.is_pending = self.is_dirty = False
             self.readable[:] = found & ~arbiters, found, found
             self.is_split[:] = False, False, False
@@ -75,6 +78,18 @@ class InodeState:
     def lose(self, mask: int, kind: Kind) -> None:
         """Those children have missed a change."""
         self.readable[kind] &= ~mask
+
+
+def _is_quiet(answers: Mapping[int, Looked], keys: tuple[bytes, ...]) -> bool:
+    """Nobody is accused, and nothing is under way."""
+    for answer in answers.values():
+        xattrs = answer.xattrs
+        if xattrs.get(DIRTY, NOTHING) != NOTHING:
+            return False
+        for key in keys:
+            if xattrs.get(key, NOTHING) != NOTHING:
+                return False
+    return True
 
 
 @dataclass(slots=True, eq=False)

@@ -369,13 +369,16 @@ class Tenure:
     def is_regular(self) -> bool:
         """Nothing but its usual end is left to do."""
         afr, active = self.afr, self.active
-        return (
-            self.locked == active
-            and not (self.lost or self.suspect or active & ~afr.up)
-            and all(mask in (0, active) for mask in self.dirty.values())
-            and not any(afr.everyone & ~active & ~self.blamed.get(kind, 0) for kind in self.used)
-            and (self.unstable is None or not active & ~self.unstable.opened)
-        )
+        if self.locked != active or self.lost or self.suspect or active & ~afr.up:
+            return False
+        for mask in self.dirty.values():
+            if mask not in (0, active):
+                return False
+        if active != afr.everyone and any(
+            afr.everyone & ~active & ~self.blamed.get(kind, 0) for kind in self.used
+        ):  # fmt: skip
+            return False
+        return self.unstable is None or not active & ~self.unstable.opened
 
     @property
     def marked(self) -> tuple[Kind, ...]:
