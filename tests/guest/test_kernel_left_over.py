@@ -30,8 +30,8 @@ def check_source(pair: KernelPair, good: str) -> None:
     pair.compare()
 
 
-@pytest.mark.interop
-def test_our_outdated_primary_takes_what_the_kernel_has(make_pair: PairMaker) -> None:
+def our_outdated_primary(make_pair: PairMaker) -> tuple[KernelPair, str]:
+    """Behind and promoted: it works through the kernel's disk.  And the digest of that."""
     pair = congested(make_pair)
     pair.kernel_primary()
     set_speed(pair, SLOW)
@@ -40,7 +40,12 @@ def test_our_outdated_primary_takes_what_the_kernel_has(make_pair: PairMaker) ->
     pair.kernel.adm("secondary")
     pair.ours.call("primary")
     pair.wait_ours(role="Primary", disk="Outdated")
-    good = pair.kernel.digest(pair.ours.size_bytes)
+    return pair, pair.kernel.digest(pair.ours.size_bytes)
+
+
+@pytest.mark.interop
+def test_our_outdated_primary_takes_what_the_kernel_has(make_pair: PairMaker) -> None:
+    pair, good = our_outdated_primary(make_pair)
     pair.ours.call("disconnect", force=True)
     set_speed(pair, 0)
     pair.wait_kernel(cstate="WFConnection|Unconnected")
@@ -52,15 +57,7 @@ def test_our_outdated_primary_takes_what_the_kernel_has(make_pair: PairMaker) ->
 @pytest.mark.interop
 def test_our_outdated_primary_that_dies_takes_what_the_kernel_has(make_pair: PairMaker) -> None:
     """It has not crashed as Primary in the sense of rule 40: its own disk was not the one that was written last."""
-    pair = congested(make_pair)
-    pair.kernel_primary()
-    set_speed(pair, SLOW)
-    pair.kernel.write(0, 2048)
-    pair.wait_ours(replication="Behind")
-    pair.kernel.adm("secondary")
-    pair.ours.call("primary")
-    pair.wait_ours(role="Primary", disk="Outdated")
-    good = pair.kernel.digest(pair.ours.size_bytes)
+    pair, good = our_outdated_primary(make_pair)
     pair.ours.kill()
     set_speed(pair, 0)
     pair.wait_kernel(cstate="WFConnection|Unconnected")

@@ -100,20 +100,21 @@ class Mover:
         """The file at the source, if that is where its name leads to.  The name is locked."""
         dht, ends = self.dht, (self.source, self.target)
         answers = await dht.ask(ends, self._lookup)
-        here, there = answers[self.source], answers[self.target]
-        if isinstance(here, OSError):
-            raise here
+        if isinstance(answers[self.source], OSError):
+            raise answers[self.source]
+        here: Looked = answers[self.source]
+        there = answers[self.target]
         self._link = None
         if isinstance(there, Looked) and self._leads_here(there, here.iatt.gfid):
             self._link = there
-            return here  # type: ignore[no-any-return]
+            return here
         if isinstance(there, OSError) and there.errno == errno.ENOENT and not await self._is_final():
             answers |= await dht.ask([i for i in dht.up_ones if i not in ends], self._lookup)
             if dht.data_among(dict(sorted(good_of(answers).items()))) == self.source:
-                return here  # type: ignore[no-any-return]
+                return here
         place, looked = await dht.find(dht.owner(), self.loc)
         if place == self.source:
-            return here  # type: ignore[no-any-return]
+            return here
         if looked.iatt.gfid == here.iatt.gfid:
             raise FopError(errno.ENOENT, f"{self.loc} is on '{dht.names[place]}', and here with another name")
         raise Skipped("another file has its name")
