@@ -484,11 +484,13 @@ def test_disconnected_node_stands_alone_until_connect_and_resyncs_only_the_diffe
 
 def test_secondary_with_the_only_good_data_is_not_disconnected_without_force(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(size_mib=32, disk={"c-plan-ahead": "0", "resync-rate": "1M"})
+    with cluster.nodes[BOB].image.open("r+b") as image:
+        image.write(os.urandom(30 * MIB))  # holes would be told in no time
     cluster.start_pair(is_synced=False)
     cluster.call(BOB, "primary", force=True)
     cluster.call(BOB, "secondary")
-    cluster.call(ALICE, "primary")
     cluster.wait("the resync", lambda: cluster.volume(ALICE)["resync"] is not None)
+    cluster.call(ALICE, "primary")  # refused before alice knows of bob's data
     done = cluster.ctl(ALICE, "disconnect", "r0", status=17)
     assert "only good data" in done.stderr
     cluster.ctl(ALICE, "disconnect", "--force", "r0")
