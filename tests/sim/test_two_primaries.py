@@ -16,7 +16,7 @@ import pytest
 from repl.drbd.packets import Packet
 from repl.drbd.states import ConnectionState, DiskState, Role
 from repl.errors import ReplError
-from tests.sim.two_primaries import both_primary, check, made_clusters
+from tests.sim.two_primaries import both_primary, check, made_clusters, written_by
 
 BLOCK = 4096
 
@@ -111,10 +111,7 @@ def test_writes_that_cross_are_both_carried_out_and_that_of_the_flag_holder_rema
     for node in (0, 1):
         assert sent(cluster, node, Packet.SUPERSEDED) == sent(cluster, node, Packet.RETRY_WRITE) == 0
     common = max(of_flag[0], of_other[0])
-    content = cluster.shells[0].data.content(common * BLOCK, 512)
-    op = cluster.world.ffi.new("uint64_t *")
-    cluster.world.lib.re_sim_tag_parse(cluster.world.sim, content, op, cluster.world.ffi.new("uint64_t *"))
-    assert op[0] == ops[flag]
+    assert written_by(cluster, 0, common * BLOCK) == ops[flag]
     check(cluster)
 
 

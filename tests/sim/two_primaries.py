@@ -39,6 +39,16 @@ def both_primary(make: Any, seed: int = 1, **settings: Any) -> tuple[Any, list[A
     return cluster, apps
 
 
+def written_by(cluster: Any, node: int, offset: int) -> int:
+    """The operation whose data this node's disk has there."""
+    world = cluster.world
+    op = world.ffi.new("uint64_t *")
+    world.lib.re_sim_tag_parse(
+        world.sim, cluster.shells[node].data.content(offset, 512), op, world.ffi.new("uint64_t *")
+    )
+    return int(op[0])
+
+
 def check(cluster: Any) -> None:
     from tests.sim.world import ACKED
 
