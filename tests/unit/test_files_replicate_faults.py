@@ -241,3 +241,38 @@ def test_who_misses_a_part_of_a_frame_is_accused_of_all_of_it(fop: str) -> None:
         assert_healed(world)
 
     play(2, scene, **HEALS_OFF)
+
+
+def test_a_copy_that_misses_a_change_during_a_heal_of_names_is_not_copied_from() -> None:
+    """A rename without one of the two good copies, between the judgement of a heal and its repairs: the rename was
+    undone on the other good copy, and the file had no name in the end."""
+
+    async def scene(world: World) -> None:
+        client, healing = await world.client(), await world.client()
+        gfid = await make_file(client, b"new", b"data")
+        world.crash(1)
+        await make_file(client, b"x")
+        await settle()
+        world.come_back(1)
+        is_armed = True
+
+        async def hook(who: str, brick: str, fop: str, is_done: bool) -> None:
+            nonlocal is_armed
+            if is_armed and who == healing.name and fop == "opendir":
+                is_armed = False
+                world.cut(client, 2)
+                await client.afr.rename(client.caller, at_root(b"new", gfid), at_root(b"z"))
+                await settle()
+
+        world.hook = hook
+        await healing.afr.healer.heal(ROOT_GFID, How())
+        assert not is_armed
+        for index in (0, 1):
+            assert names(world, index).get(b"z") == b"data"
+            assert b"new" not in names(world, index)
+        world.join(client, 2)
+        await heal_all(client)
+        assert_healed(world)
+        assert names(world, 0) == {b"x": b"", b"z": b"data"}
+
+    play(3, scene, **HEALS_OFF)

@@ -3,7 +3,8 @@
 
 The names of all copies are compared without a lock; those that differ are looked at again and repaired under the lock
 of the directory, which is held for a quarter of a second at a time.  What clients change meanwhile goes to all copies,
-or leaves accusations that are not in the snapshot and cause another round.
+or leaves accusations that are not in the snapshot and cause another round; if they are of a copy that was good, this
+round ends (decision 0133).
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import zlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
-from repl.files.translators.replicate.base import bits
+from repl.files.translators.replicate.base import bits, mask_of
 from repl.files.translators.replicate.changelog import ENTRY_OUT, Kind
-from repl.files.translators.replicate.decide import is_doubtful, judge
+from repl.files.translators.replicate.decide import Witness, is_doubtful, judge
 from repl.files.translators.replicate.heal_aside import Aside, list_all
 from repl.files.translators.replicate.heal_locks import names_lock, send, take, unlock_step
 from repl.files.translators.replicate.heal_names import Judged, NameHeal
@@ -68,7 +70,7 @@ class EntryHeal:
             await self._repair(NameHeal(self.run, judged, self.aside), [name])
 
     @asynccontextmanager
-    async def _locked(self) -> AsyncIterator[dict[int, list[object]] | None]:
+    async def _locked(self) -> AsyncIterator[dict[int, list[Any]] | None]:
         afr = self.afr
         caller = afr.owner()
         if (inode := afr.inodes.peek(self.run.gfid)) is not None and inode.entry_tenure is not None:
@@ -91,12 +93,16 @@ class EntryHeal:
         if not can_heal(self.afr, run.mask):
             run.note(Status.PARENT if run.missing else Status.AWAY, "too few copies of the directory")
             return None
-        verdict = judge(run.copies, Kind.ENTRY, self.afr.quorum)
-        if verdict.is_split and not run.is_complete:
+        judged = self._judge_copies(run.copies)
+        if judged.is_blamed and not run.is_complete:
             run.note(Status.AWAY, "no good copy of its names answers")
             return None
-        trusted = run.mask if verdict.is_split else verdict.sources
-        return Judged(trusted, verdict.is_split, is_doubtful(run.copies, Kind.ENTRY, trusted))
+        return judged
+
+    def _judge_copies(self, copies: Mapping[int, Witness]) -> Judged:
+        verdict = judge(copies, Kind.ENTRY, self.afr.quorum)
+        trusted = mask_of(copies) if verdict.is_split else verdict.sources
+        return Judged(trusted, verdict.is_split, is_doubtful(copies, Kind.ENTRY, trusted))
 
     # ---- names that were noted (granular-entry-heal) ----
 
@@ -201,6 +207,9 @@ class EntryHeal:
                 if got is None or wanted & ~sum(1 << i for i in got):
                     self.run.note(Status.AWAY, "a copy cannot be locked any more")
                     return left + names[at:]
+                if not self._is_as_judged(healer.judged, got):
+                    self.run.note(Status.LATER, "other copies of the directory are good than before: once more")
+                    return left + names[at:]
                 until = loop.time() + HEAL_LOCKED_S
                 while at < len(names) and loop.time() < until:
                     batch = names[at : at + HEAL_BATCH_NAMES]
@@ -209,6 +218,12 @@ class EntryHeal:
                     left += failed
                     await self._forget(self._forgets.intersection(batch).difference(failed))
         return left
+
+    def _is_as_judged(self, judged: Judged, got: dict[int, list[Any]]) -> bool:
+        """While nobody had the lock, a change may have been made without one of the copies that were good (it was away
+        for a moment, or for that client only): what it has is not to be given to the others."""
+        now = self.run.witnesses({i: answer[0] for i, answer in got.items() if i in self.run.copies})
+        return len(now) == len(self.run.copies) and self._judge_copies(now) == judged
 
     async def _repair_batch(self, healer: NameHeal, names: list[bytes]) -> list[bytes]:
         answers = await asyncio.gather(*(healer.heal(name) for name in names), return_exceptions=True)

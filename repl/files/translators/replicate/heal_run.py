@@ -153,15 +153,19 @@ class Run:
         self._learn(found)
 
     def _learn(self, found: dict[int, Any]) -> None:
-        afr = self.afr
-        self.copies = {}
-        for i, looked in sorted(found.items()):
-            if isinstance(looked, Looked):
-                said = accusations(looked.xattrs, afr.keys)
-                dirty = unpack(looked.xattrs.get(DIRTY))
-                self.copies[i] = Witness(said, dirty, looked.iatt, bool(afr.arbiters >> i & 1))
-            elif isinstance(looked, OSError) and looked.errno in GONE:
+        self.copies = self.witnesses(found)
+        for i, looked in found.items():
+            if isinstance(looked, OSError) and looked.errno in GONE:
                 self.missing |= 1 << i
+
+    def witnesses(self, found: dict[int, Any]) -> dict[int, Witness]:
+        """What the answers of ``look_step`` say."""
+        afr = self.afr
+        return {
+            i: Witness(accusations(looked.xattrs, afr.keys), unpack(looked.xattrs.get(DIRTY)), looked.iatt,
+                       bool(afr.arbiters >> i & 1))
+            for i, looked in sorted(found.items()) if isinstance(looked, Looked)
+        }  # fmt: skip
 
     def _check_copies(self) -> bool:
         afr = self.afr
