@@ -80,7 +80,8 @@ class Connection:
         self.agreed = pk.Agreed()
         self.csums_alg = ""  # in force; the peer may change it while connected
         self.peer_integrity = ""
-        self.peer_is_ours = False
+        self.peer_is_ours = False  # it understands what DRBD's node does not
+        self.peer_decides_alike = False  # the same at any protocol version: it compares generations as we do
         self.knows_peer = False  # it has shown the secret, if there is one
         self.resolve_conflicts = False
         self._data_stream = -1
@@ -300,7 +301,7 @@ class Connection:
         self._veto = None
         self.peer_leaves_as = self.leaves_as = None
         self._peer_leaves = self.peer_is_tentative = False
-        self.knows_peer = self.peer_is_ours = False
+        self.knows_peer = self.peer_is_ours = self.peer_decides_alike = False
         self.verdicts.clear()
         self.doubt = ""
         self.agreed = pk.Agreed(version=80, features=Feature.NONE)

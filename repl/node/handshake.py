@@ -77,7 +77,8 @@ class Handshake:
             raise FinalDrop(f"{self._peer}: {error.message}", reason="protocol-version") from None
         flags = mine.feature_flags & theirs.feature_flags
         self._refuse_old(version)
-        c.peer_is_ours = bool(flags & OUR_FEATURE) and version >= pk.PROTOCOL_H100
+        c.peer_decides_alike = bool(flags & OUR_FEATURE)
+        c.peer_is_ours = c.peer_decides_alike and version >= pk.PROTOCOL_H100
         c.link_up(pk.Agreed(version=version, features=Feature(flags & int(Feature.KERNEL))))
         c.resume()
 

@@ -76,7 +76,7 @@ def _decide(c: Connection, me: Side, peer: Side) -> Decision:
         features=c.agreed.features,
         resolve_conflicts=c.resolve_conflicts,
         policies=policies(c),
-        peer_is_ours=c.peer_is_ours,
+        peer_is_ours=c.peer_decides_alike,
     )
 
 
@@ -143,7 +143,7 @@ async def _begin(c: Connection, volume: Volume, decision: Decision) -> Connectio
         return _C.CONNECTED
     if decision.split_brain and decision.kind is DecisionKind.TARGET:
         await node.undo.begin(volume, decision.reason)
-    if decision.kind is DecisionKind.TARGET and c.peer_is_ours:
+    if decision.kind is DecisionKind.TARGET and c.peer_decides_alike:
         volume.crashed_primary = False  # its data is no better than the peer's, whatever becomes of this resync
     volume.is_discarded = decision.manually and decision.kind is DecisionKind.TARGET
     if decision.full and not await node.ask_ok(ec.BitmapSetAll(volume.number)):

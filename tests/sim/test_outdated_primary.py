@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
 from repl.drbd.states import ConnectionState, DiskState, Role
 from tests.lib.tools import require_sim
-from tests.sim.cluster import Cluster, Setup
+from tests.sim.cluster import QUICK_NET, Cluster, Setup
 from tests.sim.node_shell import Script
 from tests.sim.world import BLOCK
 
@@ -19,15 +20,17 @@ EARLY, LATE = range(8), range(2, 6)  # written before and after the crash
 Pair = tuple[Cluster, int, int]
 
 
-@pytest.fixture(params=[0, 1], ids=["source0", "source1"])
+@pytest.fixture(params=[(0, 101), (1, 101), (0, 99), (1, 99)], ids="source{0[0]}-{0[1]}".format)
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     """The source has crashed as Primary, its resync does not get beyond the handler, and it is Secondary now.
 
-    Until the resync has its UUID both have the same generation; the source alone has the LATE blocks.
+    Until the resync has its UUID both have the same generation; the source alone has the LATE blocks.  Below protocol
+    version 100 two nodes of ours speak as with DRBD's, but they decide in the same way.
     """
     require_sim()
-    source, other = request.param, 1 - request.param
-    with Cluster(11, Setup(handlers=(HANDLER,))) as cluster:
+    source, version = request.param
+    other = 1 - source
+    with Cluster(11, Setup(handlers=(HANDLER,), net=replace(QUICK_NET, protocol_max=version))) as cluster:
         cluster.connect_fresh()
         cluster.serve(source).write(*EARLY)
         cluster.shells[source].scripts[HANDLER] = Script(0, delay_ms=4000)
