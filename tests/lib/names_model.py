@@ -4,7 +4,7 @@
 ``Names`` works like a mount of one program: it looks a name up and acts on the answer, and goes on with names of which
 nobody knows what became of them.  For each name it knows the possible contents (None: no such name): after an
 acknowledged change exactly one, after one that failed those before and behind it.  Every read must find one of them,
-and so must the bricks at the end.
+which ends the doubt (decision 0134), and so must the bricks at the end.
 """
 
 from __future__ import annotations
@@ -130,6 +130,7 @@ class Names:
         self._note(name, f"saw {content!r}")
         about = f"{name!r} is {content!r}, possible: {self.possible[name]}; {list(self.history[name])}"
         assert content in self.possible[name], about
+        self.possible[name] = {content}
 
     def check(self, tree: dict[bytes, Any], path: bytes) -> None:
         """``tree`` is that of ``World.tree``, ``path`` that of the folder."""

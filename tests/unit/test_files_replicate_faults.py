@@ -276,3 +276,111 @@ def test_a_copy_that_misses_a_change_during_a_heal_of_names_is_not_copied_from()
         assert names(world, 0) == {b"x": b"", b"z": b"data"}
 
     play(3, scene, **HEALS_OFF)
+
+
+async def rename_on_one_only(world: World, client: Client, gfid: bytes, done_on: str) -> None:
+    """new -> f is done on one brick; that one has gone at once, and the rename fails."""
+
+    async def hook(who: str, brick: str, fop: str, is_done: bool) -> None:
+        if fop == "rename" and is_done == (brick == done_on):
+            world.crash(int(brick[-1]))
+
+    no_fault, world.hook = world.hook, hook
+    with pytest.raises(FopError):
+        await client.afr.rename(client.caller, at_root(b"new", gfid), at_root(b"f"))
+    world.hook = no_fault
+    await settle()
+
+
+@pytest.mark.parametrize("others", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("by", ["lookup", "listing"])
+def test_half_a_rename_on_a_copy_that_is_away_does_not_undo_what_was_seen(others: tuple[int, int], by: str) -> None:
+    """The program finds the old name and writes into the file.  When the copy with the new name came back, and another
+    one went, the file had the new name."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"new", b"data")
+        await settle()
+        await rename_on_one_only(world, client, gfid, "brick2")
+        for index in (0, 1):
+            world.come_back(index)
+        if by == "lookup":
+            assert await find(client, b"new") == gfid
+        else:
+            fd = Fd(ROOT_GFID)
+            await client.afr.opendir(client.caller, at_root(b"", ROOT_GFID), fd)
+            found = await client.afr.readdir(client.caller, fd, size=4096, offset=0)
+            assert [e.name for e in found if not e.name.startswith(b".")] == [b"new"]
+            await client.afr.release(fd)
+        await write(client, gfid, b"more")
+        await settle()
+        world.crash(others[0])
+        world.come_back(2)
+        with pytest.raises(FopError) as caught:
+            await find(client, b"f")
+        assert caught.value.errno == errno.ENOENT
+        assert await find(client, b"new") == gfid
+        await client.afr.healer.heal(ROOT_GFID, How())
+        world.crash(others[1])
+        world.come_back(others[0])
+        await heal_all(client)
+        world.come_back(others[1])
+        await heal_all(client)
+        assert_healed(world)
+        assert names(world, 0) == {b"new": b"more"}
+
+    play(3, scene, **HEALS_OFF)
+
+
+def test_two_old_copies_that_agree_do_not_show_a_name_either() -> None:
+    """The good one, which is away, has another one in its place: what is written into the file is in that one then."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"new", b"data")
+        await settle()
+        for index, name in ((0, b"x"), (1, b"y")):
+            world.crash(index)
+            world.come_back(1 - index)
+            await make_file(client, name)
+            await settle()
+        await rename_on_one_only(world, client, gfid, "brick2")
+        for index in (0, 1):
+            world.come_back(index)
+            assert b"new" in names(world, index)
+        with pytest.raises(FopError) as caught:
+            await find(client, b"new")
+        assert caught.value.errno == errno.ENOTCONN
+        world.come_back(2)
+        assert await find(client, b"f") == gfid
+        await heal_all(client)
+        assert_healed(world)
+        assert names(world, 0) == {b"f": b"data", b"x": b"", b"y": b""}
+
+    play(3, scene, **HEALS_OFF)
+
+
+def test_a_name_on_some_good_copies_that_cannot_be_healed_is_not_shown() -> None:
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"new", b"data")
+        await settle()
+        await rename_on_the_last_only(world, client, gfid)
+        for index in (0, 1):
+            world.come_back(index)
+
+        async def hook(who: str, brick: str, fop: str, is_done: bool) -> None:
+            if fop == "rename":
+                raise FopError(errno.EIO, "a disk that fails")
+
+        no_fault, world.hook = world.hook, hook
+        with pytest.raises(FopError) as caught:
+            await find(client, b"new")
+        assert caught.value.errno == errno.ENOTCONN
+        world.hook = no_fault
+        assert await find(client, b"new") == gfid
+        await heal_all(client)
+        assert_healed(world)
+
+    play(3, scene, **HEALS_OFF)

@@ -86,6 +86,7 @@ class Base(Translator):
         self.unknown = sum(1 << i for i, c in enumerate(self.subvolumes) if is_remote(c))
         self.up = self.everyone & ~self.unknown
         self.losses = [0] * self.count  # how often the link to each child was lost
+        self.turns = 0  # how often a child has come or gone
         self.loads = [Load() for _ in self.subvolumes]
         self.inodes = Inodes(FILES_INODES_MAX)
         self._settled: asyncio.Event = asyncio.Event()

@@ -105,7 +105,7 @@ class HeldNames:
     def _leave(self, error: BaseException | None) -> None:
         if isinstance(error, asyncio.CancelledError):
             for tenure in self._tenures.values():
-                tenure.suspect.add(Kind.ENTRY)
+                tenure.doubt(Kind.ENTRY)
         for slot in self._slots:
             slot.leave()
         for tenure in self._tenures.values():
@@ -262,7 +262,7 @@ class Entries(Lookups):
         ]  # fmt: skip
         if not there:
             return
-        tenure.suspect.add(Kind.ENTRY)
+        tenure.doubt(Kind.ENTRY)
         made = mask_of(good_of(answers))
         if fop == "mkdir":
             await self.ask(made, lambda c: c.rmdir(tenure.caller, loc))
@@ -439,7 +439,7 @@ class Entries(Lookups):
             if old is not new:
                 done = mask_of(good_of(answers))
                 if not done & old.good(Kind.ENTRY) or not self.quorum.is_met(done & old.active):
-                    old.suspect.add(Kind.ENTRY)
+                    old.doubt(Kind.ENTRY)
                     raise telling_error(errors_of(answers)) if errors_of(answers) else self.nobody(f"renaming {source}")
                 await old.blame(Kind.ENTRY, old.active & ~done)
             return answer

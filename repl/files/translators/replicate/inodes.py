@@ -36,6 +36,7 @@ class InodeState:
     has_locks: bool = False
     contended_until: float = 0.0
     refreshing: asyncio.Future[None] | None = None
+    ruled: int = UNKNOWN  # of a directory: ``Base.turns`` when it was known that no copy that is away can change it
     choice: int = -1  # replica.split-brain-choice
     choice_until: float = 0.0
 

@@ -27,6 +27,7 @@ from repl.files.values import NO_GFID, ROOT_GFID, Caller, FopError, Loc, LockCom
 
 log = logging.getLogger(__name__)
 
+_HEALS_MAX = 3  # of a name, for one lookup
 CONTENT = b"glusterfs.content"
 PATHS = b"glusterfs.gfidtopath"
 
@@ -50,6 +51,9 @@ class Lookups(Writes):
         found = good_of(answers)
         if len(found) != len(answers) and not self.quorum.is_met(heard(answers)):
             return await self._lookup_known(caller, loc, want)
+        if loc.name and self.quorum.is_majority and heard(answers) != self.everyone and await self.rule(loc.parent):
+            answers, is_known = await look(), True
+            found = good_of(answers)
         if len(found) != len(answers) or not _agree(found):
             found = await self._judge(loc, answers, look, is_known=is_known)
         gfid = next(iter(found.values())).iatt.gfid
@@ -105,11 +109,11 @@ class Lookups(Writes):
             async with self._name_kept(loc):
                 answers = await look()
                 found = await self._judge_once(loc, answers)
+        if found is not None and loc.name and self._is_missing(loc, answers):
+            found = await self._judge_healed(loc, look)
         if found is None:
             self.heal_soon(loc.parent)
             raise FopError(errno.EIO, f"{self.name}: {loc} is in split-brain: the copies are different objects")
-        if loc.name and self._is_missing(loc, answers):
-            found = await self._judge_healed(loc, look, found)
         return found
 
     def _is_missing(self, loc: Loc, answers: Answers) -> bool:
@@ -118,15 +122,18 @@ class Lookups(Writes):
         return any(good >> i & 1 and e.errno in GONE for i, e in errors_of(answers).items())
 
     async def _judge_healed(
-        self, loc: Loc, look: Callable[[], Awaitable[Answers]], found: dict[int, Looked]
-    ) -> dict[int, Looked]:
+        self, loc: Loc, look: Callable[[], Awaitable[Answers]]
+    ) -> dict[int, Looked] | None:
         """Half a change, or one that is under way.  The file may have another name where this one is missing: who wrote
         into it by this one would write into what the other one means (decision 0125)."""
-        await self.heal_name_now(loc)
-        answers = await look()
-        if not self.quorum.is_met(heard(answers)):
-            raise self.nobody(f"looking up {loc}")
-        return await self._judge_once(loc, answers) or found
+        for _ in range(_HEALS_MAX):
+            await self.heal_name_now(loc)
+            async with self._name_kept(loc):
+                answers = await look()
+                found = await self._judge_once(loc, answers)
+                if found is None or not self._is_missing(loc, answers):
+                    return found
+        raise self.nobody(f"looking up {loc}: it is on some good copies only, and cannot be healed")
 
     @asynccontextmanager
     async def _name_kept(self, loc: Loc) -> AsyncIterator[None]:

@@ -14,7 +14,7 @@ from repl.files.translator import Step, Translator
 from repl.files.translators.replicate.base import bits, mask_of, telling_error
 from repl.files.translators.replicate.changelog import Kind
 from repl.files.translators.replicate.inodes import FdState, InodeState
-from repl.files.translators.replicate.transactions import Transactions
+from repl.files.translators.replicate.ruling import Ruling
 from repl.files.values import (
     ROOT_GFID,
     Caller,
@@ -36,7 +36,7 @@ NEVER_DOWN = os.O_APPEND | os.O_TRUNC | os.O_CREAT | os.O_EXCL
 RETRIED = AWAY | {errno.EIO, errno.ESTALE, errno.EBADF, errno.ENOENT, errno.ENOSYS}
 
 
-class Reads(Transactions):
+class Reads(Ruling):
     async def readable(self, inode: InodeState, kind: Kind) -> int:
         """Children with a good copy.  EIO when there is none, ENOTCONN when it is away."""
         await self.settled()
@@ -190,6 +190,8 @@ class Reads(Transactions):
 
     async def opendir(self, caller: Caller, loc: Loc, fd: Fd) -> None:
         inode = self.inodes.get(loc.gfid)
+        if self.up != self.everyone and self.quorum.is_majority and self.quorum.is_met(self.up):
+            await self.rule(loc.gfid)
         readable = await self.readable(inode, Kind.ENTRY)
         state = FdState(inode, Fd(loc.gfid, fd.flags, is_directory=True, path=fd.path), fd.flags)
         index = self.read_order(inode.gfid, readable, caller.pid)[0]

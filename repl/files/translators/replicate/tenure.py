@@ -40,6 +40,7 @@ from repl.files.translators.replicate.changelog import (
     minus_one,
     plus_one,
 )
+from repl.files.translators.replicate.inodes import UNKNOWN
 from repl.files.translators.replicate.order import Order
 from repl.files.values import END, FopError, Loc, Lock, LockCommand, LockType, SyncKind, XattrOp, Xattrs
 from repl.limits import FILES_CONTENDED_S
@@ -195,7 +196,7 @@ class Tenure:
         if kind is Kind.ENTRY and not self.active & ~self.accused[kind] and not afr.quorum.is_majority:
             self.accused[kind] = 0  # names of both sides stay: a heal merges them
         if not self.good(kind):
-            self.suspect.add(kind)
+            self.doubt(kind)
             raise self.no_good_copy(kind)
 
     def good(self, kind: Kind) -> int:
@@ -265,8 +266,21 @@ class Tenure:
         async with self._blaming:
             while need := (afr.everyone & ~self.active) & ~self.blamed.get(kind, 0):
                 if not afr.quorum.is_met(self.active) or not self.good(kind):
-                    self.suspect.add(kind)
+                    self.doubt(kind)
                     raise afr.nobody(f"accusing those that missed a change of {self.loc}")
+                await self._add({key: plus_one(kind) for i, key in enumerate(afr.keys) if need >> i & 1})
+                self.blamed[kind] = self.blamed.get(kind, 0) | need
+
+    async def overrule(self, kind: Kind) -> None:
+        """What the good copies here say holds from now on, whoever comes back: all others are accused, old ones that
+        are here by themselves too."""
+        afr = self.afr
+        if self._blaming is None:
+            self._blaming = asyncio.Lock()
+        async with self._blaming:
+            while need := (afr.everyone & ~self.good(kind)) & ~self.blamed.get(kind, 0):
+                if not afr.quorum.is_met(self.active) or not self.good(kind):
+                    raise afr.nobody(f"accusing other copies of {self.loc}")
                 await self._add({key: plus_one(kind) for i, key in enumerate(afr.keys) if need >> i & 1})
                 self.blamed[kind] = self.blamed.get(kind, 0) | need
 
@@ -278,7 +292,7 @@ class Tenure:
             return
         for name in names:
             if name not in self.noted and not await self._note(name):
-                self.suspect.add(Kind.ENTRY)
+                self.doubt(Kind.ENTRY)
                 return
 
     async def _note(self, name: bytes) -> bool:
@@ -296,6 +310,11 @@ class Tenure:
         done = sum(1 << i for i, a in answers.items() if not isinstance(a, OSError))
         self.drop(asked & ~done)
         return done & self.active
+
+    def doubt(self, kind: Kind) -> None:
+        """Some copies may have what others have not, and nobody says so."""
+        self.suspect.add(kind)
+        self.inode.ruled = UNKNOWN
 
     def drop(self, mask: int) -> None:
         """Those have missed something: no further operation of this tenure goes to them."""
@@ -409,7 +428,7 @@ class Tenure:
         try:
             await self.blame(kind, 0)
         except FopError as error:
-            self.suspect.add(kind)
+            self.doubt(kind)
             log.info("%s", error)
 
     async def _make_stable(self) -> None:

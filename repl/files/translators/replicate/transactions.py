@@ -121,13 +121,13 @@ class Transactions(Base):
         if not good:
             errors = errors_of(answers)
             if any(e.errno not in HARMLESS for e in errors.values()):
-                tenure.suspect.add(kind)
+                tenure.doubt(kind)
             trusted = {i: e for i, e in errors.items() if tenure.good(kind) >> i & 1}
             raise telling_error(trusted or errors) if errors else self.nobody(f"changing {tenure.loc}")
         done = mask_of(good)
         if done != self.everyone or tenure.active != self.everyone:
             if not done & tenure.good(kind) or not self.quorum.is_met(done & tenure.active):
-                tenure.suspect.add(kind)
+                tenure.doubt(kind)
                 errors = errors_of(answers)
                 raise telling_error(errors) if errors else self.nobody(f"changing {tenure.loc}")
             await tenure.blame(kind, tenure.active & ~done)
@@ -189,7 +189,7 @@ class Transactions(Base):
                 answer = self.settle_at_once(tenure, kind, answers, caller.pid)
                 return answer if answer is not None else await self.settle(tenure, kind, answers, pid=caller.pid)
             except asyncio.CancelledError:
-                tenure.suspect.add(kind)
+                tenure.doubt(kind)
                 raise
             finally:
                 slot.leave()
@@ -245,6 +245,7 @@ class Transactions(Base):
         was = self.up
         self.up |= 1 << index
         self.generation += 1
+        self.turns += 1
         self._known(index)
         log.info("volume '%s': child '%s' is up", self.name, self.names[index])
         for tenure in list(self.tenures):
@@ -267,6 +268,7 @@ class Transactions(Base):
 
     def _child_lost(self, index: int) -> None:
         self.losses[index] += 1
+        self.turns += 1
         for tenure in list(self.tenures):
             tenure.child_lost(1 << index)
         for inode in self.inodes.all():
