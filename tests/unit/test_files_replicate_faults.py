@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cluster/replicate when bricks go while they are asked: who is believed, and what half a rename becomes."""
+"""cluster/replicate when bricks go while they are asked: who is believed, what half a rename becomes, and what a
+heal copies."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 
 import pytest
 
 from repl.files.translator import Step
-from repl.files.translators.replicate.healing import How
+from repl.files.translators.replicate.healing import How, Status
 from repl.files.values import ROOT_GFID, Fd, FopError, Loc, SetAttr
 from tests.lib.replicas import Client, World
 from tests.unit.test_files_heal import HEALS_OFF, assert_healed, heal_all
@@ -384,3 +386,36 @@ def test_a_name_on_some_good_copies_that_cannot_be_healed_is_not_shown() -> None
         assert_healed(world)
 
     play(3, scene, **HEALS_OFF)
+
+
+def test_a_copy_that_misses_a_write_during_its_heal_of_others_is_not_copied_from_any_more() -> None:
+    """The heal goes from window to window; in between a client that has lost the source writes to the others.  The old
+    copy got the source's old block back, and was good for everybody afterwards."""
+
+    async def scene(world: World) -> None:
+        client, healing = await world.client(), await world.client()
+        size, place = 128 * 1024, 5 * 128 * 1024 + 17
+        gfid = await make_file(client, b"big", b"a" * size * 6)
+        await settle()
+        world.crash(2)
+        await write(client, gfid, b"b" * size * 6)
+        await settle()
+        world.come_back(2)
+        writing: list[asyncio.Task[None]] = []
+
+        async def hook(who: str, brick: str, fop: str, is_done: bool) -> None:
+            if not writing and who == healing.name and fop == "rchecksum":
+                world.cut(client, 0)
+                writing.append(asyncio.ensure_future(write(client, gfid, b"new", place)))
+
+        world.hook = hook
+        outcome = await healing.afr.healer.heal(gfid, How())
+        assert outcome.status is Status.FAILED and "once more" in outcome.reason
+        await writing[0]
+        await settle()
+        world.join(client, 0)
+        await heal_all(healing)
+        assert_healed(world)
+        assert names(world, 0)[b"big"][place : place + 3] == b"new"
+
+    play(3, scene, **HEALS_OFF, data_self_heal_window_size="1", read_subvolume_index="0")

@@ -229,18 +229,20 @@ class DataHeal:
         await send(self.afr, held, self.run.caller, [unlock_step(lock)])
 
     async def _window(self, source: int, sinks: int, fd: Fd, first: int, length: int) -> None:
-        """One range: lock and digests in a frame, what differs from the source, to the sinks, and unlocked."""
+        """One range: lock, counters and digests in a frame, what differs from the source to the sinks, unlocked."""
         afr, run = self.afr, self.run
         caller = afr.owner()
         lock = range_lock(afr.domain, run.loc, first, first + length - 1)
         is_full = afr.options["data-self-heal-algorithm"] == "full"
         compares = not is_full and bool(sinks & ~self.is_empty)
         steps = _digest_steps(fd, first, length) if compares else []
-        got = await take(afr, run.mask, caller, lock, steps)
-        assert got is not None
+        answers = await take(afr, run.mask, caller, lock, [run.look_step(), *steps])
+        assert answers is not None
         try:
-            if source not in got:
+            if source not in answers:
                 raise _gone(afr.names[source])
+            self._need_good(source, {i: a[0] for i, a in answers.items()})
+            got = {i: a[1:] for i, a in answers.items()}
             for i in bits(sinks):
                 if i not in got or (compares and got[i] and isinstance(got[i][-1], OSError)):
                     self._fail(i, got[i][-1] if i in got and got[i] else _gone(afr.names[i]))
@@ -253,7 +255,14 @@ class DataHeal:
             for offset, count in spans:
                 await self._copy_span(source, sinks & ~self.failed, fd, offset, count)
         finally:
-            await send(afr, sum(1 << i for i in got), caller, [unlock_step(lock)])
+            await send(afr, sum(1 << i for i in answers), caller, [unlock_step(lock)])
+
+    def _need_good(self, source: int, looked: dict[int, Any]) -> None:
+        """It may have missed a write since the heal began (decision 0135)."""
+        before = self.run.copies
+        for i, now in self.run.witnesses(looked).items():
+            if now.said[source][Kind.DATA] > before[i].said[source][Kind.DATA]:
+                raise FopError(errno.EAGAIN, f"{self.afr.names[source]} has missed a write meanwhile: once more")
 
     async def _copy_span(self, source: int, sinks: int, fd: Fd, offset: int, count: int) -> None:
         run = self.run
