@@ -335,22 +335,28 @@ def test_half_a_rename_on_a_copy_that_is_away_does_not_undo_what_was_seen(others
     play(3, scene, **HEALS_OFF)
 
 
+async def rename_on_the_only_good_copy(world: World, client: Client) -> bytes:
+    """It is away then, and the two old ones agree on the old name."""
+    gfid = await make_file(client, b"new", b"data")
+    await settle()
+    for index, name in ((0, b"x"), (1, b"y")):
+        world.crash(index)
+        world.come_back(1 - index)
+        await make_file(client, name)
+        await settle()
+    await rename_on_one_only(world, client, gfid, "brick2")
+    for index in (0, 1):
+        world.come_back(index)
+        assert b"new" in names(world, index)
+    return gfid
+
+
 def test_two_old_copies_that_agree_do_not_show_a_name_either() -> None:
     """The good one, which is away, has another one in its place: what is written into the file is in that one then."""
 
     async def scene(world: World) -> None:
         client = await world.client()
-        gfid = await make_file(client, b"new", b"data")
-        await settle()
-        for index, name in ((0, b"x"), (1, b"y")):
-            world.crash(index)
-            world.come_back(1 - index)
-            await make_file(client, name)
-            await settle()
-        await rename_on_one_only(world, client, gfid, "brick2")
-        for index in (0, 1):
-            world.come_back(index)
-            assert b"new" in names(world, index)
+        gfid = await rename_on_the_only_good_copy(world, client)
         with pytest.raises(FopError) as caught:
             await find(client, b"new")
         assert caught.value.errno == errno.ENOTCONN
@@ -359,6 +365,43 @@ def test_two_old_copies_that_agree_do_not_show_a_name_either() -> None:
         await heal_all(client)
         assert_healed(world)
         assert names(world, 0) == {b"f": b"data", b"x": b"", b"y": b""}
+
+    play(3, scene, **HEALS_OFF)
+
+
+def test_a_good_copy_that_comes_while_two_old_ones_are_asked_decides() -> None:
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await rename_on_the_only_good_copy(world, client)
+
+        async def hook(who: str, brick: str, fop: str, is_done: bool) -> None:
+            if fop == "lookup" and is_done:
+                world.come_back(2)
+
+        world.hook = hook
+        with pytest.raises(FopError) as caught:
+            await find(client, b"new")
+        assert caught.value.errno == errno.ENOENT
+        assert await find(client, b"f") == gfid
+
+    play(3, scene, **HEALS_OFF)
+
+
+def test_what_is_left_of_a_change_that_failed_is_not_shown_without_quorum() -> None:
+    """The copies that are away may know nothing of it, and have their way later."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+        await make_file(client, b"other")
+        gfid = await make_file(client, b"new", b"data")
+        await settle()
+        await rename_on_the_last_only(world, client, gfid)
+        assert b"f" in names(world, 2)
+        root = at_root(b"", ROOT_GFID)
+        for ask in (find(client, b"f"), find(client, b"new"), client.afr.opendir(client.caller, root, Fd(ROOT_GFID))):
+            with pytest.raises(FopError) as caught:
+                await ask
+            assert caught.value.errno == errno.ENOTCONN
 
     play(3, scene, **HEALS_OFF)
 

@@ -38,22 +38,23 @@ class Lookups(Writes):
         if loc.name and loc.parent == ROOT_GFID and loc.name == self.aside_name:
             raise FopError(errno.ENOENT, str(loc))
         generation = self.generation
-        mask = self.up
-        if not self.quorum.is_met(mask):
+        if not self.quorum.is_met(self.up):
             return await self._lookup_known(caller, loc, want)
         wanted = (*want, *self.want_keys)
 
         def look() -> Awaitable[Answers]:
-            return self.ask_all(mask, "lookup", caller, [loc, wanted])
+            return self.ask_all(self.up, "lookup", caller, [loc, wanted])
 
         is_known = not loc.name or self.is_fresh(self.inodes.get(loc.parent))
         answers = await look()
         found = good_of(answers)
         if len(found) != len(answers) and not self.quorum.is_met(heard(answers)):
             return await self._lookup_known(caller, loc, want)
-        if loc.name and self.quorum.is_majority and heard(answers) != self.everyone and await self.rule(loc.parent):
-            answers, is_known = await look(), True
-            found = good_of(answers)
+        if loc.name and self.quorum.is_majority and heard(answers) != self.everyone:
+            if await self.rule(loc.parent):
+                answers, is_known = await look(), True
+                found = good_of(answers)
+            self.need_good_names(loc.parent, heard(answers))
         if len(found) != len(answers) or not _agree(found):
             found = await self._judge(loc, answers, look, is_known=is_known)
         gfid = next(iter(found.values())).iatt.gfid

@@ -26,14 +26,14 @@ class Ruling(Transactions):
         names before may be old."""
         inode, turns, generation = self.inodes.get(gfid), self.turns, self.generation
         if inode.ruled == turns:
-            self._need_good_names(inode)
+            self.need_good_names(gfid, self.up)
             return False
         loc = Loc(gfid=gfid)
         answers = await self.ask_all(self.up, "lookup", self.owner(), [loc, self.want_keys])
         self.need_quorum(f"looking into {loc}", heard(answers))
         if found := good_of(answers):
             self.learn(inode, found, generation)
-            self._need_good_names(inode)
+            self.need_good_names(gfid, self.up)
             if self._is_open_ended(inode, found):
                 tenure = await self.hold(inode, Kind.ENTRY, is_entry=True)
                 try:
@@ -43,9 +43,9 @@ class Ruling(Transactions):
         inode.ruled = turns
         return True
 
-    def _need_good_names(self, inode: InodeState) -> None:
-        if not inode.readable[Kind.ENTRY] & self.up:
-            raise self.nobody(f"looking into {Loc(gfid=inode.gfid)}: no good copy of the directory answers")
+    def need_good_names(self, gfid: bytes, mask: int) -> None:
+        if not self.inodes.get(gfid).readable[Kind.ENTRY] & mask:
+            raise self.nobody(f"looking into {Loc(gfid=gfid)}: no good copy of the directory answers")
 
     def _is_open_ended(self, inode: InodeState, found: dict[int, Any]) -> bool:
         """A change was interrupted, or is under way, and not all accuse those that are away or old."""

@@ -314,7 +314,8 @@ class Tenure:
     def doubt(self, kind: Kind) -> None:
         """Some copies may have what others have not, and nobody says so."""
         self.suspect.add(kind)
-        self.inode.ruled = UNKNOWN
+        if kind is Kind.ENTRY:  # what was known of names is not, also not for reads without quorum
+            self.inode.ruled = self.inode.generation = UNKNOWN
 
     def drop(self, mask: int) -> None:
         """Those have missed something: no further operation of this tenure goes to them."""
