@@ -11,6 +11,7 @@ import os
 import pytest
 
 from repl.files.translator import Step
+from repl.files.translators.replicate.changelog import Kind, plus_one
 from repl.files.translators.replicate.healing import How, Status
 from repl.files.values import ROOT_GFID, Fd, FopError, Loc, SetAttr
 from tests.lib.replicas import Client, World
@@ -24,6 +25,16 @@ def at_root(name: bytes, gfid: bytes = bytes(16)) -> Loc:
 
 async def find(client: Client, name: bytes) -> bytes:
     return (await client.afr.lookup(client.caller, at_root(name))).iatt.gfid
+
+
+async def shows(client: Client, name: bytes) -> bool | None:
+    """Whether the name is there; None: that is not known."""
+    try:
+        await find(client, name)
+    except FopError as error:
+        assert error.errno in (errno.ENOENT, errno.ENOTCONN)
+        return False if error.errno == errno.ENOENT else None
+    return True
 
 
 def names(world: World, index: int) -> dict[bytes, bytes]:
@@ -462,3 +473,49 @@ def test_a_copy_that_misses_a_write_during_its_heal_of_others_is_not_copied_from
         assert names(world, 0)[b"big"][place : place + 3] == b"new"
 
     play(3, scene, **HEALS_OFF, data_self_heal_window_size="1", read_subvolume_index="0")
+
+
+@pytest.mark.parametrize("lookups", range(1, 10))
+def test_a_copy_that_is_away_while_a_name_is_healed_does_not_undo_what_is_shown(lookups: int) -> None:
+    """Half a rename; one of its two copies goes as the heal begins, and is back before the lookup answers."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"new", b"data")
+        await settle()
+        world.crash(0)
+        await make_file(client, b"x")
+        await settle()
+        world.come_back(0)
+        world.bricks[0].inodes[ROOT_GFID].xattrs[b"trusted.afr.brick1"] = plus_one(Kind.ENTRY)  # left over
+        await rename_on_one_only(world, client, gfid, "brick2")
+        for index in (0, 1, 2):
+            world.come_back(index)
+        left, no_fault = -1, world.hook
+
+        async def hook(who: str, brick: str, fop: str, is_done: bool) -> None:
+            nonlocal left
+            if left < 0 and fop == "entrylk":
+                left = lookups
+                world.crash(2)
+            elif fop == "lookup" and is_done and left > 0:
+                left -= 1
+                if not left:
+                    world.come_back(2)
+
+        world.hook = hook
+        shown = await shows(client, b"new")
+        world.hook = no_fault
+        world.come_back(2)
+        if shown is None:
+            return
+        for index in (0, 1, 2):
+            world.crash(index)
+            assert await shows(client, b"f") in (None, not shown)
+            assert await shows(client, b"new") in (None, shown)
+            world.come_back(index)
+        await heal_all(client)
+        assert_healed(world)
+        assert (b"new" in names(world, 0)) is shown
+
+    play(3, scene, **HEALS_OFF)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import logging
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from repl.files.answers import GONE, Answers, errors_of, good_of
@@ -22,6 +22,7 @@ from repl.files.translators.replicate.changelog import DIRTY, KINDS, Kind, unpac
 from repl.files.translators.replicate.decide import owners_differ
 from repl.files.translators.replicate.inodes import InodeState
 from repl.files.translators.replicate.reads import with_size
+from repl.files.translators.replicate.ruling import Look
 from repl.files.translators.replicate.writes import Writes
 from repl.files.values import NO_GFID, ROOT_GFID, Caller, FopError, Loc, LockCommand, LockType, Looked, Want
 
@@ -40,23 +41,19 @@ class Lookups(Writes):
         generation = self.generation
         if not self.quorum.is_met(self.up):
             return await self._lookup_known(caller, loc, want)
-        wanted = (*want, *self.want_keys)
-
-        def look() -> Awaitable[Answers]:
-            return self.ask_all(self.up, "lookup", caller, [loc, wanted])
-
-        is_known = not loc.name or self.is_fresh(self.inodes.get(loc.parent))
-        answers = await look()
+        turns, parent, wanted = self.turns, self.inodes.get(loc.parent), (*want, *self.want_keys)
+        is_known, is_ruled = not loc.name or parent.generation == generation, parent.ruled == turns
+        answers = await self.ask_all(self.up, "lookup", caller, [loc, wanted])
         found = good_of(answers)
-        if len(found) != len(answers) and not self.quorum.is_met(heard(answers)):
-            return await self._lookup_known(caller, loc, want)
-        if loc.name and self.quorum.is_majority and heard(answers) != self.everyone:
-            if await self.rule(loc.parent):
-                answers, is_known = await look(), True
+        if len(found) != self.count or not _agree(found):
+            if len(found) != len(answers) and not self.quorum.is_met(heard(answers)):
+                return await self._lookup_known(caller, loc, want)
+            look = Look(self, caller, loc, wanted)
+            if not look.is_final(answers, turns, is_ruled=is_ruled):
+                answers, is_known = await look.rule_and_ask(), True
                 found = good_of(answers)
-            self.need_good_names(loc.parent, heard(answers))
-        if len(found) != len(answers) or not _agree(found):
-            found = await self._judge(loc, answers, look, is_known=is_known)
+            if len(found) != len(answers) or not _agree(found):
+                found = await self._judge(loc, answers, look, is_known=is_known)
         gfid = next(iter(found.values())).iatt.gfid
         inode = self.inodes.get(gfid)
         self.learn(inode, found, generation)
@@ -95,23 +92,17 @@ class Lookups(Writes):
 
     # ---- answers that differ ----
 
-    async def _judge(
-        self, loc: Loc, answers: Answers, look: Callable[[], Awaitable[Answers]], *, is_known: bool
-    ) -> dict[int, Looked]:
+    async def _judge(self, loc: Loc, answers: Answers, look: Look, *, is_known: bool) -> dict[int, Looked]:
         parent = self.inodes.get(loc.parent)
         is_none_good = bool(loc.name) and not parent.readable[Kind.ENTRY] & self.up
         if not is_known or is_none_good:
             # Which copies of the directory are good must be known of a time before their answers: one that has been
             # healed since would be believed what it said before.
             await (self.look_again(parent) if is_none_good else self.refresh(parent))
-            answers = await look()
+            answers = await look.once() or await look.rule_and_ask()
         found = await self._judge_once(loc, answers)
-        if found is None:
-            async with self._name_kept(loc):
-                answers = await look()
-                found = await self._judge_once(loc, answers)
-        if found is not None and loc.name and self._is_missing(loc, answers):
-            found = await self._judge_healed(loc, look)
+        if loc.name and (found is None or self._is_missing(loc, answers)):
+            found = await self._judge_again(loc, look, heals=found is not None)
         if found is None:
             self.heal_soon(loc.parent)
             raise FopError(errno.EIO, f"{self.name}: {loc} is in split-brain: the copies are different objects")
@@ -122,18 +113,20 @@ class Lookups(Writes):
         good = self.inodes.get(loc.parent).readable[Kind.ENTRY] & self.up
         return any(good >> i & 1 and e.errno in GONE for i, e in errors_of(answers).items())
 
-    async def _judge_healed(
-        self, loc: Loc, look: Callable[[], Awaitable[Answers]]
-    ) -> dict[int, Looked] | None:
-        """Half a change, or one that is under way.  The file may have another name where this one is missing: who wrote
-        into it by this one would write into what the other one means (decision 0125)."""
+    async def _judge_again(self, loc: Loc, look: Look, *, heals: bool) -> dict[int, Looked] | None:
+        """While nobody changes the name.  Half a change is healed before: the file may have another name where this one
+        is missing, and who wrote into it by this one would write into what the other one means (decision 0125)."""
         for _ in range(_HEALS_MAX):
-            await self.heal_name_now(loc)
+            if heals:
+                await self.heal_name_now(loc)
             async with self._name_kept(loc):
-                answers = await look()
-                found = await self._judge_once(loc, answers)
-                if found is None or not self._is_missing(loc, answers):
-                    return found
+                if (answers := await look.once()) is not None:
+                    found = await self._judge_once(loc, answers)
+                    if found is None or not self._is_missing(loc, answers):
+                        return found
+            heals = answers is not None
+            if not heals:
+                await self.rule(loc.parent)
         raise self.nobody(f"looking up {loc}: it is on some good copies only, and cannot be healed")
 
     @asynccontextmanager

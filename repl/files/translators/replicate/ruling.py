@@ -12,22 +12,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from repl.files.answers import good_of
+from repl.files.answers import Answers, good_of
 from repl.files.translators.replicate.base import bits, heard
 from repl.files.translators.replicate.changelog import DIRTY, Kind, unpack
 from repl.files.translators.replicate.inodes import InodeState
 from repl.files.translators.replicate.transactions import Transactions
-from repl.files.values import Loc
+from repl.files.values import Caller, Loc, Want
+
+_TURNS_MAX = 8  # that copies may come or go while they are asked for one name
 
 
 class Ruling(Transactions):
-    async def rule(self, gfid: bytes) -> bool:
-        """Of one directory, before what some copies have is shown.  Whether they were asked: what was known of its
-        names before may be old."""
+    async def rule(self, gfid: bytes) -> None:
+        """Of one directory, before what some copies have is shown."""
         inode, turns, generation = self.inodes.get(gfid), self.turns, self.generation
         if inode.ruled == turns:
             self.need_good_names(gfid, self.up)
-            return False
+            return
         loc = Loc(gfid=gfid)
         answers = await self.ask_all(self.up, "lookup", self.owner(), [loc, self.want_keys])
         self.need_quorum(f"looking into {loc}", heard(answers))
@@ -41,7 +42,6 @@ class Ruling(Transactions):
                 finally:
                     tenure.unpin()
         inode.ruled = turns
-        return True
 
     def need_good_names(self, gfid: bytes, mask: int) -> None:
         if not self.inodes.get(gfid).readable[Kind.ENTRY] & mask:
@@ -53,3 +53,44 @@ class Ruling(Transactions):
             return False
         others = [self.keys[i] for i in bits(self.everyone & ~inode.readable[Kind.ENTRY])]
         return not all(unpack(a.xattrs.get(key))[Kind.ENTRY] for a in found.values() for key in others)
+
+
+class Look:
+    """What the copies say of one name, or of an inode."""
+
+    __slots__ = ("_afr", "_caller", "_loc", "_wanted")
+
+    def __init__(self, afr: Ruling, caller: Caller, loc: Loc, wanted: Want) -> None:
+        self._afr = afr
+        self._caller = caller
+        self._loc = loc
+        self._wanted = wanted
+
+    async def once(self) -> Answers | None:
+        """None: copies that did not answer may undo what the others say, ``rule`` comes first."""
+        afr, loc = self._afr, self._loc
+        turns = afr.turns
+        is_ruled = bool(loc.name) and afr.inodes.get(loc.parent).ruled == turns
+        answers = await afr.ask_all(afr.up, "lookup", self._caller, [loc, self._wanted])
+        return answers if self.is_final(answers, turns, is_ruled=is_ruled) else None
+
+    def is_final(self, answers: Answers, turns: int, *, is_ruled: bool) -> bool:
+        """``turns``, ``is_ruled``: when they were asked for."""
+        afr, loc = self._afr, self._loc
+        if not loc.name or not afr.quorum.is_majority:
+            return True
+        who = heard(answers)
+        if who == afr.everyone or not afr.quorum.is_met(who):  # without quorum nobody believes them
+            return True
+        if not is_ruled or afr.turns != turns:
+            return False
+        afr.need_good_names(loc.parent, who)
+        return True
+
+    async def rule_and_ask(self) -> Answers:
+        """No lock may be held: to rule is to lock all names."""
+        for _ in range(_TURNS_MAX):
+            await self._afr.rule(self._loc.parent)
+            if (answers := await self.once()) is not None:
+                return answers
+        raise self._afr.nobody(f"looking up {self._loc}: copies come and go")
