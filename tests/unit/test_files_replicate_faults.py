@@ -10,6 +10,7 @@ import os
 
 import pytest
 
+from repl.files.events import Event, Invalidated
 from repl.files.translator import Step
 from repl.files.translators.replicate.changelog import Kind, plus_one
 from repl.files.translators.replicate.healing import How, Status
@@ -517,5 +518,21 @@ def test_a_copy_that_is_away_while_a_name_is_healed_does_not_undo_what_is_shown(
         await heal_all(client)
         assert_healed(world)
         assert (b"new" in names(world, 0)) is shown
+
+    play(3, scene, **HEALS_OFF)
+
+
+def test_names_of_a_change_that_failed_are_forgotten_above() -> None:
+    """The kernel would open the file by the old name for a second without asking."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"new", b"data")
+        await settle()
+        told: list[Event] = []
+        client.afr.notify_parents = told.append  # type: ignore[method-assign]
+        await rename_on_the_last_only(world, client, gfid)
+        names_told = {name for e in told if isinstance(e, Invalidated) and e.gfid == ROOT_GFID for name in e.names}
+        assert names_told == {b"new", b"f"}
 
     play(3, scene, **HEALS_OFF)

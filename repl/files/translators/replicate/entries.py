@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from repl.files.answers import Answers, errors_of, good_of
+from repl.files.events import Invalidated
 from repl.files.rpc.operations import BY_NAME
 from repl.files.translator import Step, Translator
 from repl.files.translators.replicate.base import Question, mask_of, telling_error
@@ -106,10 +107,20 @@ class HeldNames:
         if isinstance(error, asyncio.CancelledError):
             for tenure in self._tenures.values():
                 tenure.doubt(Kind.ENTRY)
+        if error is not None:
+            self._forget_doubtful()
         for slot in self._slots:
             slot.leave()
         for tenure in self._tenures.values():
             tenure.unpin()
+
+
+    def _forget_doubtful(self) -> None:
+        """Nobody knows what a change that failed has done: the kernel and caches have to ask again (decision 0134)."""
+        for i, tenure in self._tenures.items():
+            if Kind.ENTRY in tenure.suspect:
+                gfid, names = self._places[i]
+                self._afr.notify_parents(Invalidated(gfid, names=tuple(names or ()), is_data=names is None))
 
 
 class Entries(Lookups):
