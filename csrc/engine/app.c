@@ -169,7 +169,8 @@ static void write_local_done(struct disk_op *op)
     if (op->error) {
         r->error = op->error;
         bool has_copy = r->in_transfer_log || r->net_ok;
-        bool soft = (op->error == ENOTSUP && (r->flags & REQUEST_FAST)) || (op->error == ENOSPC && !has_copy);
+        bool soft = (op->error == ENOTSUP && (r->flags & REQUEST_FAST)) ||
+                    (op->error == ENOSPC && !has_copy && !op->lost);
         /* differs: a full backing store without a peer is the client's error, not the disk's (decision 0004). */
         if (!soft) {
             request_mark_dirty(r);

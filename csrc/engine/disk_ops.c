@@ -63,6 +63,7 @@ static void op_done(struct disk_op *op)
     list_add(&v->core->op_free, &vop->in_flight);
     if (origin) {
         origin->error = op->error;
+        origin->lost = op->lost;
         origin->extents_count = op->extents_count;
         origin->done(origin);
         return;
@@ -79,6 +80,7 @@ static bool prepare(struct volume *v, struct disk_op *op, void (*done)(struct di
     op->done = done;
     op->owner = owner;
     op->error = 0;
+    op->lost = false;
     v->stats.lower_pending++;
     list_init(&op->link);
     if (v->given_up) {

@@ -323,8 +323,10 @@ void volume_disk_finished(struct volume *v, struct disk_op *op)
 {
     CHECK(v->stats.lower_pending > 0);
     v->stats.lower_pending--;
-    /* A flush has failed: what it was for may be gone, and another one that is under way says nothing of that. */
-    if (op->kind == DISK_FLUSH && op->fd == v->disk.data_fd && v->disk_failed && !op->error)
+    /* A flush has failed: what it was for may be gone, and another one that is under way, or a write that includes
+     * one, says nothing of that. */
+    if (v->disk_failed && !op->error && op->fd == v->disk.data_fd && DISK_OP_SYNCS(op) &&
+        (op->kind == DISK_FLUSH || op->offset < v->size_bytes))
         op->error = EIO;
     if (!op->error) {
         if (op->kind == DISK_READ)
@@ -354,7 +356,7 @@ void volume_disk_error(struct volume *v, const struct disk_op *op, enum re_disk_
     if (v->disk_failed || !v->attached || op->error == ECANCELED)
         return;     /* canceled: it never got to the disk */
     /* Metadata and flushes: what is on this disk is not known any more. */
-    bool pass_on = (v->disk.flags & RE_ATTACH_PASS_ON) && !(op->flags & DISK_GIVEN_UP) &&
+    bool pass_on = (v->disk.flags & RE_ATTACH_PASS_ON) && !(op->flags & DISK_GIVEN_UP) && !op->lost &&
                    (what == RE_DISK_READ || what == RE_DISK_WRITE || what == RE_DISK_ZERO);
     if (pass_on) {
         volume_set_dirty(v, op->offset, op->length);

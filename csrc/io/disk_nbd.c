@@ -245,4 +245,6 @@ static int run(struct disk_op *op)
 void disk_nbd_run(struct disk_op *op)
 {
     op->error = run(op);
+    /* Which part of it has failed the server does not say, but for a lack of room. */
+    op->lost = op->error && op->error != ENOSPC && op->error != ENOTSUP && DISK_OP_SYNCS(op);
 }

@@ -35,11 +35,13 @@ static bool is_unsupported(int error)
     return error == EOPNOTSUPP || error == ENOSYS || error == EINVAL || error == ENOTTY;
 }
 
-static int run_sync(int fd)
+static int run_sync(struct disk_op *op)
 {
-    while (fdatasync(fd) != 0)
-        if (errno != EINTR)
+    while (fdatasync(op->fd) != 0)
+        if (errno != EINTR) {
+            op->lost = true;
             return errno;
+        }
     return 0;
 }
 
@@ -61,25 +63,13 @@ static int run_read(int fd, uint8_t *data, uint64_t length, uint64_t offset)
     return 0;
 }
 
-/* With `stable`, the bytes are stable on return: by RWF_DSYNC where the file knows it, else by a flush at the
- * end. */
-static int run_write(int fd, uint8_t *data, uint64_t length, uint64_t offset, bool stable)
+static int write_all(int fd, const uint8_t *data, uint64_t length, uint64_t offset)
 {
-    int flags = stable ? RWF_DSYNC : 0;
-    bool sync_at_end = false;
-
     while (length > 0) {
-        struct iovec iov = {.iov_base = data, .iov_len = length};
-        ssize_t put =
-            flags ? pwritev2(fd, &iov, 1, (off_t)offset, flags) : pwrite(fd, data, length, (off_t)offset);
+        ssize_t put = pwrite(fd, data, length, (off_t)offset);
         if (put < 0) {
             if (errno == EINTR)
                 continue;
-            if (flags && is_unsupported(errno)) {
-                flags = 0;
-                sync_at_end = true;
-                continue;
-            }
             return errno;
         }
         if (put == 0)
@@ -88,7 +78,35 @@ static int run_write(int fd, uint8_t *data, uint64_t length, uint64_t offset, bo
         offset += (uint64_t)put;
         length -= (uint64_t)put;
     }
-    return sync_at_end ? run_sync(fd) : 0;
+    return 0;
+}
+
+/* The bytes are stable on return: by RWF_DSYNC where the file knows it, else by a flush at the end. */
+static int write_stable(struct disk_op *op)
+{
+    uint8_t *data = op->data;
+    uint64_t length = op->length, offset = op->offset;
+
+    while (length > 0) {
+        struct iovec iov = {.iov_base = data, .iov_len = length};
+        ssize_t put = pwritev2(op->fd, &iov, 1, (off_t)offset, RWF_DSYNC);
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put <= 0) {
+            int error = put < 0 ? errno : EIO;
+            int plain = write_all(op->fd, data, length, offset);
+            if (plain)
+                return plain;       /* it is these bytes that cannot be written */
+            if (is_unsupported(error))
+                return run_sync(op);
+            op->lost = true;
+            return error;
+        }
+        data += put;
+        offset += (uint64_t)put;
+        length -= (uint64_t)put;
+    }
+    return 0;
 }
 
 static int run_fallocate(int fd, int mode, uint64_t offset, uint64_t length)
@@ -103,7 +121,7 @@ static int write_zeroes(int fd, uint64_t offset, uint64_t length)
 {
     for (uint64_t done = 0; done < length;) {
         uint64_t piece = length - done < ZERO_PIECE_BYTES ? length - done : ZERO_PIECE_BYTES;
-        int error = run_write(fd, zeroes, piece, offset + done, false);
+        int error = write_all(fd, zeroes, piece, offset + done);
         if (error)
             return error;
         done += piece;
@@ -247,12 +265,13 @@ void disk_run(struct disk_op *op)
     bool stable = sync && (op->flags & DISK_FUA);
 
     op->error = 0;
+    op->lost = false;
     if (op->flags & DISK_NBD) {
         disk_nbd_run(op);
         return;
     }
     if (sync && (op->flags & DISK_PREFLUSH))
-        op->error = run_sync(op->fd);
+        op->error = run_sync(op);
     if (op->error)
         return;
     switch ((enum disk_op_kind)op->kind) {
@@ -262,15 +281,15 @@ void disk_run(struct disk_op *op)
         op->error = run_read(op->fd, op->data, op->length, op->offset);
         return;
     case DISK_WRITE:
-        op->error = run_write(op->fd, op->data, op->length, op->offset, stable);
+        op->error = stable ? write_stable(op) : write_all(op->fd, op->data, op->length, op->offset);
         return;
     case DISK_FLUSH:
-        op->error = sync ? run_sync(op->fd) : 0;
+        op->error = sync ? run_sync(op) : 0;
         return;
     case DISK_ZERO:
         op->error = run_zero(op);
         if (!op->error && stable)
-            op->error = run_sync(op->fd);
+            op->error = run_sync(op);
         return;
     case DISK_EXTENTS:
         run_extents(op);
@@ -309,6 +328,7 @@ void disk_run_writes(struct disk_op *const *ops, int count)
         if (written >= ops[i]->length) {
             written -= ops[i]->length;
             ops[i]->error = 0;
+            ops[i]->lost = false;
             continue;
         }
         written = 0;

@@ -7,8 +7,14 @@
  * tell the engine at once while more wait in the queue; HOLD_BACK_MAX are told together.
  * Both are safe because the engine looks again (disk_threads_poll) within POLL_NS while anything waits in the queue.
  *
+ * Linux tells a descriptor once that writes are lost: the first of several flushes (and what else makes something
+ * stable) that run at the same time gets the error, the others end well.  So one that has ended well is not put out
+ * before all that were under way then are over, and it shares their error; a write with DISK_PREFLUSH is not even
+ * begun.  What waits in the queue, or comes before the engine knows, fails as well.
+ *
  * Invariants: everything in struct disk_threads is under `lock` but for what its comment says; a finished
- * operation is on `done` before the engine is told; while the queue is empty nothing is held back.
+ * operation is on `done` before the engine is told, or on `unsure` while one of the slots in its `waits_for` runs a
+ * flush; while the queue is empty nothing is held back; `lost` of a waiting operation: it will fail.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE 1
@@ -41,6 +47,9 @@ enum slot_state { SLOT_FREE, SLOT_RUNNING, SLOT_ENDED };
 struct slot {
     pthread_t thread;      /* valid unless free */
     enum slot_state state; /* ENDED: about to return, to be joined */
+    bool syncs;            /* runs something that makes writes to `fd` stable */
+    bool spoilt;           /* since its begin another one has got the error of writes that may be its own */
+    int fd;
 };
 
 struct disk_threads {
@@ -49,6 +58,8 @@ struct disk_threads {
     pthread_cond_t ended;   /* disk_threads_stop waits here */
     struct list_head queue; /* not started, oldest first */
     struct list_head done;  /* finished, not collected */
+    struct list_head unsure; /* ended well, waiting for others */
+    bool any_lost;          /* among `done` */
     int held_back;          /* operations on `done` that were not told */
     bool told;              /* done_fd was written since the last collect */
     bool stopping;          /* threads end when they next look */
@@ -129,19 +140,115 @@ static bool is_slow(const struct disk_op *op)
 {
     if (op->kind == DISK_ZERO)
         return true;
-    return !(op->flags & DISK_NO_SYNC) &&
-           (op->kind == DISK_FLUSH || (op->flags & (DISK_FUA | DISK_PREFLUSH)));
+    return DISK_OP_SYNCS(op);
+}
+
+/* Lock held: `op` begins in this slot. */
+static void sync_begins(struct slot *slot, const struct disk_op *op)
+{
+    slot->syncs = DISK_OP_SYNCS(op);
+    slot->spoilt = false;
+    slot->fd = op->fd;
+}
+
+/* Lock held: writes to `fd` are lost, and nobody else is told. */
+static void mark_lost(struct list_head *ops, int fd)
+{
+    list_for_each(link, ops) {
+        struct disk_op *op = list_entry(link, struct disk_op, link);
+        if (op->fd == fd && DISK_OP_SYNCS(op))
+            op->lost = true;
+    }
+}
+
+/* Lock held: an operation that has ended well need not wait for anybody, or shares an error. */
+static void be_sure(struct disk_threads *pool, struct disk_op *op, struct list_head *finished)
+{
+    op->waits_for = 0;
+    if (op->lost && !op->error)
+        op->error = EIO;
+    if (op->error || !(op->flags & DISK_FLUSHED)) {
+        list_add_tail(finished, &op->link);
+        return;
+    }
+    op->flags &= ~(uint32_t)DISK_FLUSHED;   /* now the write itself */
+    list_add(&pool->queue, &op->link);
+}
+
+/* Lock held: what was on this slot is over, as far as it makes something stable. */
+static void sync_ended(struct disk_threads *pool, struct slot *slot, struct disk_op *op, struct list_head *finished)
+{
+    unsigned own = 1u << (slot - pool->slots), others = 0;
+    slot->syncs = false;
+    list_for_each_safe(link, following, &pool->unsure) {
+        struct disk_op *earlier = list_entry(link, struct disk_op, link);
+        earlier->lost = earlier->lost || (op->lost && (earlier->waits_for & own));
+        earlier->waits_for = (uint16_t)(earlier->waits_for & ~own);
+        if (earlier->waits_for && !earlier->lost)
+            continue;
+        list_del(link);
+        be_sure(pool, earlier, finished);
+    }
+    for (int i = 0; i < DISK_THREADS_MAX; i++) {
+        struct slot *other = &pool->slots[i];
+        if (!other->syncs || other->fd != op->fd)
+            continue;
+        others |= 1u << i;
+        other->spoilt = other->spoilt || op->lost;
+    }
+    if (op->lost) {
+        mark_lost(&pool->queue, op->fd);
+        pool->any_lost = true;
+    }
+    op->lost = op->lost || slot->spoilt;
+    op->waits_for = (uint16_t)others;
+    if (others && !op->error && !op->lost)
+        list_add_tail(&pool->unsure, &op->link);
+    else
+        be_sure(pool, op, finished);
+}
+
+/* What a write with DISK_PREFLUSH begins with, so that it can wait before it goes on. */
+static void run_preflush(struct disk_op *op)
+{
+    struct disk_op flush = {.kind = DISK_FLUSH, .flags = op->flags & DISK_NBD, .fd = op->fd};
+    disk_run(&flush);
+    op->error = flush.error;
+    op->lost = flush.lost;
+    op->flags = (op->flags & ~(uint32_t)DISK_PREFLUSH) | DISK_FLUSHED;
+}
+
+static void run(struct disk_op *const *ops, int count)
+{
+    struct disk_op *first = ops[0];
+    if (count > 1)
+        disk_run_writes(ops, count);
+    else if (first->lost)
+        first->error = EIO;
+    else if ((first->flags & DISK_PREFLUSH) && DISK_OP_SYNCS(first) && first->kind != DISK_FLUSH)
+        run_preflush(first);
+    else
+        disk_run(first);
 }
 
 /* Lock held: put finished operations out; true when the engine must be told. */
-static bool put_done(struct disk_threads *pool, struct disk_op *const *ops, int count, uint64_t took_ns)
+static bool put_done(struct disk_threads *pool, struct slot *slot, struct disk_op *const *ops, int count,
+                     uint64_t took_ns)
 {
     uint64_t each_ns = took_ns / (uint64_t)count;
     pool->average_ns = (pool->average_ns * 7 + each_ns) / 8;
-    for (int i = 0; i < count; i++)
-        list_add_tail(&pool->done, &ops[i]->link);
-    pool->held_back += count;
-    if (pool->told || pool->stopping)
+    if (slot->syncs) {
+        struct list_head finished;
+        list_init(&finished);
+        sync_ended(pool, slot, ops[0], &finished);
+        list_for_each(link, &finished) pool->held_back++;
+        list_splice_tail(&pool->done, &finished);
+    } else {
+        for (int i = 0; i < count; i++)
+            list_add_tail(&pool->done, &ops[i]->link);
+        pool->held_back += count;
+    }
+    if (pool->told || pool->stopping || pool->held_back == 0)
         return false;
     if (!list_empty(&pool->queue) && pool->held_back < HOLD_BACK_MAX && took_ns < FAST_NS)
         return false;
@@ -179,18 +286,16 @@ static void *thread_run(void *opaque)
         }
         if (!list_empty(&pool->queue) && (pool->average_ns >= FAST_NS || is_slow(ops[0])))
             wake_one(pool);
+        sync_begins(slot, ops[0]);
         pthread_mutex_unlock(&pool->lock);
 
         uint64_t begin_ns = clock_ns();
-        if (count == 1)
-            disk_run(ops[0]);
-        else
-            disk_run_writes(ops, count);
+        run(ops, count);
         uint64_t took_ns = clock_ns() - begin_ns;
 
         pthread_mutex_lock(&pool->lock);
         (*threads_of(pool, ops[0]))--;
-        if (put_done(pool, ops, count, took_ns)) {
+        if (put_done(pool, slot, ops, count, took_ns)) {
             pthread_mutex_unlock(&pool->lock);
             tell_engine(pool->done_fd);
             pthread_mutex_lock(&pool->lock);
@@ -245,6 +350,7 @@ struct disk_threads *disk_threads_start(int done_fd, int threads)
     pthread_condattr_destroy(&attributes);
     list_init(&pool->queue);
     list_init(&pool->done);
+    list_init(&pool->unsure);
     pool->done_fd = done_fd;
     pool->threads = threads;
     pool->average_ns = FAST_NS; /* unknown: as if slow */
@@ -266,6 +372,12 @@ void disk_threads_submit(struct disk_threads *pool, struct list_head *ops)
         return;
     list_for_each(link, ops) pool->in_flight++;
     pthread_mutex_lock(&pool->lock);
+    if (pool->any_lost)
+        list_for_each(link, &pool->done) {
+            const struct disk_op *op = list_entry(link, struct disk_op, link);
+            if (op->lost)
+                mark_lost(ops, op->fd);
+        }
     pool->fresh = pool->fresh || list_empty(&pool->queue);
     list_splice_tail(&pool->queue, ops);
     wake_one(pool);
@@ -279,7 +391,7 @@ void disk_threads_collect(struct disk_threads *pool, struct list_head *done)
     pthread_mutex_lock(&pool->lock);
     list_splice_tail(&taken, &pool->done);
     pool->held_back = 0;
-    pool->told = false;
+    pool->told = pool->any_lost = false;
     pthread_mutex_unlock(&pool->lock);
     list_for_each(link, &taken) pool->in_flight--;
     list_splice_tail(done, &taken);

@@ -38,6 +38,7 @@ enum disk_op_flags {
     DISK_NO_SYNC = 32,  /* ignore FUA and PREFLUSH (flushes are switched off) */
     DISK_NBD = 128,     /* the descriptor is an NBD connection */
     DISK_DISCARD = 256, /* discarded pieces count as zeroes (discard-zeroes-if-aligned) */
+    DISK_FLUSHED = 512, /* of whoever holds it now: what PREFLUSH asks for is done */
     DISK_GIVEN_UP = 64, /* of a finished operation: the disk did not answer and may still use its buffer */
 };
 
@@ -46,10 +47,16 @@ struct disk_extent {
     bool hole;          /* reads as zeroes, not allocated */
 };
 
+/* It makes something stable: a disk reports what it has lost once, to any of these. */
+#define DISK_OP_SYNCS(op) \
+    (!((op)->flags & DISK_NO_SYNC) && ((op)->kind == DISK_FLUSH || ((op)->flags & (DISK_FUA | DISK_PREFLUSH))))
+
 /* One disk operation.  Owned by the core; the shell may hold it from submit until it calls core_disk_done(). */
 struct disk_op {
     struct list_head link;          /* queue of whoever holds it now */
     uint8_t kind;                   /* enum disk_op_kind */
+    bool lost;                      /* result: making something stable has failed, so any earlier write may be lost */
+    uint16_t waits_for;             /* of whoever holds it now */
     uint32_t flags;                 /* enum disk_op_flags */
     int fd;                         /* descriptor, or a number of the simulator */
     uint64_t offset;                /* bytes */

@@ -12,6 +12,8 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "base/check.h"
@@ -74,6 +76,66 @@ static void test_disk_write_with_every_flag_is_read_back(void)
     }
     CHECK(run(DISK_FLUSH, 0, fd, 0, NULL, 0) == 0);
     close(fd);
+}
+
+/* While not 0, what each kind of write fails with. */
+static int plain_error, stable_error;
+
+ssize_t pwrite(int fd, const void *data, size_t length, off_t offset)
+{
+    if (!plain_error)
+        return syscall(SYS_pwrite64, fd, data, length, offset);
+    errno = plain_error;
+    return -1;
+}
+
+ssize_t pwritev2(int fd, const struct iovec *iov, int count, off_t offset, int flags)
+{
+    CHECK(flags == RWF_DSYNC);
+    if (!stable_error)
+        return syscall(SYS_pwritev2, fd, iov, count, offset, 0, flags);
+    errno = stable_error;
+    return -1;
+}
+
+/* The bytes can be written, but not be made stable: a disk says so once, of whatever was written before. */
+static void test_disk_error_of_a_stable_write_is_its_own_or_one_of_what_was_lost(void)
+{
+    static const struct {
+        int stable, plain, error;
+        bool lost;
+    } cases[] = {
+        {EIO, 0, EIO, true},
+        {EIO, EIO, EIO, false},
+        {ENOSPC, ENOSPC, ENOSPC, false},
+        {ENOSPC, 0, ENOSPC, true},
+        {EOPNOTSUPP, 0, 0, false},
+        {EOPNOTSUPP, EIO, EIO, false},
+        {0, EIO, 0, false},
+    };
+    static uint8_t block[BLOCK];
+    int fd = open_temporary(BLOCK);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        struct disk_op op = make_op(DISK_WRITE, fd, 0, block, BLOCK);
+        op.flags = DISK_FUA;
+        op.lost = true;
+        stable_error = cases[i].stable;
+        plain_error = cases[i].plain;
+        disk_run(&op);
+        stable_error = plain_error = 0;
+        CHECK(op.error == cases[i].error && op.lost == cases[i].lost);
+    }
+    close(fd);
+}
+
+static void test_disk_flush_that_fails_has_lost_something(void)
+{
+    uint8_t block[BLOCK] = {0};
+    struct disk_op flush = make_op(DISK_FLUSH, -1, 0, NULL, 0), before = make_op(DISK_WRITE, -1, 0, block, BLOCK);
+    before.flags = DISK_PREFLUSH;
+    disk_run(&flush);
+    disk_run(&before);
+    CHECK(flush.error == EBADF && flush.lost && before.error == EBADF && before.lost);
 }
 
 static void test_disk_read_beyond_the_end_is_an_error(void)
@@ -310,6 +372,8 @@ int main(void)
         close(probe);
         ran++;
         test_disk_write_with_every_flag_is_read_back();
+        test_disk_error_of_a_stable_write_is_its_own_or_one_of_what_was_lost();
+        test_disk_flush_that_fails_has_lost_something();
         test_disk_read_beyond_the_end_is_an_error();
         test_disk_operation_on_a_bad_descriptor_has_its_errno();
         test_disk_no_sync_makes_no_flush();

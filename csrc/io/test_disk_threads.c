@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,6 +32,68 @@ ssize_t pread(int fd, void *buffer, size_t length, off_t offset)
     if (got < 0 && errno == ESPIPE)
         got = syscall(SYS_read, fd, buffer, length);
     return got;
+}
+
+/* While `on`, fdatasync() waits for what it is told, and for the moment; like a disk that reports a loss once. */
+struct sync_script {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    bool on;
+    int began, ended; /* calls */
+    int fd[4];        /* of each, in the order of their beginnings */
+    bool may_end[4];
+    int error[4];
+};
+
+static struct sync_script script = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+
+int fdatasync(int fd)
+{
+    pthread_mutex_lock(&script.lock);
+    if (!script.on) {
+        pthread_mutex_unlock(&script.lock);
+        return (int)syscall(SYS_fdatasync, fd);
+    }
+    CHECK(script.began < 4);
+    int call = script.began++;
+    script.fd[call] = fd;
+    pthread_cond_broadcast(&script.changed);
+    while (!script.may_end[call])
+        pthread_cond_wait(&script.changed, &script.lock);
+    script.ended++;
+    int error = script.error[call];
+    pthread_cond_broadcast(&script.changed);
+    pthread_mutex_unlock(&script.lock);
+    errno = error;
+    return error ? -1 : 0;
+}
+
+static void script_begin(void)
+{
+    script.on = true;
+    script.began = script.ended = 0;
+    for (int i = 0; i < 4; i++)
+        script.may_end[i] = false;
+}
+
+static void script_wait_began(int count)
+{
+    pthread_mutex_lock(&script.lock);
+    while (script.began < count)
+        pthread_cond_wait(&script.changed, &script.lock);
+    pthread_mutex_unlock(&script.lock);
+}
+
+static void script_end_call(int call, int error)
+{
+    pthread_mutex_lock(&script.lock);
+    int count = script.ended + 1;
+    script.error[call] = error;
+    script.may_end[call] = true;
+    pthread_cond_broadcast(&script.changed);
+    while (script.ended < count)
+        pthread_cond_wait(&script.changed, &script.lock);
+    pthread_mutex_unlock(&script.lock);
 }
 
 static uint64_t clock_ns(void)
@@ -340,6 +403,150 @@ static void test_disk_threads_stop_drops_what_was_not_started(void)
     rig_end(&rig);
 }
 
+/* ---- a disk reports a loss once ---- */
+
+/* A pool with two flushes under way, or what does a flush as well, of one disk or two. */
+static void two_flushes(struct rig *rig, struct disk_op ops[2], const int fds[2])
+{
+    static uint8_t block[BLOCK];
+    memset(block, 0xee, BLOCK);
+    rig_start(rig, 2);
+    script_begin();
+    for (int i = 0; i < 2; i++) {
+        ops[i] = (struct disk_op){.kind = DISK_FLUSH, .fd = fds[i], .error = -1};
+        if (i == 1)     /* the same for a write */
+            ops[i] = (struct disk_op){
+                .kind = DISK_WRITE, .flags = DISK_PREFLUSH, .fd = fds[i], .data = block, .length = BLOCK, .error = -1};
+        submit_one(rig, &ops[i]);
+        script_wait_began(i + 1);
+        CHECK(script.fd[i] == fds[i]);
+    }
+}
+
+/* The thread that has nothing to wait for has put away what it had, and done something else since. */
+static void let_the_other_thread_go_on(struct rig *rig, uint64_t count)
+{
+    struct disk_op op = {.kind = DISK_FLUSH, .flags = DISK_NO_SYNC, .fd = -1};
+    submit_one(rig, &op);
+    rig_wait_count(rig, count);
+}
+
+static void expect_byte(int fd, uint8_t value)
+{
+    uint8_t byte;
+    CHECK(pread(fd, &byte, 1, 0) == 1 && byte == value);
+}
+
+static void two_flushes_end(struct rig *rig, int fd)
+{
+    script.on = false;
+    rig_end(rig);
+    close(fd);
+}
+
+/* Whichever of the two took the report: neither says that all is well, and what was to follow is not done. */
+static void test_disk_threads_two_flushes_that_overlap_share_their_error(void)
+{
+    for (int failing = 0; failing < 2; failing++) {
+        for (int first = 0; first < 2; first++) {
+            int fd = open_temporary(BLOCK);
+            struct disk_op ops[2];
+            struct rig rig;
+            two_flushes(&rig, ops, (int[2]){fd, fd});
+            script_end_call(first, first == failing ? EIO : 0);
+            /* One without an error is not told before the other one is over. */
+            let_the_other_thread_go_on(&rig, first == failing ? 2 : 1);
+            script_end_call(1 - first, first == failing ? 0 : EIO);
+            rig_wait_count(&rig, 3);
+            CHECK(ops[0].error == EIO && ops[1].error == EIO && ops[0].lost && ops[1].lost);
+            expect_byte(fd, 0);
+            two_flushes_end(&rig, fd);
+        }
+    }
+}
+
+static void test_disk_threads_two_flushes_without_errors_are_told(void)
+{
+    int fd = open_temporary(BLOCK);
+    struct disk_op ops[2];
+    struct rig rig;
+    two_flushes(&rig, ops, (int[2]){fd, fd});
+    script_end_call(1, 0);
+    script_end_call(0, 0);
+    rig_wait_count(&rig, 2);
+    CHECK(ops[0].error == 0 && ops[1].error == 0);
+    expect_byte(fd, 0xee);
+    two_flushes_end(&rig, fd);
+}
+
+/* They come before the engine knows of the loss: a disk that was asked again would say that all is well. */
+static void test_disk_threads_flushes_behind_one_that_failed_fail_as_well(void)
+{
+    enum { BEHIND = 3 };
+    int fd = open_temporary(BLOCK);
+    uint8_t block[BLOCK] = {0};
+    struct disk_op ops[1 + BEHIND];
+    struct rig rig;
+    rig_start(&rig, 1);
+    script_begin();
+    for (int i = 0; i <= BEHIND; i++) {
+        ops[i] = (struct disk_op){.kind = DISK_FLUSH, .fd = fd, .error = -1};
+        if (i == 2)
+            ops[i] = (struct disk_op){
+                .kind = DISK_WRITE, .flags = DISK_FUA, .fd = fd, .data = block, .length = BLOCK, .error = -1};
+        if (i == 3)
+            script_end_call(0, EIO);    /* it may be in the queue by then, or not */
+        submit_one(&rig, &ops[i]);
+        script_wait_began(1);
+    }
+    rig_wait_count(&rig, 1 + BEHIND);
+    for (int i = 0; i <= BEHIND; i++)
+        CHECK(ops[i].error == EIO && ops[i].lost);
+    CHECK(script.began == 1);
+    /* The engine knows now; what it still asks for is answered. */
+    struct disk_op later = {.kind = DISK_FLUSH, .fd = fd, .error = -1};
+    submit_one(&rig, &later);
+    script_wait_began(2);
+    script_end_call(1, 0);
+    rig_wait_count(&rig, 2 + BEHIND);
+    CHECK(later.error == 0);
+    two_flushes_end(&rig, fd);
+}
+
+static void test_disk_threads_flushes_of_two_disks_do_not_share_errors(void)
+{
+    int fds[2] = {open_temporary(BLOCK), open_temporary(BLOCK)};
+    struct disk_op ops[2];
+    struct rig rig;
+    two_flushes(&rig, ops, fds);
+    script_end_call(1, 0);
+    rig_wait_count(&rig, 1);
+    script_end_call(0, EIO);
+    rig_wait_count(&rig, 2);
+    CHECK(ops[0].error == EIO && ops[1].error == 0);
+    close(fds[1]);
+    two_flushes_end(&rig, fds[0]);
+}
+
+/* One that begins when another one has ended without an error need not wait for anybody, nor the other way round. */
+static void test_disk_threads_flush_waits_only_for_those_that_were_there_before_its_end(void)
+{
+    int fd = open_temporary(BLOCK);
+    struct disk_op ops[2], late = {.kind = DISK_FLUSH, .fd = fd, .error = -1};
+    struct rig rig;
+    two_flushes(&rig, ops, (int[2]){fd, fd});
+    script_end_call(0, 0);
+    submit_one(&rig, &late);
+    script_wait_began(3);
+    script_end_call(1, 0);
+    rig_wait_count(&rig, 1);
+    CHECK(ops[0].error == 0);
+    script_end_call(2, 0);
+    rig_wait_count(&rig, 3);
+    CHECK(ops[1].error == 0 && late.error == 0);
+    two_flushes_end(&rig, fd);
+}
+
 /* One operation at a time (`batch` = 1), or batches: microseconds an operation, from submit to collected. */
 static void bench_round_trip(const char *what, enum disk_op_kind kind, uint32_t flags, int batch)
 {
@@ -401,5 +608,10 @@ int main(void)
     test_disk_threads_a_disk_that_hangs_with_many_operations_leaves_threads_for_others();
     test_disk_threads_stop_gives_up_on_a_stuck_thread();
     test_disk_threads_stop_drops_what_was_not_started();
+    test_disk_threads_two_flushes_that_overlap_share_their_error();
+    test_disk_threads_two_flushes_without_errors_are_told();
+    test_disk_threads_flushes_behind_one_that_failed_fail_as_well();
+    test_disk_threads_flushes_of_two_disks_do_not_share_errors();
+    test_disk_threads_flush_waits_only_for_those_that_were_there_before_its_end();
     return 0;
 }

@@ -427,21 +427,28 @@ static void flush_failed(struct re_sim *sim, struct disk *d, uint64_t order)
 }
 
 /* What an operation that fails has done nevertheless. */
-static void carry_out_failed(struct re_sim *sim, struct disk *d, const struct disk_io *io, bool preflush)
+static void carry_out_failed(struct re_sim *sim, struct disk *d, struct disk_io *io, bool preflush)
 {
     sim->counters.disk_errors++;
     if (io->kind == DISK_FLUSH) {
         flush_failed(sim, d, io->order);
+        io->lost = true;
         return;
     }
     if (!is_write(io->kind) || io->error == ENOTSUP)
         return;
     if (preflush && (io->order & 1)) {  /* the write is not started */
         flush_failed(sim, d, io->order);
+        io->lost = true;
         return;
     }
     if (preflush)
         disk_cache_flush(d, io->order);
+    bool fua = (io->flags & (DISK_FUA | DISK_NO_SYNC)) == DISK_FUA;
+    if (fua && io->error == EIO && (io->order & 2)) {   /* it was written, and others were lost when it was flushed */
+        flush_failed(sim, d, io->order);
+        io->lost = true;
+    }
     write_partly(sim, d, io);
 }
 
@@ -488,6 +495,7 @@ void disk_finish(struct re_sim *sim, uint32_t index, uint64_t serial)
     disk_log_complete(sim, d, io->log, io->error);
     reach_disk(sim, io->node, io->kind, io->error != 0);
     op->error = io->error;
+    op->lost = io->lost;
     TRACE(sim, "disk %d: done %u %#llx+%#llx%s", io->disk, io->kind, (unsigned long long)io->offset,
           (unsigned long long)io->length, io->error ? " with an error" : "");
     io_release(sim, io);

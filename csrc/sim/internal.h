@@ -159,6 +159,7 @@ struct disk_io {
     uint64_t order;             /* of its submission */
     int64_t log;                /* log entry, or -1 */
     int error;                  /* to come */
+    bool lost;                  /* with it the flush has failed */
     bool stuck;
 };
 

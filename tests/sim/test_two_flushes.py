@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two flushes are under way, and one fails: the disk reports a loss once, so the other one says nothing either."""
+"""A disk reports a loss once: to one of two flushes that are under way, or to a write that makes something stable."""
 
 from __future__ import annotations
 
 from repl.drbd.states import ConnectionState, DiskState
 from tests.lib.tools import require_sim
+from tests.sim.app import App
 from tests.sim.cluster import Cluster, Setup
-from tests.sim.world import BLOCK
+from tests.sim.world import BLOCK, FLUSHED
 
 C, D = ConnectionState, DiskState
-FLUSH = 2
+WRITE, FLUSH = 1, 2
 NBD_EIO = 5
 SLOW_NODES = {"wake_max_ns": 1_000_000_000, "run_max_ns": 0}  # the word of the first error comes after both flushes
 
@@ -84,3 +85,62 @@ def test_a_flush_of_the_resync_that_fails_confirms_no_epoch() -> None:
             pair.shells[1].power_off()
             pair.restart(1)
             pair.check_idle_pair()
+
+
+def failing_fua_write(pair: Cluster, app: App, index: int, more: int) -> list[int]:
+    """Behind some writes of the same epoch; by their number the disk loses some of them as well, or not."""
+    app.write(30)  # the extent is in the activity log
+    pair.run(50)
+    if index:
+        pair.shells[0].data.hold()
+    ops = [app.submit("write", block * BLOCK, BLOCK) for block in range(4 + more)]
+    pair.run(50)
+    pair.shells[index].data.fail_next(WRITE)
+    ops.append(app.submit("write", 20 * BLOCK, fua=True))
+    pair.run(50)
+    pair.shells[0].data.release()
+    pair.until(lambda: all(pair.op(op).state for op in ops), 5000, "all answers")
+    return [int(pair.op(op).error) for op in ops]
+
+
+def test_a_stable_write_that_loses_others_is_like_a_flush_that_fails() -> None:
+    """Under pass_on the disk of a Primary alone stays, but not when nobody knows what it has lost."""
+    require_sim()
+    states = set()
+    for more in range(4):
+        with Cluster(31, Setup(overrides={"on_io_error": "pass_on"})) as pair:
+            pair.connect_fresh()
+            app = pair.serve(0)
+            pair.ask(1, "disconnect")
+            assert failing_fua_write(pair, app, 0, more) == [0] * (4 + more) + [NBD_EIO]
+            pair.run(100)
+            state = pair.state(0)[2]
+            states.add(state)
+            assert app.do("flush") == (0 if state == D.UP_TO_DATE else NBD_EIO)
+            pair.shells[0].data.heal()
+            app.leave(orderly=False)
+            pair.shells[0].power_off()
+            pair.restart(0)
+            pair.check_audit(0, FLUSHED, "after a power loss")
+    assert states == {D.UP_TO_DATE, D.DISKLESS}
+
+
+def test_an_epoch_whose_stable_write_loses_others_is_not_confirmed() -> None:
+    """Else the Primary forgets them."""
+    require_sim()
+    states = set()
+    for more in range(4):
+        with Cluster(31, Setup(overrides={"on_io_error": "pass_on"})) as pair:
+            pair.connect_fresh()
+            app = pair.serve(0)
+            assert failing_fua_write(pair, app, 1, more) == [0] * (5 + more)
+            pair.run(100)
+            states.add(pair.state(1)[2])
+            assert app.do("flush") == 0
+            app.stop()
+            pair.shells[1].data.heal()
+            pair.shells[1].power_off()
+            pair.restart(1)
+            pair.until(lambda p=pair: p.in_sync, 20_000, "in sync again")
+            pair.check_idle_pair()
+    assert states == {D.INCONSISTENT, D.DISKLESS}
