@@ -325,8 +325,8 @@ void volume_disk_finished(struct volume *v, struct disk_op *op)
     v->stats.lower_pending--;
     /* A flush has failed: what it was for may be gone, and another one that is under way, or a write that includes
      * one, says nothing of that. */
-    if (v->disk_failed && !op->error && op->fd == v->disk.data_fd && DISK_OP_SYNCS(op) &&
-        (op->kind == DISK_FLUSH || op->offset < v->size_bytes))
+    if (v->disk_failed && !op->error && op->fd == v->disk.data_fd &&
+        (op->kind == DISK_FLUSH || (DISK_OP_SYNCS(op) && op->offset < v->size_bytes)))
         op->error = EIO;
     if (!op->error) {
         if (op->kind == DISK_READ)

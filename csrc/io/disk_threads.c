@@ -52,6 +52,8 @@ struct slot {
     int fd;
 };
 
+_Static_assert(DISK_THREADS_MAX <= 16, "a bit of disk_op.waits_for each");
+
 struct disk_threads {
     pthread_mutex_t lock;
     pthread_cond_t work;    /* idle threads wait here */
