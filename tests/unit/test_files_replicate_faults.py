@@ -13,10 +13,11 @@ import pytest
 from repl.files.events import Event, Invalidated
 from repl.files.translator import Step
 from repl.files.translators.replicate.changelog import Kind, plus_one
+from repl.files.translators.replicate.heal_places import Places
 from repl.files.translators.replicate.healing import How, Status
 from repl.files.values import ROOT_GFID, Fd, FopError, Loc, SetAttr
 from tests.lib.replicas import Client, World
-from tests.unit.test_files_heal import HEALS_OFF, assert_healed, heal_all
+from tests.unit.test_files_heal import HEALS_OFF, assert_healed, heal_all, make_directory
 from tests.unit.test_files_replicate import make_file, play, read, settle, write
 
 
@@ -534,5 +535,46 @@ def test_names_of_a_change_that_failed_are_forgotten_above() -> None:
         await rename_on_the_last_only(world, client, gfid)
         names_told = {name for e in told if isinstance(e, Invalidated) and e.gfid == ROOT_GFID for name in e.names}
         assert names_told == {b"new", b"f"}
+
+    play(3, scene, **HEALS_OFF)
+
+
+def test_what_is_moved_to_its_place_is_what_was_found_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a rename from one directory to another; a change of the other directory comes before its lock is taken."""
+    before, is_armed = Places._is_old, True
+
+    async def scene(world: World) -> None:
+        client, healing = await world.client(), await world.client()
+        one, two = [await make_directory(client, name) for name in (b"one", b"two")]
+        gfid = await make_file(client, b"d", b"data", one)
+        await settle()
+
+        async def hook(who: str, brick: str, fop: str, is_done: bool) -> None:
+            if fop == "rename" and not is_done and brick != "brick2":
+                world.crash(int(brick[-1]))
+
+        no_fault, world.hook = world.hook, hook
+        with pytest.raises(FopError):
+            await client.afr.rename(client.caller, Loc(gfid, one, b"d"), Loc(parent=two, name=b"d"))
+        world.hook = no_fault
+        for index in (0, 1):
+            world.come_back(index)
+        await settle()
+        other = client.context.new_gfid()
+
+        async def is_old(self: Places, index: int, directory: bytes) -> bool:
+            nonlocal is_armed
+            found = await before(self, index, directory)
+            if is_armed:
+                is_armed, brick = False, world.bricks[2]
+                await brick.rename(client.caller, Loc(gfid, two, b"d"), Loc(parent=two, name=b"e"))
+                await brick.mknod(client.caller, Loc(parent=two, name=b"d"), mode=0o100644, rdev=0, gfid=other)
+            return found
+
+        monkeypatch.setattr(Places, "_is_old", is_old)
+        await healing.afr.healer.heal(one, How())
+        assert not is_armed
+        assert world.tree(2)[b"/two/d"][0] == other
+        assert world.tree(2)[b"/two/e"][0] == gfid
 
     play(3, scene, **HEALS_OFF)

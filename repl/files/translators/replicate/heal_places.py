@@ -53,8 +53,8 @@ class Places:
                 await self._rename(1 << index, other, loc)
             return True
         if is_other_newer:
-            return await self._move(same, loc, other, is_here=False)
-        return await self._move(1 << index, other, loc, is_here=True)
+            return await self._move(index, good.gfid, other, same, loc, other)
+        return await self._move(index, good.gfid, other, 1 << index, other, loc)
 
     async def move_file(self, index: int, loc: Loc, gfid: bytes, same: int) -> bool | None:
         """A file with one name, ``loc`` on those of ``same``, another one on ``index``, whose word counts as much: half
@@ -74,7 +74,7 @@ class Places:
         if other.parent == loc.parent:
             await self._rename(1 << index, other, loc)
             return True
-        return await self._move(1 << index, other, loc, is_here=True)
+        return await self._move(index, gfid, other, 1 << index, other, loc)
 
     async def is_claimed_twice(self, index: int, loc: Loc, gfid: bytes, same: int) -> bool:
         """Its other name means another file on the copies that have it as ``loc``: two renames, each half done."""
@@ -127,10 +127,10 @@ class Places:
         verdict = judge(copies, Kind.ENTRY, self.afr.quorum)
         return len(copies) < self.run.mask.bit_count() or bool(verdict.sinks >> index & 1 and not verdict.is_split)
 
-    async def _move(self, mask: int, source: Loc, target: Loc, *, is_here: bool) -> bool:
-        """On these children, with the other directory locked too, if that can be had at once."""
+    async def _move(self, index: int, gfid: bytes, other: Loc, mask: int, source: Loc, target: Loc) -> bool:
+        """On the children of the mask, with the other directory locked too, if that can be had at once, and only if
+        ``index`` still has it there: a change of the other directory may have come in between."""
         afr, run = self.afr, self.run
-        other = source if is_here else target
         lock = names_lock(afr.domain, Loc(gfid=other.parent))
         caller = afr.owner()
         got = await take(afr, run.mask, caller, lock, [], waits=False)
@@ -139,6 +139,13 @@ class Places:
             run.note(Status.LATER, f"{os.fsdecode(other.path)}: its directory is in use")
             return False
         try:
+            now = await self._where(index, gfid)
+            if now is None or (now.parent, now.name) != (other.parent, other.name):
+                run.note(Status.LATER, f"{os.fsdecode(other.path)} has been moved meanwhile")
+                return False
+            if await self._is_old(index, other.parent):
+                run.note(Status.LATER, f"{os.fsdecode(other.path)}: its directory is old by now")
+                return False
             await self._rename(mask, source, target)
         finally:
             await send(afr, sum(1 << i for i in got), caller, [unlock_step(lock)])
