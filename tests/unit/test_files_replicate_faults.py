@@ -578,3 +578,23 @@ def test_what_is_moved_to_its_place_is_what_was_found_there(monkeypatch: pytest.
         assert world.tree(2)[b"/two/e"][0] == gfid
 
     play(3, scene, **HEALS_OFF)
+
+
+def test_a_directory_that_was_removed_is_gone_although_a_copy_is_away() -> None:
+    async def scene(world: World) -> None:
+        client = await world.client()
+        directory = await make_directory(client, b"d")
+        await settle()
+        world.crash(2)
+        await client.afr.rmdir(client.caller, at_root(b"d", directory))
+        await settle()
+        fd, other = Fd(directory, is_directory=True), await world.client()
+        for ask in (
+            other.afr.lookup(other.caller, Loc(parent=directory, name=b"x")),
+            other.afr.opendir(other.caller, Loc(gfid=directory), fd),
+        ):
+            with pytest.raises(FopError) as caught:
+                await ask
+            assert caught.value.errno in (errno.ENOENT, errno.ESTALE)
+
+    play(3, scene, **HEALS_OFF)

@@ -5,15 +5,16 @@ A change of names that was interrupted may have been carried out on a copy that 
 and with another one it would have its way later: what has been looked up meanwhile, and written to, would be undone.
 So before the first name is shown after a copy has gone, the copies that are here are asked whether a change may have
 been interrupted (dirty), and if so they accuse all others: what the good ones here have holds from then on.
-Errors: ENOTCONN, where no copy that is here is good, or too few are here to accuse the others.
+Errors: ENOTCONN, where no copy that is here is good, or too few are here to accuse the others; what they say when
+there is no such directory.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from repl.files.answers import Answers, good_of
-from repl.files.translators.replicate.base import bits, heard
+from repl.files.answers import Answers, errors_of, good_of
+from repl.files.translators.replicate.base import bits, heard, telling_error
 from repl.files.translators.replicate.changelog import DIRTY, Kind, unpack
 from repl.files.translators.replicate.inodes import InodeState
 from repl.files.translators.replicate.transactions import Transactions
@@ -32,15 +33,17 @@ class Ruling(Transactions):
         loc = Loc(gfid=gfid)
         answers = await self.ask_all(self.up, "lookup", self.owner(), [loc, self.want_keys])
         self.need_quorum(f"looking into {loc}", heard(answers))
-        if found := good_of(answers):
-            self.learn(inode, found, generation)
-            self.need_good_names(gfid, self.up)
-            if self._is_open_ended(inode, found):
-                tenure = await self.hold(inode, Kind.ENTRY, is_entry=True)
-                try:
-                    await tenure.overrule(Kind.ENTRY)
-                finally:
-                    tenure.unpin()
+        found = good_of(answers)
+        if not found:
+            raise telling_error(errors_of(answers))
+        self.learn(inode, found, generation)
+        self.need_good_names(gfid, self.up)
+        if self._is_open_ended(inode, found):
+            tenure = await self.hold(inode, Kind.ENTRY, is_entry=True)
+            try:
+                await tenure.overrule(Kind.ENTRY)
+            finally:
+                tenure.unpin()
         inode.ruled = turns
 
     def need_good_names(self, gfid: bytes, mask: int) -> None:
