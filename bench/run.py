@@ -314,6 +314,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": cpu_model(), "cpus": len(os.sched_getaffinity(0)), "kernel": platform.release(),
         "load": list(os.getloadavg()), "tools": tool_versions(),
+        "tcp": Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip(),
     }  # fmt: skip
 
 
@@ -398,8 +399,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         build_load_generator()
         host = machine()
-        say(f"{host['cpu']}, {host['cpus']} CPUs, Linux {host['kernel']}, load {host['load'][0]:.2f}; "
-            f"{settings.size_bytes >> 20} MiB files in {settings.disk_base}, "
+        say(f"{host['cpu']}, {host['cpus']} CPUs, Linux {host['kernel']}, TCP {host['tcp']}, "
+            f"load {host['load'][0]:.2f}; {settings.size_bytes >> 20} MiB files in {settings.disk_base}, "
             f"{settings.rounds} rounds of {settings.seconds:g} s a cell")  # fmt: skip
         for section in settings.sections:
             say(f"\n{section}")

@@ -374,8 +374,9 @@ struct re_engine_stats {
 
 typedef struct re_engine re_engine;
 
-/* Start an engine and its thread; `wake_fd`: eventfd that is readable when events wait.  NULL: out of memory. */
-re_engine *re_engine_start(int wake_fd);
+/* Start an engine and its thread; `wake_fd`: eventfd that is readable when events wait; `busy_poll_us`: how long the
+ * thread may look for work before it blocks, 0 = not at all.  NULL: out of memory. */
+re_engine *re_engine_start(int wake_fd, uint32_t busy_poll_us);
 /* Queue a command; the blob is copied.  False when the ring is full (the caller waits for events and tries again). */
 bool re_engine_command(re_engine *engine, const struct re_command *command, const uint8_t *blob, size_t blob_length);
 /* Take the next event; `blob` has RE_EVENT_BLOB_MAX bytes.  False when there is none. */

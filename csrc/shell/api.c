@@ -29,12 +29,12 @@ static void *engine_run(void *argument)
     return NULL;
 }
 
-re_engine *re_engine_start(int wake_fd)
+re_engine *re_engine_start(int wake_fd, uint32_t busy_poll_us)
 {
     struct re_engine *engine = calloc(1, sizeof(*engine));
     if (engine == NULL)
         return NULL;
-    engine->loop = loop_create(wake_fd, NULL);
+    engine->loop = loop_create(wake_fd, (uint64_t)busy_poll_us * 1000, NULL);
     if (engine->loop == NULL) {
         free(engine);
         return NULL;

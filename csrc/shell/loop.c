@@ -14,6 +14,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -26,6 +27,7 @@
 #include "base/ring.h"
 #include "io/disk_run.h"
 #include "io/disk_threads.h"
+#include "shell/busy_poll.h"
 
 enum { EPOLL_EVENTS_MAX = RE_STREAMS_MAX + 3 }; /* one wait can report everything: nobody starves */
 
@@ -56,6 +58,7 @@ struct loop {
     int timer_fd;        /* timerfd: wakes at `armed_ns` */
     uint64_t armed_ns;   /* when the timer fires; UINT64_MAX: it does not */
     uint64_t now_ns;     /* cached clock */
+    struct busy_poll poll;
     struct disk_threads *disks;
     struct ring commands;                  /* control plane to engine */
     struct ring events;                    /* engine to control plane */
@@ -343,6 +346,28 @@ static void arm_timer(struct loop *loop, uint64_t at_ns)
     CHECK(timerfd_settime(loop->timer_fd, TFD_TIMER_ABSTIME, &when, NULL) == 0);
 }
 
+/* The next events: looked for as long as that pays, then waited for. */
+static int await_events(struct loop *loop, struct epoll_event *ready)
+{
+    const uint64_t began_ns = loop->now_ns;
+
+    while (busy_poll_goes_on(&loop->poll, began_ns, loop->now_ns)) {
+        int count = epoll_wait(loop->epoll_fd, ready, EPOLL_EVENTS_MAX, 0);
+        if (count != 0)
+            return count;
+        clock_update(loop);
+        uint64_t before_ns = loop->now_ns;
+        sched_yield();
+        clock_update(loop);
+        if (!busy_poll_offered(&loop->poll, before_ns, loop->now_ns))
+            break;
+    }
+    int count = epoll_wait(loop->epoll_fd, ready, EPOLL_EVENTS_MAX, -1);
+    clock_update(loop);
+    busy_poll_blocked(&loop->poll, loop->now_ns - began_ns);
+    return count;
+}
+
 void loop_run(struct loop *loop)
 {
     struct epoll_event ready[EPOLL_EVENTS_MAX];
@@ -356,7 +381,7 @@ void loop_run(struct loop *loop)
         bool at_once = next_ns <= loop->now_ns || loop->any_broken;
         if (!at_once)
             arm_timer(loop, next_ns);
-        int count = epoll_wait(loop->epoll_fd, ready, EPOLL_EVENTS_MAX, at_once ? 0 : -1);
+        int count = at_once ? epoll_wait(loop->epoll_fd, ready, EPOLL_EVENTS_MAX, 0) : await_events(loop, ready);
         CHECK(count >= 0 || errno == EINTR);
         clock_update(loop);
 
@@ -425,7 +450,7 @@ static bool watch(struct loop *loop, int fd, uint64_t source)
     return fd >= 0 && epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0;
 }
 
-struct loop *loop_create(int wake_fd, const struct core_config *config)
+struct loop *loop_create(int wake_fd, uint64_t busy_poll_ns, const struct core_config *config)
 {
     struct loop *loop = calloc(1, sizeof(*loop));
     if (loop == NULL)
@@ -437,6 +462,7 @@ struct loop *loop_create(int wake_fd, const struct core_config *config)
     loop->disk_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     loop->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
     loop->armed_ns = UINT64_MAX;
+    busy_poll_init(&loop->poll, busy_poll_ns);
     clock_update(loop);
     loop->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (loop->epoll_fd >= 0 && watch(loop, loop->command_fd, SOURCE_COMMANDS) &&

@@ -18,9 +18,9 @@ enum {
 
 struct loop;
 
-/* `wake_fd`: an eventfd, written when events wait that the control plane does not know of.  NULL: no memory,
- * descriptors or threads. */
-struct loop *loop_create(int wake_fd, const struct core_config *config);
+/* `wake_fd`: an eventfd, written when events wait that the control plane does not know of; `busy_poll_ns`: how long the
+ * thread may look for work before it blocks, 0 = not at all.  NULL: no memory, descriptors or threads. */
+struct loop *loop_create(int wake_fd, uint64_t busy_poll_ns, const struct core_config *config);
 /* Runs until the core is stopped and its events are handed over. */
 void loop_run(struct loop *loop);
 /* Queue a command, copied with its blob.  False: no room now. */

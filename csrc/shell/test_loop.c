@@ -242,6 +242,7 @@ const struct re_engine_stats *core_stats(const struct core *core)
 
 static re_engine *engine;
 static int wake_fd;
+static uint32_t busy_poll_us; /* of the next engine */
 
 static uint64_t clock_ns(void)
 {
@@ -258,7 +259,7 @@ static uint64_t count_ticks(void)
 static void start(void)
 {
     wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    engine = re_engine_start(wake_fd);
+    engine = re_engine_start(wake_fd, busy_poll_us);
     CHECK(engine);
 }
 
@@ -671,17 +672,19 @@ int main(void)
         return 0;
     }
     int before = count_descriptors();
-    test_loop_streams_carry_bytes_both_ways_under_back_pressure();
-    test_loop_stream_open_sets_what_it_must();
-    test_loop_send_to_a_closed_peer_is_a_reset_and_no_signal();
-    test_loop_hang_up_that_nobody_wants_to_hear_of_does_not_spin();
-    test_loop_descriptor_that_cannot_be_waited_for_is_reported_broken();
-    test_loop_timer_is_punctual_and_waiting_costs_no_ticks();
-    test_loop_more_events_than_the_queue_holds_all_arrive_in_order();
-    test_loop_commands_of_several_threads_are_all_run_in_their_order();
-    test_loop_disk_operations_run_inline_and_on_threads();
-    test_loop_threads_have_names_and_take_no_signals();
-    test_loop_destroy_without_stop_ends_the_thread();
+    for (busy_poll_us = 0; busy_poll_us <= 200; busy_poll_us += 200) {
+        test_loop_streams_carry_bytes_both_ways_under_back_pressure();
+        test_loop_stream_open_sets_what_it_must();
+        test_loop_send_to_a_closed_peer_is_a_reset_and_no_signal();
+        test_loop_hang_up_that_nobody_wants_to_hear_of_does_not_spin();
+        test_loop_descriptor_that_cannot_be_waited_for_is_reported_broken();
+        test_loop_timer_is_punctual_and_waiting_costs_no_ticks();
+        test_loop_more_events_than_the_queue_holds_all_arrive_in_order();
+        test_loop_commands_of_several_threads_are_all_run_in_their_order();
+        test_loop_disk_operations_run_inline_and_on_threads();
+        test_loop_threads_have_names_and_take_no_signals();
+        test_loop_destroy_without_stop_ends_the_thread();
+    }
     CHECK(count_descriptors() == before);
     return 0;
 }

@@ -382,6 +382,7 @@ class ResourceOptions:
     auto_promote_timeout_ms: int
     cpu_mask: str
     handler_timeout_s: int  # 0 = a handler may take as long as it likes
+    busy_poll_us: int  # 0 = the engine always blocks when it has nothing to do
 
 
 @dataclass(frozen=True, slots=True)
@@ -647,6 +648,7 @@ def typed_options(options: Options) -> ResourceOptions:
         auto_promote_timeout_ms=read.number("auto-promote-timeout", factor=_TENTH_MS),
         cpu_mask=read.text("cpu-mask"),
         handler_timeout_s=read.number("handler-timeout"),
+        busy_poll_us=read.number("busy-poll"),
     )
 
 

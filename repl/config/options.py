@@ -6,8 +6,8 @@ the option's own unit (column ``unit``), a bool, or the text.  Errors: ``ValueRe
 build.py adds file and line.
 
 Facts: the option tables of DRBD 8.4 and 9 (manual pages and the ranges the real tools print).  Where 8.4 and
-9 differ in a range the wider one counts.  ``strict-flush``, ``io``, ``handler-timeout`` and the section
-``nbd`` are our own.
+9 differ in a range the wider one counts.  ``strict-flush``, ``io``, ``handler-timeout``, ``busy-poll`` and
+the section ``nbd`` are our own.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Unit(enum.Enum):
     TENTHS = "tenths of a second"
     SECONDS = "seconds"
     MILLISECONDS = "milliseconds"
+    MICROSECONDS = "microseconds"
 
 
 class Support(enum.Enum):
@@ -314,6 +315,7 @@ def _options_table() -> dict[str, OptionSpec]:
     options.quorum("quorum-minimum-redundancy", _LATER)
     options.enum("on-suspended-primary-outdated", ("disconnect", "force-secondary"), _LATER)
     options.number("handler-timeout", 0, 86400, 0, _YES, Unit.SECONDS)
+    options.number("busy-poll", 0, 1000, 200, _YES, Unit.MICROSECONDS)
     options.number("peer-ack-window", 2048, 204800, 4096, _ACCEPT, Unit.SECTORS)
     options.number("peer-ack-delay", 1, 10000, 100, _ACCEPT, Unit.MILLISECONDS)
     options.number("twopc-timeout", 50, 600, 300, _ACCEPT, Unit.TENTHS)

@@ -27,8 +27,8 @@ UUID_BITS = 64
 T = TypeVar("T")
 
 
-def make_engine() -> EngineLike:
-    return Engine()
+def make_engine(view: NodeView) -> EngineLike:
+    return Engine(view.options.busy_poll_us)
 
 
 def make_node(settings: NodeSettings, engine: EngineLike) -> NodeMachine:

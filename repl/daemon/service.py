@@ -56,7 +56,7 @@ class Engine(EnginePort, StatsReader, Protocol):
     def destroy(self) -> None: ...
 
 
-EngineMaker = Callable[[], Engine]
+EngineMaker = Callable[[NodeView], Engine]
 NodeMaker = Callable[[NodeSettings, Engine], NodeMachine]
 
 
@@ -97,7 +97,7 @@ class Service:
             lock.release()
 
     async def _run_locked(self, *, up: bool) -> int:
-        engine = self._make_engine()
+        engine = self._make_engine(self._view)
         node = self._make_node(self._settings, engine)
         net = self._view.net
         shell = self._shell = Shell(

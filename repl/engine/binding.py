@@ -49,16 +49,16 @@ def digest(number: int, data: bytes) -> bytes:
 
 
 class Engine:
-    """One running engine."""
+    """One running engine.  ``busy_poll_us``: how long its thread may look for work before it blocks (0: not at all)."""
 
-    def __init__(self) -> None:
+    def __init__(self, busy_poll_us: int = 0) -> None:
         module = load_module()
         self._ffi = module.ffi
         self._lib = module.lib
         self._event = self._ffi.new("struct re_event *")
         self._blob = self._ffi.new("uint8_t[]", EVENT_BLOB_MAX)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._handle = self._lib.re_engine_start(self._wake_fd)
+        self._handle = self._lib.re_engine_start(self._wake_fd, busy_poll_us)
         if not self._handle:
             os.close(self._wake_fd)
             raise ReplError(

@@ -420,6 +420,7 @@ def test_view_without_options_has_the_defaults_in_engine_units() -> None:
     assert (disk.c_plan_ahead_ms, disk.c_delay_target_ms, disk.c_fill_target_sectors) == (2000, 1000, 100)
     assert (disk.c_max_rate_kib_s, disk.c_min_rate_kib_s, disk.on_io_error) == (102400, 250, "detach")
     assert (found.options.on_no_data_accessible, found.options.auto_promote) == ("io-error", True)
+    assert (found.options.handler_timeout_s, found.options.busy_poll_us) == (0, 200)
     assert (found.nbd.listen, found.nbd.max_clients) == ((), 64)
 
 

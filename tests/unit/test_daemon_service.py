@@ -101,7 +101,7 @@ class Rig:
         self.make = lambda: Service(
             view,
             self.run_dir,
-            make_engine=lambda: self.engine,
+            make_engine=lambda view: self.engine,
             make_node=lambda settings, engine: self._node(settings),
             clock_s=lambda: 0.0,
         )

@@ -54,9 +54,9 @@ def module() -> Any:
         pytest.skip(str(error))
 
 
-@pytest.fixture
-def engine(module: Any) -> Iterator[binding.Engine]:
-    running = binding.Engine()
+@pytest.fixture(params=[0, 200], ids=["blocking", "busy-poll"])
+def engine(module: Any, request: pytest.FixtureRequest) -> Iterator[binding.Engine]:
+    running = binding.Engine(request.param)
     yield running
     running.destroy()
 

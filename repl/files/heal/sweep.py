@@ -14,11 +14,12 @@ import contextlib
 import errno
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from repl.files.answers import GONE
 from repl.files.heal import index
+from repl.files.heal.work import Work
 from repl.files.translators.replicate import Replicate
 from repl.files.translators.replicate.base import bits
 from repl.files.translators.replicate.healing import How, Outcome, Pace, Status
@@ -160,7 +161,8 @@ class Sweeper:
         directories = [ROOT_GFID]
         while directories:
             gfid = directories.pop()
-            await self._heal_all([gfid], how)
+            for made in await self._heal(gfid, how):
+                yield made
             try:
                 async for below, is_directory in self._below(gfid):
                     if is_directory:
@@ -185,39 +187,35 @@ class Sweeper:
     # ---- several at a time ----
 
     async def _sweep(self, gfids: AsyncIterator[bytes], how: How) -> None:
-        queue: asyncio.Queue[bytes | None] = asyncio.Queue(self.afr.options["shd-wait-qlength"])
+        work = Work(self.afr.options["shd-wait-qlength"], HEAL_SEEN_MAX)
         count = self.afr.options["shd-max-threads"]
-        workers = [asyncio.get_running_loop().create_task(self._work(queue, how)) for _ in range(count)]
+        workers = [asyncio.get_running_loop().create_task(self._work(work, how)) for _ in range(count)]
         try:
             async for gfid in gfids:
-                await queue.put(gfid)
-            for _ in workers:
-                await queue.put(None)
+                await work.put(gfid)
+            await work.close()
             await asyncio.gather(*workers)
         finally:
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
 
-    async def _work(self, queue: asyncio.Queue[bytes | None], how: How) -> None:
-        while (gfid := await queue.get()) is not None:
-            await self._heal_all([gfid], how)
+    async def _work(self, work: Work, how: How) -> None:
+        while (gfid := await work.take()) is not None:
+            await work.done(await self._heal(gfid, how))
 
-    async def _heal_all(self, gfids: Iterable[bytes], how: How) -> None:
-        """These, and what comes into being with them (what finds no place is in the index)."""
-        todo = list(gfids)
-        while todo:
-            gfid = todo.pop()
-            if gfid in self.progress.at_work:
-                continue
-            await self.pace.wait()
-            self.progress.at_work[gfid] = self.afr.context.now()
-            try:
-                outcome = await self.afr.healer.heal(gfid, how)
-            finally:
-                del self.progress.at_work[gfid]
-            await self._note(outcome)
-            todo += outcome.more[: HEAL_SEEN_MAX - len(todo)]
+    async def _heal(self, gfid: bytes, how: How) -> Sequence[bytes]:
+        """What came into being with it."""
+        if gfid in self.progress.at_work:
+            return ()
+        await self.pace.wait()
+        self.progress.at_work[gfid] = self.afr.context.now()
+        try:
+            outcome = await self.afr.healer.heal(gfid, how)
+        finally:
+            del self.progress.at_work[gfid]
+        await self._note(outcome)
+        return outcome.more
 
     async def _note(self, outcome: Outcome) -> None:
         self.progress.found += 1
