@@ -598,3 +598,60 @@ def test_a_directory_that_was_removed_is_gone_although_a_copy_is_away() -> None:
             assert caught.value.errno in (errno.ENOENT, errno.ESTALE)
 
     play(3, scene, **HEALS_OFF)
+
+
+async def removal_that_fails(world: World, client: Client, gfid: bytes, done_on: str) -> None:
+    async def hook(who: str, brick: str, fop: str, is_done: bool) -> None:
+        if fop == "unlink" and is_done == (brick[-1] in done_on):
+            world.crash(int(brick[-1]))
+
+    no_fault, world.hook = world.hook, hook
+    with pytest.raises(FopError):
+        await client.afr.unlink(client.caller, at_root(b"a", gfid))
+    world.hook = no_fault
+    for index in (0, 1, 2):
+        world.come_back(index)
+    await settle()
+
+
+def test_a_removal_that_failed_does_not_leave_an_old_copy() -> None:
+    """Two copies have removed the file; the third one missed what was written to it, which only those two knew."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+
+        async def hook(who: str, brick: str, fop: str, is_done: bool) -> None:
+            if fop == "writev" and brick == "brick1" and not is_done:
+                world.crash(1)
+
+        no_fault, world.hook = world.hook, hook
+        gfid = await make_file(client, b"a", b"data")
+        world.hook = no_fault
+        await removal_that_fails(world, client, gfid, "02")
+        assert [b"a" in names(world, i) for i in range(3)] == [False, True, False]
+        assert await shows(client, b"a") is False
+        await heal_all(client)
+        assert_healed(world)
+        assert names(world, 0) == {}
+
+    play(3, scene, **HEALS_OFF)
+
+
+def test_a_copy_that_a_removal_has_gone_from_is_missed_as_a_witness() -> None:
+    """The copy that has removed the file was one of the two that accused the third one, which is longer."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"a", b"a long content")
+        await settle()
+        world.crash(2)
+        await write(client, gfid, b"new", flags=os.O_TRUNC)
+        await settle()
+        world.come_back(2)
+        await removal_that_fails(world, client, gfid, "0")
+        assert [names(world, i).get(b"a") for i in range(3)] == [None, b"new", b"a long content"]
+        await heal_all(client)
+        assert_healed(world)
+        assert names(world, 0) == {b"a": b"new"}
+
+    play(3, scene, **HEALS_OFF)

@@ -16,8 +16,16 @@ import stat
 from dataclasses import dataclass
 
 from repl.files.answers import GONE
-from repl.files.translators.replicate.base import bits
-from repl.files.translators.replicate.changelog import DIRTY, Counts, Kind, accusations, delta, plus_one
+from repl.files.translators.replicate.base import bits, mask_of
+from repl.files.translators.replicate.changelog import (
+    DIRTY,
+    Counts,
+    Kind,
+    accusations,
+    accused,
+    delta,
+    plus_one,
+)
 from repl.files.translators.replicate.decide import Witness, favorite
 from repl.files.translators.replicate.heal_aside import Aside
 from repl.files.translators.replicate.heal_locks import range_lock, send, take, unlock_step
@@ -99,6 +107,11 @@ class NameHeal:
         if iatt.is_regular and not same & ~self.afr.arbiters and await self._has_no_data(iatt.gfid):
             answers = [await self._expunge(i, loc, there[i].iatt) for i in bits(same)]
             return same == sum(1 << i for i in there) and all(a is Gone.YES for a in answers)
+        if self._is_half_gone(same) and not await self._vouch(iatt, same):
+            for i in bits(same):
+                if await self._expunge(i, loc, there[i].iatt) is not Gone.YES:
+                    return False
+            return await self._heal(name, is_alone=is_alone)
         for i in bits(run.mask & ~same):
             if i in there and await self._expunge(i, loc, there[i].iatt, is_replaced=True) is not Gone.YES:
                 return False
@@ -126,6 +139,51 @@ class NameHeal:
         files = self.run.mask & ~self.afr.arbiters
         answers = await self.afr.ask(files, lambda c: c.lookup(self.run.caller, Loc(gfid=gfid)))
         return all(isinstance(a, OSError) and a.errno in GONE for a in answers.values())
+
+    # ---- half a removal ----
+
+    def _is_half_gone(self, same: int) -> bool:
+        """Copies whose word counts differ, for a change was interrupted."""
+        judged = self.judged
+        is_merge = judged.is_dirty and not judged.is_blamed and self.afr.quorum.is_majority
+        return is_merge and bool(judged.trusted & ~same)
+
+    async def _vouch(self, iatt: Iatt, same: int) -> bool:
+        """Whether those that have the inode can tell which copy of it is good.
+
+        A good copy of the directory that lacks the inode altogether has removed it (or never made it) in a change that
+        nobody acknowledged, and what it said of the other copies is lost with it: as if it were away.  What has no good
+        copy then is gone for good; old ones are accused by all that have it, so that it stays known (decision 0136).
+        """
+        afr, caller = self.afr, self.run.caller
+        target = Loc(gfid=iatt.gfid)
+        answers = await afr.ask(self.run.mask, lambda c: c.lookup(caller, target, want=afr.want_keys))
+        found = {i: a for i, a in answers.items() if isinstance(a, Looked)}
+        for answer in answers.values():
+            if isinstance(answer, OSError) and answer.errno not in GONE:
+                raise answer
+        have = mask_of(found)
+        if not self.judged.trusted & ~have:
+            return True
+        if afr.quorum.is_met(afr.everyone & ~have):
+            return False
+        said = {i: accusations(a.xattrs, afr.keys) for i, a in found.items()}
+        old = {kind: accused(said, kind, afr.quorum) & have for kind in self._kinds(iatt)}
+        if any(not have & ~mask & ~(afr.arbiters if kind is Kind.DATA else 0) for kind, mask in old.items()):
+            return False
+        marks = {
+            afr.keys[i]: delta([int(old.get(kind, 0) >> i & 1) for kind in Kind])
+            for i in bits(have) if any(mask >> i & 1 for mask in old.values())
+        }  # fmt: skip
+        if marks:
+            taken = await afr.ask(have, lambda c: c.xattrop(caller, target, XattrOp.ADD, marks))
+            if error := next((a for a in taken.values() if isinstance(a, OSError)), None):
+                raise error
+        return True
+
+    @staticmethod
+    def _kinds(iatt: Iatt) -> tuple[Kind, ...]:
+        return (Kind.METADATA, Kind.ENTRY if iatt.is_directory else Kind.DATA)
 
     # ---- which inode the name means ----
 
