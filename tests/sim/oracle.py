@@ -44,6 +44,7 @@ class Copies:
         self.alone = [False, False]  # it was Primary on its own since the nodes were in sync
         self.reads_ahead = False  # a Primary without a good copy shows writes that its peer may lack (decision 0015)
         self.won: int | None = None  # whose content a policy has chosen after both went on alone
+        self._is_won_base = False  # that content is the base of the history since
         self.may_lose = [False, False]  # somebody has said that its writes may go, or broke its disk
         self._alone_from = [-1, -1]  # first operation of the present time alone
         self._exposed = [False, False]  # it acknowledged a write that the other one lacks
@@ -63,8 +64,8 @@ class Copies:
         good, peer_good = disk == DiskState.UP_TO_DATE, connected and peer_disk == DiskState.UP_TO_DATE
         self._check_promotion(index, role, good=good, peer_good=peer_good)
         self._follow_time_alone(index, role, good=good, peer_there=connected and peer_disk >= DiskState.INCONSISTENT)
-        if conn in SOURCES and all(self.alone):
-            self.won = index
+        if conn in SOURCES and all(self.alone) and self.won != index:
+            self.won, self._is_won_base = index, False
         if conn in SOURCES and self.primary_died:
             self._last_source = index
         if conn in TARGETS:
@@ -229,8 +230,8 @@ class Copies:
         merged = self.merged or (self._c.volume_in_sync(self._number) and self.primary_died)
         if self.degraded is not None and (merged or index == self._degraded_holder or index in self.holders):
             return self.degraded  # but one that has lost its disk before and nothing was resynced to since
-        if self.won is not None and self.won != self.source():
-            return TAGS
+        if self.won is not None and (self.won != self.source() or not (self._is_won_base or self.won == self.primary)):
+            return TAGS  # who was served last has lost, even if it is Primary again and reads from the winner already
         if any(self.faulty) and self._net.protocol < 3 and (self.merged or self.primary_died):
             return TAGS  # a Primary without its disk and without its link has nothing, whoever is the source then
         source = self.primary if self._died_whole and self._last_source == self.primary else self.source()
@@ -254,6 +255,7 @@ class Copies:
                 if node != copy and not self._c.volume_in_sync(self._number):
                     self.diverged[node] = self.diverged[node] or node == self.primary or mode != STRICT
         self.primary = server
+        self._is_won_base = self.won == copy
         self.reads_ahead = False
         self.primary_died = self.merged = self.drained = False
         self.degraded = None
@@ -268,7 +270,7 @@ class Copies:
         self.lost_power, self.crashed = [False, False], [False, False]
         self.diverged, self.alone = [False, False], [False, False]
         self.faulty = list(self.suspect)
-        self.won = None
+        self.won, self._is_won_base = None, False
         self.reads_ahead = False
         self.may_lose, self._exposed = [False, False], [False, False]
         if self.primary_died:

@@ -132,3 +132,34 @@ def test_power_that_a_target_loses_before_its_source_has_seen_it_finished_is_not
         cluster.until(lambda: cluster.state(1)[3] == DiskState.UP_TO_DATE, 10_000, "its end, as the source sees it")
         assert oracle.volumes[0].holders == {0, 1}
         assert oracle.volumes[0].lost_power[0]
+
+
+def test_loser_of_a_split_brain_that_is_promoted_in_its_resync_may_lack_what_it_had_acknowledged() -> None:
+    """It reads from the winner then, and whoever served last has lost (seed 9948373)."""
+    require_sim()
+    from repl.drbd.split_brain import AfterSplitBrain
+    from repl.drbd.states import DiskState
+    from tests.sim.cluster import QUICK_NET, Cluster, Load, Setup
+    from tests.sim.oracle import Oracle
+    from tests.sim.world import ACKED, TAGS
+
+    policy = int(AfterSplitBrain.DISCARD_LEAST_CHANGES)
+    with Cluster(1, Setup(net=replace(QUICK_NET, after_sb_0pri=policy))) as cluster:
+        cluster.connect_fresh()
+        oracle = Oracle(cluster)
+        oracle.begin()
+        cluster.ask(0, "disconnect")
+        for node, milliseconds in ((1, 300), (0, 30)):
+            cluster.ask(node, "primary")
+            oracle.take_over(node)
+            app = cluster.serve(node)
+            app.load(Load(think_max_ms=3, queue_depth=4, read_percent=0))
+            cluster.run(milliseconds)
+            app.stop()
+            cluster.ask(node, "secondary")
+        cluster.ask(0, "connect")
+        cluster.until(lambda: cluster.state(0)[2] == DiskState.INCONSISTENT, 30_000, "a resync towards node 0")
+        cluster.ask(0, "primary")
+        assert oracle.volumes[0].mode(1) == TAGS
+        oracle.take_over(0)  # audits
+        assert oracle.volumes[0].mode(1) == ACKED
