@@ -102,24 +102,38 @@ class ResyncControl:
 
     async def _become_source(self, volume: Volume) -> None:
         node = self._node
-        if not await node.ask_ok(ec.BitmapWrite(volume.number)):
-            return
+        this_one, since = volume.waiting_for_sync_uuid, volume.state.conn
+        is_begun = False
+
+        def goes_on(v: Volume, s: StateWord) -> bool:
+            """Neither disk was lost while a step was waited for, and this is not the next resync already."""
+            return v.attached and s.conn == since and s.pdsk > _D.FAILED and v.waiting_for_sync_uuid is this_one
+
+        def change(v: Volume, s: StateWord) -> StateWord:
+            nonlocal is_begun
+            if v is not volume or not goes_on(v, s):
+                return s
+            is_begun = True
+            return replace(s, conn=_C.SYNC_SOURCE, pdsk=_D.INCONSISTENT)
 
         def uuids(v: Volume) -> Uuids:
-            if v is not volume or not v.attached:
+            if v is not volume or not is_begun:
                 return v.uuids
             return start_source_sync_uuid(v.corrected or v.uuids, node.random)
 
-        if not await self.source_may_start(volume):
+        if not await node.ask_ok(ec.BitmapWrite(volume.number)) or not await self.source_may_start(volume):
+            return
+        if not goes_on(volume, volume.state):
             return
         dirty = node.dirty_bits(volume)
         await node.transition(
-            lambda v, s: replace(s, conn=_C.SYNC_SOURCE, pdsk=_D.INCONSISTENT) if v.attached else s,
+            change,
             uuids=uuids,
             only=volume,
             reason=f"{dirty} blocks ({dirty * 4} KiB) to be sent",
         )
-        if volume.state.conn not in _RUNNING or volume.has_lost_metadata:  # what is on the disk does not know this UUID
+        runs = is_begun and volume.state.conn in _RUNNING
+        if not runs or volume.has_lost_metadata:  # what is on the disk does not know this UUID
             return
         volume.corrected = None
         self._child(self._save_progress(volume), "save resync progress")

@@ -9,7 +9,7 @@ ones with the packets before them.
 from __future__ import annotations
 
 import struct
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from tests.sim.protocol_tables import (
@@ -91,7 +91,7 @@ class Volume:
     resync: dict[int, tuple[int, int]] = field(default_factory=dict)  # sector -> (size, command)
     was_ahead: bool = False
     cancelled: list[tuple[int, int, int]] = field(default_factory=list)  # asked for again: sector, size, command
-    resynced: dict[int, int] = field(default_factory=dict)  # data given, not acked: sector -> size
+    resynced: Counter[tuple[int, int]] = field(default_factory=Counter)  # data given, not acked: sector, size
     verify: dict[int, int] = field(default_factory=dict)
     verify_last: int = -1
     verified: dict[int, int] = field(default_factory=dict)  # digests given
@@ -431,7 +431,8 @@ class ProtocolChecker:
         if p.command in (0x15, 0x16, 0x17, 0x18, 0x19, 0x2C):
             if block_id == SYNCER:
                 _need(p.command in (0x17, 0x19), "for resync data")
-                _need(theirs.resynced.pop(sector, -1) == size, f"no resync data for sector {sector}, {size} bytes")
+                _need(theirs.resynced[sector, size] > 0, f"no resync data for sector {sector}, {size} bytes")
+                theirs.resynced[sector, size] -= 1  # given twice where a resync was broken off by an Ahead
                 return
             write = peer.log.get((p.volume, block_id, sector))
             _need(write is not None, f"id {block_id:#x} names no write at sector {sector}")
@@ -534,14 +535,14 @@ class ProtocolChecker:
             return
         _need(block_id == SYNCER, f"id {block_id:#x}")
         take_resync(theirs, sector, size, in_parts=pair.is_ours)
-        half.volume(p.volume).resynced[sector] = size
+        half.volume(p.volume).resynced[sector, size] += 1
 
     def _deallocated(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
         sector, size = struct.unpack_from(">QI", p.body)
         if not self.is_lenient:
             asked = take_resync(peer.volume(p.volume), sector, size, in_parts=pair.is_ours)
             _need(asked == 0x32 or (asked == 0x21 and pair.is_ours), "no thin request")
-        half.volume(p.volume).resynced[sector] = size
+        half.volume(p.volume).resynced[sector, size] += 1
 
     def _verify_reply(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
         sector, _, size, _ = _REQUEST.unpack_from(p.body)

@@ -127,3 +127,23 @@ def test_disk_lost_while_the_handler_runs(index: int) -> None:
         cluster.ask(index, "attach")
         cluster.until(lambda: cluster.in_sync, 60_000, "the resync")
         cluster.check_idle_pair()
+
+
+@pytest.mark.parametrize("comes_back_after_ms", [500, 3_500])
+def test_handler_of_a_resync_that_was_broken_off_starts_none(comes_back_after_ms: int) -> None:
+    """The target's disk goes while it runs, and comes back for another resync with a handler of its own: before the end
+    of the first one or after it."""
+    with pair() as cluster:
+        part(cluster)
+        cluster.shells[0].scripts["before-resync-source"] = Script(0, delay_ms=3_000)
+        cluster.ask(1, "connect")
+        cluster.until(lambda: called(cluster, 0) != [], 5_000, "the handler")
+        cluster.ask(1, "detach")
+        cluster.run(comes_back_after_ms)
+        assert cluster.state(0)[1] == ConnectionState.CONNECTED
+        cluster.ask(1, "attach")
+        cluster.until(lambda: len(called(cluster, 0)) == 2, 5_000, "the handler of the next one")
+        cluster.run(2_900)
+        assert cluster.state(0)[1] == ConnectionState.WF_BITMAP_S, "it waits for its own handler"
+        cluster.until(lambda: cluster.in_sync, 60_000, "the resync")
+        cluster.check_idle_pair()
