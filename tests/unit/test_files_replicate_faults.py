@@ -655,3 +655,29 @@ def test_a_copy_that_a_removal_has_gone_from_is_missed_as_a_witness() -> None:
         assert names(world, 0) == {b"a": b"new"}
 
     play(3, scene, **HEALS_OFF)
+
+
+def test_half_a_rename_of_what_a_copy_has_never_had_loses_nothing() -> None:
+    """One copy is old in the directory where it was made, and good in the one where another copy has it now."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+        one, two = [await make_directory(client, name) for name in (b"one", b"two")]
+        await settle()
+        world.crash(0)
+        gfid = await make_directory(client, b"d", one)
+        await settle()
+        world.crash(2)
+        world.come_back(0)
+        with pytest.raises(FopError):
+            await client.afr.rename(client.caller, Loc(gfid, one, b"d"), Loc(parent=two, name=b"d"))
+        await settle()
+        assert b"/two/d" in world.tree(1)
+        for how in (two, one, two):
+            await client.afr.healer.heal(how, How())
+        world.come_back(2)
+        await heal_all(client)
+        assert_healed(world)
+        assert gfid in {about[0] for about in world.tree(0).values()}
+
+    play(3, scene, **HEALS_OFF)

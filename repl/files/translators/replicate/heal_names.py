@@ -151,9 +151,10 @@ class NameHeal:
     async def _vouch(self, iatt: Iatt, same: int) -> bool:
         """Whether those that have the inode can tell which copy of it is good.
 
-        A good copy of the directory that lacks the inode altogether has removed it (or never made it) in a change that
-        nobody acknowledged, and what it said of the other copies is lost with it: as if it were away.  What has no good
-        copy then is gone for good; old ones are accused by all that have it, so that it stays known (decision 0136).
+        A good copy of the directory that lacks the inode altogether, and is not accused of having missed it (made in
+        another directory), has removed it, or never made it, in a change that nobody acknowledged, and what it said of
+        the other copies is lost with it: as if it were away.  What has no good copy then is gone for good; old ones are
+        accused by all that have it, so that it stays known (decision 0136).
         """
         afr, caller = self.afr, self.run.caller
         target = Loc(gfid=iatt.gfid)
@@ -163,11 +164,12 @@ class NameHeal:
             if isinstance(answer, OSError) and answer.errno not in GONE:
                 raise answer
         have = mask_of(found)
-        if not self.judged.trusted & ~have:
+        said = {i: accusations(a.xattrs, afr.keys) for i, a in found.items()}
+        missed = mask_of([i for i in range(afr.count) if any(any(row[i]) for row in said.values())])
+        if not self.judged.trusted & ~have & ~missed:
             return True
         if afr.quorum.is_met(afr.everyone & ~have):
             return False
-        said = {i: accusations(a.xattrs, afr.keys) for i, a in found.items()}
         old = {kind: accused(said, kind, afr.quorum) & have for kind in self._kinds(iatt)}
         if any(not have & ~mask & ~(afr.arbiters if kind is Kind.DATA else 0) for kind, mask in old.items()):
             return False
