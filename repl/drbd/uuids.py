@@ -264,6 +264,17 @@ def _anew(uuids: Uuids, peer_current: int) -> Uuids:
     return Uuids(uuids.current, 0, base(peer_current), others[0] if others else 0)
 
 
+def after_split_brain(winner: Uuids, loser_current: int) -> Uuids:
+    """Before a resync that throws away what a split brain's loser has: as if the winner had gone on from that.
+
+    differs: DRBD goes on from the generation that both changed.  A loser that dies before it has its P_SYNC_UUID is
+    another split brain then, and unrelated the next time; so it is found by rule 51 or 71 (decision 0140).
+    """
+    slots = (winner.bitmap, winner.history1, winner.history2)
+    others = [slot for slot in slots if base(slot) not in (0, base(loser_current))]
+    return Uuids(winner.current, base(loser_current), *[*others, 0, 0][:2])
+
+
 def _needs_version(rule: int, version: int) -> Verdict:
     return Verdict(
         rule,

@@ -248,7 +248,9 @@ class Commands:
             goes_on_alone = alone and (volume.uuids.bitmap == 0 or volume.peer_may_have_finished)
             if volume.attached and (volume.number in forced or goes_on_alone):
                 may_have_finished, volume.peer_may_have_finished = volume.peer_may_have_finished, False
-                return new_current(volume.uuids, node.random, primary=True, keep_bitmap=may_have_finished)
+                # differs: an order by force leaves what the nodes have in common in the history (decision 0140).
+                keeps = may_have_finished or volume.number in forced
+                return new_current(volume.uuids, node.random, primary=True, keep_bitmap=keeps)
             if alone and volume.attached and volume.peer_may_serve:
                 # differs: the peer is a Primary that waits for this data: it has to see that others were served
                 # (decision 0110).
@@ -531,6 +533,7 @@ class Commands:
             return replace(s, disk=_D.UP_TO_DATE, pdsk=_D.UP_TO_DATE) if v is volume and skip else s
 
         if skip:  # the peer has to know before our P_STATE could say UpToDate
+            volume.skip_is_unanswered = node.connection.peer_is_ours
             await node.transition(change, uuids=uuids, reason="initial sync skipped by order")
             node.connection.send_uuids(volume, extra_flags=UuidFlag.SKIP_INITIAL_SYNC)
             volume.peer_has_our_uuids()

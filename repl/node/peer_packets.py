@@ -80,7 +80,7 @@ class PeerPackets:
         volume.attach_serials.heard(theirs)
         if volume.is_negotiating and not answers(self._c, volume, theirs):
             return
-        peer_disk = real_disk(theirs, volume)
+        peer_disk = self._disk_after_skip(volume, theirs, real_disk(theirs, volume))
         busy = mine.conn > _C.CONNECTED
         syncs = mine.conn in (_C.SYNC_SOURCE, _C.PAUSED_SYNC_S)
         # (A disk that is Negotiating ends none: this node has yet to write that the last one has left.)
@@ -112,6 +112,13 @@ class PeerPackets:
         if busy and theirs.conn > _C.CONNECTED and theirs.conn < _C.SYNC_SOURCE and peer_disk == _D.UP_TO_DATE:
             peer_disk = mine.pdsk  # its disk is what the resync makes of it
         await self._follow(volume, theirs, peer_disk)
+
+    def _disk_after_skip(self, volume: Volume, theirs: StateWord, peer_disk: DiskState) -> DiskState:
+        """What the peer sent before it heard that the initial sync is skipped is no news (decision 0141)."""
+        if volume.skip_is_unanswered and peer_disk == _D.INCONSISTENT and theirs.conn == _C.CONNECTED:
+            return _D.UP_TO_DATE
+        volume.skip_is_unanswered = False
+        return peer_disk
 
     async def _evaluate_again(self, volume: Volume, theirs: StateWord, *, told: bool) -> None:
         """A disk appeared at the peer, or it wants a resync: the same decision as in the handshake."""
@@ -181,6 +188,7 @@ class PeerPackets:
     async def _uuids(self, volume: Volume, report: pk.UuidReport) -> None:
         node = self._node
         volume.peer_report = report
+        volume.skip_is_unanswered = False  # it has begun one of its own
         volume.attach_serials.generation_came()
         volume.follow_service()  # what applications see from now on may have another generation
         if not volume.attached:

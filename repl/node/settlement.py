@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from repl.drbd.decision import Decision, DecisionKind, Refusal, decide
 from repl.drbd.split_brain import AfterSplitBrain, Policies, ResyncConflict
 from repl.drbd.states import ConnectionState, DiskState, Role, StateWord
-from repl.drbd.uuids import Feature, Side, UuidFlag, Uuids, new_current
+from repl.drbd.uuids import CODE_SPLIT_BRAIN, Feature, Side, UuidFlag, Uuids, after_split_brain, new_current
 from repl.engine import commands as ec
 from repl.errors import ProtocolError, ReplError
 from repl.node.drops import FinalDrop, RetryDrop
@@ -137,7 +137,12 @@ async def _begin(c: Connection, volume: Volume, decision: Decision) -> Connectio
     # A direction that the disks' states have turned makes nothing of what the generations alone would correct.
     volume.corrected = decision.verdict.self_corrected if decision.kind is DecisionKind.SOURCE else None
     theirs = decision.verdict.peer_corrected if decision.kind is DecisionKind.TARGET else None
-    if theirs is not None and (c.peer_is_ours or decision.rule != 60):  # DRBD's node corrects nothing there
+    if abs(decision.verdict.code) == CODE_SPLIT_BRAIN:
+        if decision.kind is DecisionKind.SOURCE:
+            volume.corrected = after_split_brain(volume.uuids, report.uuids.current)
+        elif decision.kind is DecisionKind.TARGET:
+            theirs = after_split_brain(report.uuids, volume.uuids.current)
+    if theirs is not None and (c.peer_is_ours or decision.rule not in (60, 90, 100)):  # DRBD's corrects nothing there
         volume.peer_report = replace(report, uuids=theirs)
     if decision.kind is DecisionKind.NONE:
         return _C.CONNECTED

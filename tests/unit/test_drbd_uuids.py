@@ -357,3 +357,27 @@ def test_full_resync_of_an_older_generation_keeps_that_one_in_the_history_of_bot
         found, mirrored = verdict(mine, Uuids(B)), verdict(Uuids(B), mine)
         assert (found.rule, found.self_corrected) == (80, corrected)
         assert (mirrored.rule, mirrored.peer_corrected) == (60, corrected)
+
+
+def test_winner_of_a_split_brain_finds_a_loser_that_never_got_a_sync_uuid_by_its_generation() -> None:
+    winner, loser = Uuids(B, A, C, D), Uuids(E, A, C, D)
+    assert abs(verdict(winner, loser).code) == uuids.CODE_SPLIT_BRAIN
+    corrected = uuids.after_split_brain(winner, loser.current | 1)
+    assert corrected == Uuids(B, E, A, C)
+    for _ in range(4):
+        started = uuids.start_source_sync_uuid(corrected, numbers())
+        assert started == Uuids(B, E + STEP, E, A)
+        found, mirrored = verdict(started, loser), verdict(loser, started)
+        assert (found.rule, mirrored.rule) == (71, 51)
+        assert (found.code, mirrored.code) == (uuids.CODE_BITMAP, -uuids.CODE_BITMAP)
+        assert found.self_corrected == mirrored.peer_corrected is not None
+        corrected = found.self_corrected
+        assert (corrected.bitmap, corrected.history1) == (E, A)
+    assert verdict(started, loser, version=95).rule == 80, "a full one: it knows no step"
+    accepted = uuids.target_accept_sync_uuid(loser, started.bitmap)
+    assert uuids.finish_target(accepted, corrected, primary=False) == uuids.finish_source(started)
+
+
+def test_winner_keeps_what_it_has_of_the_loser_only_once() -> None:
+    assert uuids.after_split_brain(Uuids(B, 0, E, C), E) == Uuids(B, E, C, 0)
+    assert uuids.after_split_brain(Uuids(B), E) == Uuids(B, E)
