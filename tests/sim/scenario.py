@@ -190,7 +190,7 @@ class Scenario(Orders):
         for index in (0, 1):
             if not c.node(index).reason and "Split-Brain" in c.node(1 - index).reason:
                 raise SimFailure(f"node {index} is StandAlone and does not say why ({c.describe()})")
-        winner = self.oracle.source()
+        winner = self._with_good_data(self.oracle.source())
         c.log(f"operator: split brain, node {winner} wins")
         for index in (0, 1):
             if c.node(index).role == Role.PRIMARY and index != winner:
@@ -207,6 +207,12 @@ class Scenario(Orders):
         self.fire_and_wait(winner, "connect")
         if not c.wait(lambda: c.connected, bound):
             raise SimFailure(f"P10: not connected after a resolved split brain within {bound} ms ({c.describe()})")
+
+    def _with_good_data(self, winner: int) -> int:
+        """Who served last may have been given up since, by a policy, and be half overwritten: then the other one."""
+        half = any(self.c.state(winner, n)[2] == DiskState.INCONSISTENT for n in self.c.numbers)
+        whole = all(self.c.state(1 - winner, n)[2] == DiskState.UP_TO_DATE for n in self.c.numbers)
+        return 1 - winner if half and whole else winner
 
 
 def option_of(kind: str) -> str:
