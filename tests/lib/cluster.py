@@ -201,7 +201,8 @@ class Cluster:
     def spawn(self, name: str, *arguments: str, prefix: Sequence[str] = ()) -> Process:
         """A ``repld`` of this node; returns at once."""
         node = self.nodes[name]
-        assert not node.is_running, f"{name} runs already"
+        if node.process is not None:  # after "down" the resource is free a moment before the process has ended
+            node.process.wait_exit()
         argv = [sys.executable, "-P", "-m", "repl.daemon.main", *self.options(name, RESOURCE), *arguments]
         node.process = Process(argv, node.log, env={"PYTHONPATH": str(ROOT)}, prefix=prefix)
         return node.process
