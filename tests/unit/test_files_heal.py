@@ -147,6 +147,48 @@ def test_a_large_file_is_healed_while_it_is_written() -> None:
     play(2, scene, **HEALS_OFF)
 
 
+def test_a_heal_that_fails_in_one_window_leaves_no_lock_of_another() -> None:
+    """The one that failed cut the others off while they gave their locks back: whoever wanted the file afterwards
+    waited until the healer's process ended."""
+    block = 128 * 1024
+
+    async def scene(world: World) -> None:
+        client, healing = await world.client(), await world.client()
+        gfid = await make_file(client, b"big", b"a" * block * 8)
+        await settle()
+        world.crash(2)
+        await write(client, gfid, b"b" * block * 8)
+        await settle()
+        world.come_back(2)
+        reads = 0
+        unlocking, failing = asyncio.Event(), asyncio.Event()
+
+        async def hook(who: str, brick: str, fop: str, is_done: bool) -> None:
+            nonlocal reads
+            if who != healing.name or is_done:
+                return
+            reads += fop == "readv"
+            if fop == "readv" and reads >= 2:
+                await unlocking.wait()
+                failing.set()
+                raise FopError(errno.EIO, "a disk that fails")
+            if fop == "inodelk" and reads >= 2:
+                unlocking.set()
+                await failing.wait()
+                await asyncio.sleep(1)
+
+        no_fault, world.hook = world.hook, hook
+        outcome = await healing.afr.healer.heal(gfid, How())
+        world.hook = no_fault
+        assert outcome.status is Status.FAILED and "a disk that fails" in outcome.reason
+        assert reads <= 3, "windows are begun although one has failed"
+        await asyncio.wait_for(write(client, gfid, b"new"), 60)
+        await heal_all(healing)
+        assert_healed(world)
+
+    play(3, scene, **HEALS_OFF, data_self_heal_window_size="1", read_subvolume_index="0")
+
+
 def test_only_the_blocks_that_differ_travel() -> None:
     async def scene(world: World) -> None:
         client = await world.client()

@@ -37,7 +37,6 @@ class DataHeal:
         self.window = min(blocks * HEAL_BLOCK_BYTES, HEAL_WINDOW_BYTES_MAX)
         self.is_empty = 0  # sinks that had nothing: what is zero need not be written
         self.failed = 0
-        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def is_small(self) -> bool:
@@ -187,26 +186,28 @@ class DataHeal:
         try:
             await asyncio.gather(*(self._prepare(i, fd, size) for i in bits(sinks)))
             await self._leave_data_lock()
-            limit = asyncio.Semaphore(HEAL_WINDOWS_AT_A_TIME)
+            await self._copy_windows(source, sinks, fd, size)
+            await self._finish_large(source, sinks & ~self.failed, fd)
+        finally:
+            await self._release(1 << source | sinks, fd)
+
+    async def _copy_windows(self, source: int, sinks: int, fd: Fd, size: int) -> None:
+        """A few at a time.  When one fails no other is begun, and none is cut off: it has locks to give back, and who
+        wants the file would wait for one that stayed."""
+        run, loop = self.run, asyncio.get_running_loop()
+        working: set[asyncio.Task[None]] = set()
+        try:
             for first in range(0, size, self.window):
-                await limit.acquire()
                 await run.how.pace.wait()
                 run.go_on()
                 if not sinks & ~self.failed:
                     break
-                task = asyncio.get_running_loop().create_task(
-                    self._window(source, sinks & ~self.failed, fd, first, min(self.window, size - first))
-                )
-                task.add_done_callback(lambda _: limit.release())
-                self._tasks.append(task)
-                self._tasks = [t for t in self._tasks if not t.done() or t.exception()]
-            await asyncio.gather(*self._tasks)
-            await self._finish_large(source, sinks & ~self.failed, fd)
+                window = self._window(source, sinks & ~self.failed, fd, first, min(self.window, size - first))
+                working.add(loop.create_task(window))
+                working = await _fewer(working, HEAL_WINDOWS_AT_A_TIME)
+            await _fewer(working, 1)
         finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-            await self._release(1 << source | sinks, fd)
+            await asyncio.gather(*working, return_exceptions=True)
 
     async def _prepare(self, sink: int, fd: Fd, size: int) -> None:
         """Marked as old by itself, opened, and as long as the source, under the inode's lock."""
@@ -321,6 +322,15 @@ class DataHeal:
         for i, answer in (await send(self.afr, unsynced, run.caller, steps)).items():
             if error := next((a for a in answer if isinstance(a, OSError)), None):
                 raise FopError(error.errno or errno.EIO, f"{self.afr.names[i]}: syncing {run.loc}")
+
+
+async def _fewer(working: set[asyncio.Task[None]], than: int) -> set[asyncio.Task[None]]:
+    """Those that are left; what one of the others failed with is raised."""
+    while len(working) >= than:
+        done, working = await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    return working
 
 
 def _gone(name: str) -> FopError:
