@@ -18,7 +18,7 @@ from repl.files.translators.replicate.healing import How, Status
 from repl.files.values import ROOT_GFID, Fd, FopError, Loc, SetAttr
 from tests.lib.replicas import Client, World
 from tests.unit.test_files_heal import HEALS_OFF, assert_healed, heal_all, make_directory
-from tests.unit.test_files_replicate import make_file, play, read, settle, write
+from tests.unit.test_files_replicate import counters, make_file, play, read, settle, write
 
 
 def at_root(name: bytes, gfid: bytes = bytes(16)) -> Loc:
@@ -667,10 +667,16 @@ def test_half_a_rename_of_what_a_copy_has_never_had_loses_nothing() -> None:
         world.crash(0)
         gfid = await make_directory(client, b"d", one)
         await settle()
-        world.crash(2)
         world.come_back(0)
+
+        async def hook(who: str, brick: str, fop: str, is_done: bool) -> None:
+            if fop == "rename" and not is_done and brick == "brick2":
+                world.crash(2)
+
+        no_fault, world.hook = world.hook, hook
         with pytest.raises(FopError):
             await client.afr.rename(client.caller, Loc(gfid, one, b"d"), Loc(parent=two, name=b"d"))
+        world.hook = no_fault
         await settle()
         assert b"/two/d" in world.tree(1)
         for how in (two, one, two):
@@ -679,5 +685,54 @@ def test_half_a_rename_of_what_a_copy_has_never_had_loses_nothing() -> None:
         await heal_all(client)
         assert_healed(world)
         assert gfid in {about[0] for about in world.tree(0).values()}
+
+    play(3, scene, **HEALS_OFF)
+
+
+def test_a_rename_that_too_few_copies_can_do_is_not_begun() -> None:
+    """The only good copy here had carried it out before the other one, which has never had the file, refused.  Whoever
+    took the old name then for something else, which is acknowledged, left the file without a name."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+        one = await make_directory(client, b"one")
+        await settle()
+        world.crash(2)
+        gfid, other = [await make_file(client, name, b"data", one) for name in (b"f", b"other")]
+        await settle()
+        world.crash(1)
+        world.come_back(2)
+        with pytest.raises(FopError) as caught:
+            await client.afr.rename(client.caller, Loc(gfid, one, b"f"), Loc(parent=ROOT_GFID, name=b"g"))
+        assert caught.value.errno == errno.ENOTCONN
+        await client.afr.unlink(client.caller, Loc(other, one, b"other"))  # there is nothing to remove on the old one
+        await settle()
+        assert list(world.tree(0)) == [b"/", b"/one", b"/one/f"]
+        world.come_back(1)
+        await heal_all(client)
+        assert_healed(world)
+        assert list(world.tree(0)) == [b"/", b"/one", b"/one/f"]
+
+    play(3, scene, **HEALS_OFF)
+
+
+def test_half_a_rename_leaves_its_mark_in_both_directories() -> None:
+    async def scene(world: World) -> None:
+        client = await world.client()
+        one, two = [await make_directory(client, name) for name in (b"one", b"two")]
+        gfid = await make_file(client, b"f", b"data", one)
+        await settle()
+
+        async def hook(who: str, brick: str, fop: str, is_done: bool) -> None:
+            if fop == "rename" and not is_done and brick != "brick0":
+                raise FopError(errno.EIO, "a disk that fails")
+
+        no_fault, world.hook = world.hook, hook
+        with pytest.raises(FopError):
+            await client.afr.rename(client.caller, Loc(gfid, one, b"f"), Loc(parent=two, name=b"f"))
+        world.hook = no_fault
+        await settle()
+        assert b"/two/f" in world.tree(0)
+        assert [counters(world, 0, place, "dirty")[16:] for place in (one, two)] == ["00000001"] * 2
 
     play(3, scene, **HEALS_OFF)

@@ -135,37 +135,48 @@ class Entries(Lookups):
         """An old copy of the directory (or of the other one) does not decide whether a name can be made or removed.
 
         ``name`` is changed there only if it means the same inode as on the good copies, and ``target`` is not there or
-        means what it means on one of them.
+        means what it means on one of them.  If too few copies are left then, nothing is done (decision 0146).
         """
         old = tenure.accused.get(Kind.ENTRY, 0) & mask
         if other is not None:
             old |= other.accused.get(Kind.ENTRY, 0) & mask
         if not old:
             return await self.ask(mask, call)
-        replaced: set[bytes] = set()
-        if target is not None:
-            wanted = Loc(parent=target.parent, name=target.name)
-            there = await self.ask(mask & ~old, lambda c: c.lookup(tenure.caller, wanted))
-            replaced = {a.iatt.gfid for a in good_of(there).values()}
+        unable: Answers = {}
+        if name is not None:
+            unable = await self._unable(tenure.caller, mask & ~old, old, name, target)
+            # What an old copy does not have need not be removed there.
+            lacking = [i for i, e in errors_of(unable).items() if other is not None or e.errno != errno.ENOENT]
+            if not self.quorum.is_met(mask & ~mask_of(lacking)):
+                for place in {name.parent, target.parent if target is not None else name.parent}:
+                    self.heal_soon(place)
+                raise FopError(errno.ENOTCONN, f"{self.name}: too few copies that could change {name} are here")
         answers = await self.ask(mask & ~old, call)
-        if good := good_of(answers):
-            gfid = next(iter(good.values())).iatt.gfid
-
-            async def call_if_same(child: Translator) -> Any:
-                if name is not None:
-                    await self._need_same(child, tenure.caller, gfid, name)
-                if target is not None:
-                    await self._need_replaced(child, tenure.caller, target, replaced)
-                return await call(child)
-
-            answers |= await self.ask(old, call_if_same)
+        if good_of(answers):
+            answers |= unable | await self.ask(old & ~mask_of(unable), call)
         return answers
 
-    @staticmethod
-    async def _need_same(child: Translator, caller: Caller, gfid: bytes, name: Loc) -> None:
-        there = await child.lookup(caller, Loc(parent=name.parent, name=name.name))
-        if there.iatt.gfid != gfid:
-            raise FopError(errno.EIO, f"{child.name}: {name} is another inode on this old copy")
+    async def _unable(self, caller: Caller, good: int, old: int, name: Loc, target: Loc | None) -> Answers:
+        """Old copies that cannot do what the good ones can, and why."""
+        meant = await self._there(caller, good, name)
+        if not meant:
+            return {}  # nothing will be done
+        gfid = next(iter(meant))
+        replaced = await self._there(caller, good, target) if target is not None else set()
+
+        async def check(child: Translator) -> None:
+            there = await child.lookup(caller, Loc(parent=name.parent, name=name.name))
+            if there.iatt.gfid != gfid:
+                raise FopError(errno.EIO, f"{child.name}: {name} is another inode on this old copy")
+            if target is not None:
+                await self._need_replaced(child, caller, target, replaced)
+
+        return dict(errors_of(await self.ask(old, check)))
+
+    async def _there(self, caller: Caller, mask: int, loc: Loc) -> set[bytes]:
+        """What these copies have under a name."""
+        found = await self.ask(mask, lambda c: c.lookup(caller, Loc(parent=loc.parent, name=loc.name)))
+        return {a.iatt.gfid for a in good_of(found).values()}
 
     @staticmethod
     async def _need_replaced(child: Translator, caller: Caller, target: Loc, replaced: set[bytes]) -> None:
@@ -446,7 +457,12 @@ class Entries(Lookups):
                 old, active, lambda c: c.rename(caller, source, target, flags=flags), new, source,
                 None if flags & _EXCHANGE else target,
             )  # fmt: skip
-            answer: Looked = await self.settle(new, Kind.ENTRY, answers, pid=caller.pid)
+            try:
+                answer: Looked = await self.settle(new, Kind.ENTRY, answers, pid=caller.pid)
+            except BaseException:
+                if Kind.ENTRY in new.suspect:
+                    old.doubt(Kind.ENTRY)
+                raise
             if old is not new:
                 done = mask_of(good_of(answers))
                 if not done & old.good(Kind.ENTRY) or not self.quorum.is_met(done & old.active):
