@@ -270,7 +270,7 @@ def test_a_copy_that_cannot_be_synced_is_accused_and_only_of_that_file() -> None
         brick.fsync = fails  # type: ignore[method-assign,assignment]
         for fd in fds:
             await client.afr.release(fd)
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.5)
         accusing = {where for where in world.pending() if f"{bad.hex()[-6:]}" in where}
         assert {where.split()[0] for where in accusing} >= {"brick0"} and "brick1" in " ".join(accusing)
         assert all(bad.hex()[-6:] in where or " 000001 " in where for where in world.pending())

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Transactions that end together.
 
-Inputs: tenures that nobody uses any more.  Nobody waits for the end of a transaction either, so one waits a few
-hundredths of a second for others to come along; then all are synced with one call to each child, and have their marks
-taken back and their locks given back with another.  Whoever wants the lock meanwhile ends the wait (``hurry``), and an
-operation of ours on the same inode takes the transaction up again as it is (``take_up``).
+Inputs: tenures that nobody uses any more.  Nobody waits for the end of a transaction either, so one waits
+``post-op-delay-secs`` (at most a second) for others to come along; then all are synced with one call to each child, and
+have their marks taken back and their locks given back with another.  Whoever wants the lock meanwhile ends the wait
+(``hurry``), a child that goes or comes ends all waits (``start``), and an operation of ours on the same inode takes the
+transaction up again as it is (``take_up``).
 Only what went as it should ends like this: where a child was lost, or somebody is yet to be accused, each ends by
 itself (tenure.py), and so does what goes wrong here.
 """
@@ -41,7 +42,7 @@ class Endings:
         if len(self._waiting) >= FILES_BUNDLE_MAX:
             self.start()
         elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(FILES_BUNDLE_S, self.start)
+            self._timer = asyncio.get_running_loop().call_later(min(FILES_BUNDLE_S, self._afr.post_op_delay_s), self.start)
 
     def hurry(self, tenure: Tenure) -> None:
         """It ends now, by itself, if it is still waiting."""

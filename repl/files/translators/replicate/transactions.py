@@ -250,6 +250,7 @@ class Transactions(Base):
         log.info("volume '%s': child '%s' is up", self.name, self.names[index])
         for tenure in list(self.tenures):
             tenure.close()  # the next one takes the child in
+        self.endings.start()
         if not was:
             self.notify_parents(ChildUp())
         self.child_came_up(index)
@@ -274,6 +275,7 @@ class Transactions(Base):
         for inode in self.inodes.all():
             for state in inode.fds:
                 state.opened &= ~(1 << index)
+        self.endings.start()  # whoever has missed something is accused at once
 
     def _contended(self, event: Contended) -> None:
         inode = self.inodes.peek(event.gfid)
