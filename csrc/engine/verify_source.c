@@ -159,6 +159,10 @@ static void send_verdicts(const struct verify_blocks *b, uint32_t found)
     for (uint32_t i = 0; i < b->count; i++) {
         bool differs = found & (1u << i);
         uint64_t offset = b->offset + i * BLOCK_BYTES;
+        if (differs)
+            verify_differs(v, offset, verify_block_bytes(b, i));
+        if (b->refused & (1u << i))
+            continue;   /* a verdict answers a digest: the target waits for none, and its counts would not be right */
         used += packet_header_put(packets + used, link->options.version, P_OV_RESULT, (unsigned)v->number,
                                   PACKET_ACK_BODY);
         packet_ack_put(packets + used, &(struct ack_body){.sector = offset / SECTOR_BYTES,
@@ -166,10 +170,9 @@ static void send_verdicts(const struct verify_blocks *b, uint32_t found)
                                                           .size_bytes = verify_block_bytes(b, i),
                                                           .seq_num = ++v->seq_out});
         used += PACKET_ACK_BODY;
-        if (differs)
-            verify_differs(v, offset, verify_block_bytes(b, i));
     }
-    stream_queue_bytes(&link->meta->stream, packets, used);
+    if (used)
+        stream_queue_bytes(&link->meta->stream, packets, used);
 }
 
 void verify_compare(struct verify_blocks *b)

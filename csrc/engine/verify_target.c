@@ -139,7 +139,7 @@ void verify_refuse(struct verify_blocks *b)
     for (uint32_t i = 0; i < b->count; i++)
         sender_ack(v, P_NEG_RS_DREPLY, (b->offset + i * BLOCK_BYTES) / SECTOR_BYTES, ID_SYNCER,
                    verify_block_bytes(b, i));
-    answered(b);
+    verify_release(b);  /* no verdict comes */
 }
 
 void verify_verdict(struct volume *v, uint64_t sector, uint32_t bytes, uint64_t verdict)
