@@ -408,16 +408,40 @@ void request_read_start(struct request *r)
 
 /* ---- flushes ---- */
 
+static bool vouches_alone(const struct request *r)
+{
+    return r->local_ok && r->volume->state.disk == D_UP_TO_DATE;
+}
+
+/* differs: DRBD reports a flush as replicated once the barrier is sent; we wait for its ack (decision 0002). */
+static void flush_at_peer(struct request *r)
+{
+    struct core *core = r->volume->core;
+    sender_close_epoch(core, NULL);
+    struct list_head *last = list_last(&core->link.log.epochs);
+    if (!last) {
+        r->net_ok = true;
+        return;
+    }
+    r->net_pending = true;
+    r->flush_epoch = list_entry(last, struct epoch, link)->serial;
+    list_del(&r->link);
+    list_add_tail(&r->volume->flush_waiters, &r->link);
+}
+
 static void flush_local_done(struct disk_op *op)
 {
     struct request *r = op->owner;
+    struct volume *v = r->volume;
     r->local_pending = false;
-    volume_disk_finished(r->volume, op);
+    volume_disk_finished(v, op);
     r->local_ok = op->error == 0;
     if (op->error) {
         r->error = op->error;
-        volume_disk_error(r->volume, op, RE_DISK_FLUSH);    /* a failed flush is final for the device */
+        volume_disk_error(v, op, RE_DISK_FLUSH);    /* a failed flush is final for the device */
     }
+    if (!r->net_pending && !r->net_ok && !vouches_alone(r) && volume_replicates(v))
+        flush_at_peer(r);
     request_settle(r);
 }
 
@@ -439,18 +463,13 @@ static void flush_new(struct request *r)
         complete(r, EIO);
         return;
     }
-    r->net_ok = remote;
-    if (remote) {
+    /* Flushing a disk that lacks the peer's writes makes nothing stable: the peer has to, in every protocol (decision
+     * 0142). */
+    bool strict = core->link.options.strict_flush && core->link.options.protocol == 3;
+    if (remote)
         sender_close_epoch(core, NULL);
-        struct list_head *last = list_last(&core->link.log.epochs);
-        /* differs: DRBD reports a flush as replicated once the barrier is sent; we wait for its ack (decision 0002). */
-        if (last && core->link.options.strict_flush && core->link.options.protocol == 3) {
-            r->net_pending = true;
-            r->flush_epoch = list_entry(last, struct epoch, link)->serial;
-            list_del(&r->link);
-            list_add_tail(&v->flush_waiters, &r->link);
-        }
-    }
+    if (remote && (strict || !local || v->state.disk != D_UP_TO_DATE))
+        flush_at_peer(r);
     if (local && !(v->disk.flags & RE_ATTACH_NO_DISK_FLUSHES)) {
         r->op = (struct disk_op){.kind = DISK_FLUSH, .fd = v->disk.data_fd};
         r->local_pending = true;
@@ -476,6 +495,7 @@ void app_flush_check(struct core *core)
                 break;
             list_del(&r->link);
             r->net_pending = false;
+            r->net_ok = volume_replicates(v);   /* else nobody has said that it is stable there */
             request_settle(r);
         }
     }

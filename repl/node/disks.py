@@ -29,6 +29,7 @@ DISK_WAIT_MS = 10_000  # patience of an orderly end with a disk that does not an
 
 _C = ConnectionState
 _D = DiskState
+LAST_COPY = "; no other good copy is in reach: attached again it may lack what was written since its last flush"
 
 
 class Disks:
@@ -376,7 +377,9 @@ class Disks:
         if volume is None or not volume.attached:
             return
         what = "no answer to an operation" if event.disk_op is DiskOp.TIMEOUT else f"{event.disk_op.name.lower()} error"
-        volume.disk_error = f"{what} at byte {event.value}: {os.strerror(event.error)}"
+        was_last = volume.state.disk == _D.UP_TO_DATE and volume.state.pdsk < _D.UP_TO_DATE
+        was_last = event.status is not Result.OK and (was_last or volume.disk_error.endswith(LAST_COPY))
+        volume.disk_error = f"{what} at byte {event.value}: {os.strerror(event.error)}{LAST_COPY if was_last else ''}"
         self._node.emit("disk-error", volume.disk_error, level="error", volume=volume.number)
         if event.status is Result.OK:
             self._node.start(self._passed_on(volume), "disk error passed on")

@@ -349,6 +349,7 @@ async def evaluate(c: Connection, volume: Volume, theirs: StateWord) -> None:
         c.send_state(each)
     if first:
         c.serial += 1
+    if first or node.suspension.ends_with_data:
         await node.suspension.reached_peer()
     for each in each_new:
         await node.resync.begin(each)

@@ -264,7 +264,8 @@ class Resize:
             if own.usable_sectors < size:
                 raise RequestRefused(f"{name}: the disk has room for {own.usable_sectors} sectors only", number=111)
             moves = own.layout.superblock_byte != volume.prepared.layout.superblock_byte
-            if moves and node.suspension.active and not node.is_connected:  # what is frozen stays in the activity log
+            frozen = node.suspension.kept or (node.suspension.active and not node.is_connected)
+            if moves and frozen:  # what is frozen stays in the activity log
                 raise RequestRefused(
                     f"{name}: its metadata has to move, and application I/O is suspended",
                     advice=f'Connect first, or "replctl resume-io {node.settings.resource}".',

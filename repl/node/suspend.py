@@ -68,6 +68,16 @@ class Suspension:
         """Requests without good data wait instead of failing."""
         return self._node.settings.on_no_data == "suspend-io" and not self._fails_without_data
 
+    @property
+    def is_short_of_data(self) -> bool:
+        """Suspended for want of good data, which is not there yet."""
+        return self.no_data and bool(self._lacked_data)
+
+    @property
+    def ends_with_data(self) -> bool:
+        """Connected already, and the good data has just come: :meth:`reached_peer` is due."""
+        return self.no_data and not self._lacked_data
+
     def advice(self) -> str:
         """What ends it."""
         name, peer = self._node.settings.resource, self._node.settings.peer
@@ -170,8 +180,14 @@ class Suspension:
             )
 
     async def reached_peer(self) -> None:
-        """All volumes are connected and agreed: what was kept is sent again; then I/O goes on."""
+        """All volumes are connected and agreed: what was kept is sent again; then I/O goes on.
+
+        A peer that has come back without the only good disk gets nothing: what it has confirmed may be lost with that
+        disk's cache, so all of it is kept until the disk is there (:attr:`is_short_of_data`).
+        """
         node = self._node
+        if self.kept and self.is_short_of_data:
+            return
         if self.kept:
             await self._generation_without_peer_disk()
             if not await node.ask_ok(ec.LinkResend()):
@@ -185,6 +201,12 @@ class Suspension:
             self.fencing = False
             self.no_data = self.no_data and bool(self._lacked_data)
             await node.transition(lambda v, s: s, reason="the peer is back, I/O goes on")
+
+    async def _give_up_connected(self) -> None:
+        """To a peer without a disk: it takes nothing, so all of it becomes dirty (as at the end of a link)."""
+        if self.kept:
+            await self._generation_without_peer_disk()
+            self.kept = not await self._node.ask_ok(ec.LinkResend())
 
     async def _generation_without_peer_disk(self) -> None:
         """The peer came back without its disk: what is written from now on is not there."""
@@ -262,6 +284,7 @@ class Suspension:
                     if await self.give_up(user=True, fencing=True, no_data=True, reason="resume-io"):
                         return
                     continue
+                await self._give_up_connected()
                 self._clear(user=True, fencing=True, no_data=True)
                 await node.transition(lambda v, s: s, reason="resume-io", goes_on=True)
                 return
@@ -272,6 +295,7 @@ class Suspension:
             async with self.lock:
                 reason = "demoted while I/O is suspended"
                 if not await self.give_up(user=force, fencing=True, no_data=True, reason=reason):
+                    await self._give_up_connected()
                     self._clear(user=force, fencing=True, no_data=True)
                     await self._node.transition(lambda v, s: s)
 
