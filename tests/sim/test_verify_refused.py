@@ -11,7 +11,7 @@ import pytest
 
 from tests.lib.tools import require_sim
 from tests.sim.cluster import Setup
-from tests.sim.peer_stage import NET, PRIMARY, PeerStage, made_stages
+from tests.sim.peer_stage import NET, PeerStage, made_stages
 from tests.sim.scripted_peer import SYNCER, ack, state_word
 
 CONNECTED, UP_TO_DATE = 10, 8
