@@ -42,7 +42,8 @@ class Endings:
         if len(self._waiting) >= FILES_BUNDLE_MAX:
             self.start()
         elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(min(FILES_BUNDLE_S, self._afr.post_op_delay_s), self.start)
+            wait_s = min(FILES_BUNDLE_S, self._afr.post_op_delay_s)
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self.start)
 
     def hurry(self, tenure: Tenure) -> None:
         """It ends now, by itself, if it is still waiting."""
