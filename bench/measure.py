@@ -146,7 +146,7 @@ def cpu_seconds(roots: Sequence[int]) -> float:
     return ticks / TICKS_PER_S
 
 
-def _read_line(process: subprocess.Popen[str], timeout_s: float, what: str) -> str:
+def read_line(process: subprocess.Popen[str], timeout_s: float, what: str) -> str:
     assert process.stdout is not None
     ready, _, _ = select.select([process.stdout], [], [], timeout_s)
     if not ready:
@@ -184,13 +184,13 @@ def _run_load(uri: str, pids: Sequence[int], cell: Cell, seconds: float, span_by
     ) as process:
         assert process.stdin is not None and process.stderr is not None
         try:
-            line = _read_line(process, READY_TIMEOUT_S, "connection")
+            line = read_line(process, READY_TIMEOUT_S, "connection")
             if line.strip() != "ready":
                 raise BenchError(process.stderr.read().strip() or "nbdload ended without a word")
             before_s = cpu_seconds(pids)
             process.stdin.write("\n")
             process.stdin.flush()
-            line = _read_line(process, seconds + warmup_s + RESULT_SLACK_S, "result")
+            line = read_line(process, seconds + warmup_s + RESULT_SLACK_S, "result")
             if not line:
                 raise BenchError(process.stderr.read().strip() or "nbdload ended without a word")
             used_s = cpu_seconds(pids) - before_s
