@@ -9,3 +9,8 @@ import time
 def wall_ns() -> int:
     """Nanoseconds since 1970."""
     return time.time_ns()
+
+
+def monotonic_ns() -> int:
+    """Nanoseconds since some beginning, never set back."""
+    return time.monotonic_ns()

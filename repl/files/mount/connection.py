@@ -2,8 +2,8 @@
 """The connection with the kernel: reads requests, hands them on, writes answers and notifications.
 
 Inputs: the descriptor of a mounted /dev/fuse and a function that turns a request into an answer.  Several requests are
-read per wake-up of the loop; each is a task of its own, so a slow one delays nobody.  Functions in ``quick`` are asked
-first: they answer what needs no waiting, or say False.
+read per wake-up of the loop, and one is looked for a little before it sleeps (patience.py); each is a task of its own,
+so a slow one delays nobody.  Functions in ``quick`` are asked first: they answer what needs no waiting, or say False.
 Answers: bytes (the body), None (done, no body), ``NO_ANSWER``; an ``OSError`` goes to the kernel as its number, any
 other exception is a bug, logged and told as EIO.
 Interrupts end the wait for a lock with EINTR; all else runs to its end, because half a change would be worse than a
@@ -20,10 +20,12 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from repl.clock import monotonic_ns
 from repl.errors import ConfigError
 from repl.files.eager import Begun
 from repl.files.mount import wire
 from repl.files.mount.failures import Failures
+from repl.files.mount.patience import Patience
 from repl.files.mount.wire import Init, Op, Request
 from repl.files.values import FopError
 from repl.limits import MOUNT_REQUESTS_MAX, MOUNT_REQUESTS_PER_WAKE_MAX, MOUNT_TRANSFER_BYTES_MAX
@@ -73,6 +75,8 @@ class Connection:
         self._waiting_locks = 0
         self._is_reading = False
         self._is_paused = False
+        self._has_answered = False  # since the next request was looked for
+        self._patience = Patience(monotonic_ns)
         self._failed: BaseException | None = None
         os.set_blocking(fd, False)
 
@@ -122,7 +126,7 @@ class Connection:
                 self.pause()
                 return
             try:
-                size = os.readv(self.fd, [self._buffer])
+                size = self._read()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -136,8 +140,23 @@ class Connection:
                 self.close()
                 return
             self._received(size)
-            if len(self._running) <= 1:
+            if len(self._running) == 1:
                 return  # whoever works alone sends the next one behind the answer
+
+    def _read(self) -> int:
+        """The size of the next request.  Raises ``BlockingIOError``: there is none.  When all are answered it looks for
+        one a little longer, once."""
+        try:
+            return os.readv(self.fd, [self._buffer])
+        except BlockingIOError:
+            if self._running or not self._has_answered:
+                raise
+        self._has_answered = False
+        return self._patience.look(lambda: os.readv(self.fd, [self._buffer]))
+
+    def _look_again(self) -> None:
+        if self._is_reading and not self._is_paused:
+            self._readable()
 
     def _received(self, size: int) -> None:
         _, op, unique, nodeid, uid, gid, pid, extra, _ = wire.IN_HEADER.unpack_from(self._buffer)
@@ -156,6 +175,7 @@ class Connection:
         request = Request(op, unique, nodeid, uid, gid, pid, body)
         quick = self._quick.get(op)
         if quick is not None and quick(request):
+            self._has_answered = True
             return
         is_lock = op == Op.SETLKW
         self._waiting_locks += is_lock
@@ -181,11 +201,15 @@ class Connection:
             log.exception("request %d of the kernel on inode %d", request.op, request.nodeid)
             self.fail(unique, errno.EIO)
         finally:
-            self._running.pop(unique, None)
+            has_waited = self._running.pop(unique, None) is not None
             if request.op == Op.SETLKW:
                 self._waiting_locks -= 1
             if self._is_paused and len(self._running) - self._waiting_locks == MOUNT_REQUESTS_MAX // 2:
                 self.resume()
+            if not self._running:
+                self._has_answered = True
+                if has_waited:
+                    self._loop.call_soon(self._look_again)
 
     def _request_failed(self, request: Request, error: OSError) -> None:
         number = error.errno or errno.EIO
