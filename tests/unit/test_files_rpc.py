@@ -465,6 +465,24 @@ def test_server_that_stops_answering_is_noticed_by_pings() -> None:
     run(work())
 
 
+def test_machine_that_stood_still_for_long_does_not_cost_a_client_its_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A virtual machine that was paused: the brick's first look at the clock came before what its client had sent."""
+
+    async def work() -> None:
+        async with link(ping_timeout="1") as (_, server, client):
+            listener, loop = Listener(client), asyncio.get_running_loop()
+            (session,) = server._sessions
+            real, ended = loop.time, session.ended
+            monkeypatch.setattr(loop, "time", lambda: real() + 15)
+            await asyncio.sleep(0.1)
+            await client.stat(ME, ROOT)
+            assert not ended.done() and not listener.events
+
+    run(work())
+
+
 def test_unix_socket_serves_as_well(tmp_path: Any) -> None:
     async def work() -> None:
         brick = MemoryBrick()

@@ -50,6 +50,7 @@ class Session:
         self._callers: dict[int, Caller] = {}
         self._nested: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._watch_due = self._awake_since = 0.0
         self._waiting: asyncio.Task[None] | None = None  # for the end of an older connection
         self.ended: asyncio.Future[None] = self._loop.create_future()
 
@@ -154,6 +155,7 @@ class Session:
         self.connection.send(Kind.WELCOME, 0, handshake.encode_welcome(welcome))
         log.info("volume '%s': %s is attached to '%s'", self.server.name, self, hello.volume)
         if hello.ping_timeout_s:
+            self._watch_due = self._loop.time()
             self._watch()
 
     def refusal(self, hello: handshake.Hello) -> str | None:
@@ -161,14 +163,19 @@ class Session:
         return self.server.rules.refusal(hello.volume, self._credentials(hello.username, hello.password))
 
     def _watch(self) -> None:
-        """A client that has not even pinged for long is gone, though its machine may still acknowledge packets."""
+        """A client that has not even pinged for long is gone, though its machine may still acknowledge packets.  If
+        this process itself was stopped, the clock starts again: what came meanwhile has not been read yet."""
         assert self.hello is not None
-        silence_s = max(SILENCE_S_MIN, SILENCE_FACTOR * self.hello.ping_timeout_s)
-        left_s = self.connection.received_at + silence_s - self._loop.time()
+        now, silence_s = self._loop.time(), max(SILENCE_S_MIN, SILENCE_FACTOR * self.hello.ping_timeout_s)
+        if now - self._watch_due > silence_s / 4:
+            self._awake_since = now
+        left_s = max(self.connection.received_at, self._awake_since) + silence_s - now
         if left_s <= 0 and not self._is_unsent_full:
             self.connection.abort(f"nothing was heard of it for {silence_s:g} s")
         else:
-            self._timer = self._loop.call_later(max(left_s, silence_s / 4), self._watch)
+            pause_s = max(left_s, silence_s / 4)
+            self._watch_due = now + pause_s
+            self._timer = self._loop.call_later(pause_s, self._watch)
 
     # ---- frames ----
 
