@@ -23,6 +23,10 @@ static void complete(struct request *r, int error)
     CHECK(!r->completed);
     r->completed = true;
     r->error = error;
+    if (r->behind) {
+        r->behind = false;
+        v->writes_behind--;
+    }
     volume_unlock_range(v, &r->lock);
     if (r->in_transfer_log)
         sender_close_epoch(v->core, r->epoch);
@@ -249,6 +253,10 @@ void request_start_write(struct request *r)
         return;
     r->started_ns = v->core->now_ns;
     r->started = true;
+    if (local && v->state.disk != D_UP_TO_DATE && !r->behind) {
+        r->behind = true;
+        v->writes_behind++;
+    }
     if (remote) {
         if (!local && v->bitmap)      /* an attaching or leaving disk will lack it; without one the peer marks it */
             request_mark_dirty(r);
@@ -359,6 +367,13 @@ static void read_local_done(struct disk_op *op)
     request_read_start(r);      /* the peer may have the data */
 }
 
+static void read_granted(struct range_item *item)
+{
+    struct request *r = container_of(item, struct request, lock);
+    volume_unlock_range(r->volume, item);
+    request_read_start(r);
+}
+
 void request_read_start(struct request *r)
 {
     struct volume *v = r->volume;
@@ -379,6 +394,11 @@ void request_read_start(struct request *r)
     bool whole = v->bad_blocks && (v->others_whole || v->state.disk == D_UP_TO_DATE);
     bool clean = v->state.disk >= D_INCONSISTENT && !dirty && (exchanged || whole) && !balance_read_is_alone(v, r);
     bool local = volume_disk_usable(v) && !r->error && (doubtful ? clean : true);
+    if (local && balance_read_waits(v, r)) {
+        if (!volume_lock_range(v, &r->lock, r->offset, r->length, RANGE_SHARED, read_granted))
+            return;
+        volume_unlock_range(v, &r->lock);
+    }
     if (local && !balance_reads_remotely(v, r)) {
         r->op = (struct disk_op){.kind = DISK_READ,
                                  .fd = v->disk.data_fd,

@@ -18,6 +18,14 @@ bool balance_read_is_alone(const struct volume *v, const struct request *r)
            (range_overlaps_any(&v->ranges, r->offset, end) || volume_differs_in(v, r->offset, r->length));
 }
 
+/* Until the disk became good the peer answered alone, also with what this disk has still to write: who reads now waits
+ * for the writes of that time. */
+bool balance_read_waits(const struct volume *v, const struct request *r)
+{
+    return v->writes_behind && v->state.disk == D_UP_TO_DATE &&
+           range_overlaps_any(&v->ranges, r->offset, r->offset + r->length);
+}
+
 enum { CONGESTED_OPERATIONS = 64 };
 
 bool balance_reads_remotely(struct volume *v, const struct request *r)

@@ -185,6 +185,7 @@ struct volume {
     struct re_resync resync_options;
     uint64_t size_bytes;
     struct range_lock ranges;
+    uint32_t writes_behind;         /* requests with `behind` */
     uint32_t passing;               /* the peer's writes in it that pass own ones (conflict.c) */
     struct list_head held;          /* requests that wait for the volume to thaw */
     struct list_head parked;        /* finished requests whose completion waits for the end of a suspension */
@@ -388,6 +389,7 @@ void volume_clear_dirty(struct volume *v, uint64_t offset, uint64_t length);
 /* balance.c */
 bool balance_reads_remotely(struct volume *v, const struct request *request);
 bool balance_read_is_alone(const struct volume *v, const struct request *request);
+bool balance_read_waits(const struct volume *v, const struct request *request);
 
 /* split.c */
 bool split_is_needed(const struct core *core, const struct request *request);

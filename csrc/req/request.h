@@ -93,6 +93,7 @@ struct request {
     bool told;                  /* `done` was called */
     uint32_t parts_left;        /* TRIM and ZERO sent as several packets: acks still to come, 0 = one packet */
     uint32_t part_bytes;        /* length of each of them but the last */
+    bool behind;                /* WRITE: begun while the own disk was not good, not completed */
     bool started;               /* WRITE: sent and given to the disk, as far as that was to be done */
     bool in_conflict;           /* WRITE: something is to be done when the local part is finished (conflict.c) */
     bool postponed;             /* WRITE: to be started again then */

@@ -88,3 +88,22 @@ def test_a_read_behind_a_write_that_the_peer_confirms(pair: Cluster) -> None:
     pair.shells[1].data.release()
     pair.until(lambda: (pair.op(write).state, pair.op(read).state) == (DONE, DONE), 5000, "the answers")
     read_all(app)
+
+
+def test_a_read_behind_a_write_that_the_peer_has_shown_and_the_own_disk_has_not_yet(pair: Cluster) -> None:
+    app, data = pair.serve(0), pair.shells[0].data
+    app.write(CLEAN[0])  # its extent is in the activity log
+    read_all(app)
+    data.settings(write_min_ns=2_000_000_000, write_max_ns=2_000_000_000)
+    write = app.submit("write", CLEAN[0] * BLOCK)
+    pair.run(50)
+    data.settings(write_min_ns=0, write_max_ns=1_000_000)
+    read_all(app)  # the peer answers, with the new block
+    pair.ask(0, "resume-sync", volume=0)
+    pair.until(lambda: pair.state(0)[2] == DiskState.UP_TO_DATE, 1500, "the end of the resync")
+    read = app.submit("read", CLEAN[0] * BLOCK)
+    others = [app.submit("read", block * BLOCK) for block in CLEAN[1:]]
+    pair.until(lambda: all(pair.op(other).state == DONE for other in others), 500, "reads of other blocks")
+    assert (pair.op(write).state, pair.op(read).state) == (PENDING, PENDING)
+    pair.until(lambda: (pair.op(write).state, pair.op(read).state) == (DONE, DONE), 5000, "the answers")
+    read_all(app)
