@@ -38,10 +38,18 @@ void verify_ask(struct verify_blocks *b)
     stream_queue_bytes(&link->data->stream, packets, used);
 }
 
+/* Below version 100 a target does not know us.  It holds a block until the verdict, and a write that waits there for one
+ * block may stand before its neighbour: then no verdict must wait for the neighbour's digest. */
+static uint32_t blocks_of_question(const struct link *link)
+{
+    return link->options.peer_is_ours || link->options.version >= 100 ? VERIFY_BLOCKS : 1;
+}
+
 static bool ask_next(struct volume *v)
 {
     struct verify *y = &v->verify;
-    uint32_t bytes = (uint32_t)u64_min(VERIFY_BLOCKS * BLOCK_BYTES, y->end - y->cursor);
+    uint64_t most = (uint64_t)blocks_of_question(&v->core->link) * BLOCK_BYTES;
+    uint32_t bytes = (uint32_t)u64_min(most, y->end - y->cursor);
     struct verify_blocks *b = verify_take(v, false, y->cursor, bytes);
     if (!b)
         return false;
