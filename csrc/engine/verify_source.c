@@ -38,7 +38,7 @@ void verify_ask(struct verify_blocks *b)
     stream_queue_bytes(&link->data->stream, packets, used);
 }
 
-/* Below version 100 a target does not know us.  It holds a block until the verdict, and a write that waits there for one
+/* Below version 100 a target does not know us.  It holds a block until the verdict; a write that waits there for one
  * block may stand before its neighbour: then no verdict must wait for the neighbour's digest. */
 static uint32_t blocks_of_question(const struct link *link)
 {
