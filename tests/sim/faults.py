@@ -391,9 +391,18 @@ class Faults(Stage):
         node = self.rng.randrange(2)
         disk, number = self._some_disk(node)
         most = 60_000 if not self._times_out else 900
-        disk.settings(slow_ppm=100_000, slow_ns=self.rng.choice((50, 900, 900, most)) * MS)
+        slow_ms = self.rng.choice((50, 900, 900, most))
+        self.slow_down(disk, 100_000, slow_ms)
         self.pause(4000)
+        self.no_longer_slow(disk, slow_ms)
+
+    def slow_down(self, disk: SimDisk, ppm: int, slow_ms: int) -> None:
+        disk.settings(slow_ppm=ppm, slow_ns=slow_ms * MS)
+
+    def no_longer_slow(self, disk: SimDisk, slow_ms: int) -> None:
+        """New operations are as fast as ever; those before them are not."""
         disk.settings(slow_ppm=0)
+        self.slow_until_ms = max(self.slow_until_ms, self.c.now_ms + slow_ms)
 
     # ---- verify ----
 

@@ -107,13 +107,16 @@ class Orders(Faults):
         # What the peer still makes of the connection before is not an answer to this question.
         if self.alive(1 - node) and not c.wait(lambda: self._has_no_peer(1 - node), self.bound_ms()):
             raise SimFailure(f"node {1 - node} does not see that its peer has left ({c.describe()})")
+        # Nor is what its own metadata has not been told yet (decision 0043).
+        if not c.wait(lambda: self._owes_nothing(node), self.bound_ms()):
+            raise SimFailure(f"the disks of node {node} do not come to rest ({c.describe()})")
         if not self.alive(node):
             return
         before = self._generations(node)
         waits = self.alive(1 - node) and c.state(1 - node)[1] != STANDALONE
         if not self.try_ask(node, "connect", tentative=True):
             return
-        if waits and not c.wait(lambda: c.state(node)[1] == STANDALONE, self.bound_ms()):
+        if waits and not c.wait(lambda: self._has_its_answer(node), self.bound_ms()):
             raise SimFailure(f"a tentative connect does not end ({c.describe()})")
         if not self.alive(node):
             return
@@ -127,6 +130,15 @@ class Orders(Faults):
 
     def _has_no_peer(self, node: int) -> bool:
         return not self.alive(node) or self.c.state(node)[1] in (STANDALONE, ConnectionState.WF_CONNECTION)
+
+    def _has_its_answer(self, node: int) -> bool:
+        """It may be StandAlone as before for a moment, without a reason, when the order has been taken."""
+        return not self.alive(node) or (self.c.state(node)[1] == STANDALONE and bool(self.c.node(node).reason_code))
+
+    def _owes_nothing(self, node: int) -> bool:
+        """No change of a Secondary without a peer is still to be written."""
+        is_busy = any(disk.in_flight for disk in self.c.shells[node].disks)
+        return not self.alive(node) or not (is_busy or self.c.node(node).late.numbers)
 
     def _generations(self, node: int) -> list[object]:
         volumes = self.c.node(node).volumes.values()

@@ -37,6 +37,7 @@ class Stage:
         self.oracle = Oracle(self.c)
         self.apps: list[App] = []  # one for each volume, or none
         self.link_rate = 0  # bytes a second, 0: no limit
+        self.slow_until_ms = 0.0  # until then a disk may still be at what a fault has made slow
         self.wanted = 0  # where the application should run
         self.stale: set[int] = set()  # came back with a disk that had failed: not to be promoted alone
         self.excused = False  # a node may refuse the other one for good: its disk is not what it was
@@ -372,7 +373,7 @@ class Stage:
         self.back(index)
 
     def bound_ms(self) -> int:
-        """Until two nodes that can reach each other are connected."""
+        """Until two nodes that can reach each other are connected; their metadata comes first (decision 0043)."""
         nets = [shell.settings.net for shell in self.c.shells]
         one = [max(1, n.ko_count) * n.timeout_ms + n.ping_int_ms + n.ping_timeout_ms + n.connect_int_ms for n in nets]
-        return 3 * max(one) + 5000
+        return 3 * max(one) + 5000 + max(0, round(self.slow_until_ms - self.c.now_ms))
