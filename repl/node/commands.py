@@ -254,6 +254,8 @@ class Commands:
             if alone and volume.attached and volume.peer_may_serve:
                 # differs: the peer is a Primary that waits for this data: it has to see that others were served
                 # (decision 0110).
+                if volume.peer_may_have == base(volume.uuids.current):  # then it is found by this one
+                    return new_current(volume.uuids, node.random, primary=True, keep_bitmap=True)
                 return replace_current(volume.uuids, node.random, primary=True)
             return volume.uuids
 

@@ -96,6 +96,7 @@ class Congestion:
             if v is not volume or s.conn != _C.AHEAD:
                 return s
             is_begun = True
+            node.resync.catches_up(v)
             return replace(s, conn=_C.SYNC_SOURCE, pdsk=_D.INCONSISTENT)
 
         await node.transition(

@@ -392,6 +392,7 @@ class Connection:
             ending.clear()
 
         for volume in node.volumes.values():
+            node.resync.link_breaks(volume)
             volume.peer_may_lack = volume.peer_may_lack or node.disks.outlives_its_disk(volume)
         for number in losing | ending:
             node.volumes[number].generation_due = True

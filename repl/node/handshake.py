@@ -331,6 +331,7 @@ async def evaluate(c: Connection, volume: Volume, theirs: StateWord) -> None:
         return
     volume.peer_may_have_finished = False
     if peer_disk >= _D.INCONSISTENT:
+        node.resync.peer_is_compared(volume)
         volume.peer_may_be_equal = False
     all_done = all(v.is_evaluated for v in node.volumes.values())
     volume.decided = replace(theirs, conn=conn, disk=peer_disk)

@@ -16,10 +16,12 @@ from repl.drbd.packets import Packet
 from repl.drbd.states import ConnectionState, DiskState, Role, StateChange, StateWord
 from repl.drbd.uuids import (
     Uuids,
+    base,
     finish_source,
     finish_target,
     new_current,
     start_source_sync_uuid,
+    sync_had_begun,
     target_accept_sync_uuid,
 )
 from repl.engine import commands as ec
@@ -114,6 +116,7 @@ class ResyncControl:
             if v is not volume or not goes_on(v, s):
                 return s
             is_begun = True
+            self.peer_is_compared(v)
             return replace(s, conn=_C.SYNC_SOURCE, pdsk=_D.INCONSISTENT)
 
         def uuids(v: Volume) -> Uuids:
@@ -294,6 +297,29 @@ class ResyncControl:
         if conn == _C.AHEAD:  # what it had got by then; it may not have heard of what came after that
             return volume.uuids.bitmap != 0 and stats.resync_left_bits <= stats.resync_lost_bits
         return conn in (_C.SYNC_SOURCE, _C.PAUSED_SYNC_S) and stats.out_of_sync_bits <= stats.resync_lost_bits
+
+    # ---- what the target has until it gets the sync UUID (decision 0110) ----
+
+    def peer_is_compared(self, volume: Volume) -> None:
+        """A resync may follow, or does."""
+        if volume.peer_report is not None:
+            volume.peer_may_have = base(volume.peer_report.uuids.current)
+
+    def catches_up(self, volume: Volume) -> None:
+        """Ahead, and source next: what the peer has reported may be older than the resync before."""
+        done = sync_had_begun(volume.uuids) and self.target_may_have_finished(volume)
+        if done or volume.uuids.bitmap == 0:
+            volume.peer_may_have = base(volume.uuids.current)
+        else:
+            self.link_breaks(volume)
+
+    def link_breaks(self, volume: Volume) -> None:
+        """Or the run of a resync ends: a target that has asked for blocks has the sync UUID."""
+        stats = self._node.stats.volume_stats(volume.number)
+        if stats is None or volume.state.conn not in (_C.SYNC_SOURCE, _C.PAUSED_SYNC_S, _C.AHEAD):
+            return
+        if stats.resync_payload_bytes or stats.resync_equal_bits or stats.resync_deallocated_bits:
+            volume.peer_may_have = 0
 
     # ---- without bitmaps ----
 

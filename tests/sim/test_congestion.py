@@ -382,3 +382,43 @@ def test_congestion_while_the_source_notes_the_end_of_its_resync(clusters: Any) 
     assert cluster.state(0)[1] == C.AHEAD
     slow(cluster, 0)
     cluster.check_idle_pair()
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_source_that_goes_on_alone_finds_the_primary_that_was_behind(clusters: Any, begun: bool) -> None:
+    """That one has the source's own generation until it gets the sync UUID, which may be lost with the link."""
+    cluster, app = served(clusters, external=True, resync=SLOW_RESYNC)
+    go_ahead(cluster, app)
+    write(cluster, app, 48, 20)
+    slow(cluster, 0)
+    cluster.until(lambda: cluster.state(1)[1] == C.SYNC_TARGET, 10_000, "the resync")
+    cluster.shells[0].md.settings(write_min_ns=50_000_000, write_max_ns=50_000_000)
+    cluster.until(lambda: cluster.state(1)[2] == D.UP_TO_DATE, 10_000, "its end on the target")
+    slow(cluster)
+    write(cluster, app, 100, 48)
+    cluster.until(lambda: cluster.state(0)[1] == C.AHEAD, 5000, "Ahead before the source has noted the end")
+    cluster.until(lambda: cluster.state(1)[1] == C.BEHIND, 5000, "Behind again")
+    write(cluster, app, 148, 40)
+    app.stop()
+    cluster.until(lambda: cluster.node(0).role == Role.SECONDARY, 10_000, "the client's end")
+    cluster.ask(1, "primary")
+    assert cluster.state(0)[1] == C.AHEAD and cluster.volume(0).uuids.bitmap != 0
+    world, replies = cluster.world, sent(cluster, 0, Packet.RS_DATA_REPLY)
+    meta = cluster.checker.meta_connection(0)
+    (data,) = (fd for fd in world.streams(0) if fd // 2 != meta // 2)
+    world.lib.re_sim_socket_hold(world.sim, data, not begun)
+    cluster.until(lambda: cluster.state(0)[1] == C.SYNC_SOURCE, 10_000, "the next resync")
+    if begun:
+        cluster.until(lambda: sent(cluster, 0, Packet.RS_DATA_REPLY) > replies, 10_000, "its first answer")
+    source, target = (cluster.volume(node).uuids.current | 1 for node in (0, 1))
+    assert (source == target) is not begun
+    cluster.cut(silent=False)
+    cluster.until(lambda: not any(cluster.node(n).is_connected for n in (0, 1)), 20_000, "the loss of the link")
+    assert cluster.dirty_bits(0) > 0
+    cluster.ask(1, "secondary")
+    slow(cluster, 0)
+    write(cluster, cluster.serve(0), 200, 2)
+    cluster.heal()
+    cluster.until(lambda: cluster.connected or cluster.stand_alone, 20_000, "the verdict")
+    assert cluster.events(0, text="decision source by rule 70"), cluster.node(0).reason
+    cluster.check_idle_pair()
