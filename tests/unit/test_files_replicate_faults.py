@@ -736,3 +736,44 @@ def test_half_a_rename_leaves_its_mark_in_both_directories() -> None:
         assert [counters(world, 0, place, "dirty")[16:] for place in (one, two)] == ["00000001"] * 2
 
     play(3, scene, **HEALS_OFF)
+
+
+@pytest.mark.parametrize("is_root_last", [False, True])
+def test_half_a_rename_does_not_cost_the_file_where_each_name_is_gone_on_good_copies(is_root_last: bool) -> None:
+    """Done on one copy; in the old directory that one alone is good, and the name means something new by then; in the
+    new directory the other two are, and do not have it.  The third copy has never had the file."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+        one = await make_directory(client, b"one")
+        await settle()
+        world.crash(2)
+        gfid = await make_file(client, b"f", b"data", one)
+        await settle()
+        world.come_back(2)
+
+        async def hook(who: str, brick: str, fop: str, is_done: bool) -> None:
+            if fop == "rename" and not is_done and brick == "brick1":
+                world.crash(1)
+
+        no_fault, world.hook = world.hook, hook
+        with pytest.raises(FopError):
+            await client.afr.rename(client.caller, Loc(gfid, one, b"f"), Loc(parent=ROOT_GFID, name=b"g"))
+        world.hook = no_fault
+        await settle()
+        await make_file(client, b"f", b"new", one)
+        await settle()
+        world.crash(0)
+        world.come_back(1)
+        await make_directory(client, b"x")
+        await settle()
+        world.come_back(0)
+        if is_root_last:
+            await client.afr.healer.heal(one, How())
+        await heal_all(client)
+        assert_healed(world)
+        assert {p: about[6] for p, about in world.tree(0).items()} == {
+            b"/": b"", b"/one": b"", b"/x": b"", b"/one/f": b"new", b"/g": b"data"
+        }  # fmt: skip
+
+    play(3, scene, **HEALS_OFF)

@@ -18,7 +18,7 @@ from repl.files.answers import Answers, errors_of, good_of
 from repl.files.events import Invalidated
 from repl.files.rpc.operations import BY_NAME
 from repl.files.translator import Step, Translator
-from repl.files.translators.replicate.base import Question, mask_of, telling_error
+from repl.files.translators.replicate.base import Question, bits, mask_of, telling_error
 from repl.files.translators.replicate.changelog import DIRTY, Kind, delta
 from repl.files.translators.replicate.inodes import FdState, InodeState
 from repl.files.translators.replicate.lookups import Lookups
@@ -144,23 +144,27 @@ class Entries(Lookups):
             return await self.ask(mask, call)
         unable: Answers = {}
         if name is not None:
-            unable = await self._unable(tenure.caller, mask & ~old, old, name, target)
+            is_there, unable = await self._unable(tenure.caller, mask & ~old, old, name, target)
             # What an old copy does not have need not be removed there.
             lacking = [i for i, e in errors_of(unable).items() if other is not None or e.errno != errno.ENOENT]
-            if not self.quorum.is_met(mask & ~mask_of(lacking)):
+            if is_there and not self.quorum.is_met(mask & ~mask_of(lacking)):
                 for place in {name.parent, target.parent if target is not None else name.parent}:
                     self.heal_soon(place)
                 raise FopError(errno.ENOTCONN, f"{self.name}: too few copies that could change {name} are here")
+            # Who was lost meanwhile, and came back, has no lock any more.
+            mask &= tenure.active & (other.active if other is not None else -1)
         answers = await self.ask(mask & ~old, call)
         if good_of(answers):
-            answers |= unable | await self.ask(old & ~mask_of(unable), call)
+            answers |= unable | await self.ask(mask & old & ~mask_of(unable), call)
         return answers
 
-    async def _unable(self, caller: Caller, good: int, old: int, name: Loc, target: Loc | None) -> Answers:
-        """Old copies that cannot do what the good ones can, and why."""
+    async def _unable(
+        self, caller: Caller, good: int, old: int, name: Loc, target: Loc | None
+    ) -> tuple[bool, Answers]:
+        """Whether a good copy has the name; old copies that cannot do what the good ones can, and why."""
         meant = await self._there(caller, good, name)
-        if not meant:
-            return {}  # nothing will be done
+        if not meant:  # then nothing is done, or at least not on a copy that was not compared
+            return False, {i: FopError(errno.ENOENT, f"{self.names[i]}: {name}: on no good copy") for i in bits(old)}
         gfid = next(iter(meant))
         replaced = await self._there(caller, good, target) if target is not None else set()
 
@@ -171,7 +175,7 @@ class Entries(Lookups):
             if target is not None:
                 await self._need_replaced(child, caller, target, replaced)
 
-        return dict(errors_of(await self.ask(old, check)))
+        return True, dict(errors_of(await self.ask(old, check)))
 
     async def _there(self, caller: Caller, mask: int, loc: Loc) -> set[bytes]:
         """What these copies have under a name."""

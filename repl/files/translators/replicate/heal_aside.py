@@ -11,11 +11,13 @@ from __future__ import annotations
 import errno
 import logging
 import uuid
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
-from repl.files.answers import GONE
+from repl.files.answers import GONE, Answers, errors_of, good_of
 from repl.files.translator import Translator
-from repl.files.translators.replicate.base import bits
+from repl.files.translators.replicate.base import bits, mask_of
+from repl.files.translators.replicate.changelog import Counts, Kind, accusations
 from repl.files.values import ROOT_GFID, Caller, Entry, Fd, Iatt, Loc, gfid_text
 from repl.limits import FILES_DEPTH_MAX
 
@@ -26,6 +28,8 @@ log = logging.getLogger(__name__)
 PREFIX = b".glusterfs-anonymous-inode-"
 _SPACE = uuid.UUID("6c1a5a5e-53a0-4f0a-a4c1-2f8e1b6d3f20")
 _LISTING_BYTES = 64 * 1024
+
+Lasts: TypeAlias = Callable[[int, bytes], Awaitable[bool]]  # whether the name that a child has for a gfid will stay
 
 
 class Aside:
@@ -98,29 +102,47 @@ class Aside:
 
     async def is_dead(self, gfid: bytes, but: int) -> bool:
         """No other copy has it under a name, and at least one has removed it; all of them are asked."""
-        found = await self._elsewhere(gfid, but)
+        found = await self._elsewhere(gfid, but, _always)
         return found is not None and not found[0] and found[1]
 
-    async def is_last_name(self, gfid: bytes, index: int) -> bool:
-        """All other copies have it, each of them here: nobody has ever removed it."""
-        found = await self._elsewhere(gfid, index)
+    async def _is_nameless(self, gfid: bytes, but: int) -> bool:
+        """No other copy has it under a name, and at least one does not have it at all."""
+        found = await self._elsewhere(gfid, but, _always, is_any=True)
+        return found is not None and not found[0] and found[1]
+
+    async def is_last_name(self, gfid: bytes, index: int, lasts: Lasts) -> bool:
+        """All other copies have it, each of them here or under a name that will not last, or have never had it: nobody
+        has removed it."""
+        found = await self._elsewhere(gfid, index, lasts)
         return found is not None and not found[0] and not found[1]
 
-    async def _elsewhere(self, gfid: bytes, but: int) -> tuple[bool, bool] | None:
-        """Of the other copies: one has it under a name, one does not have it at all.  None: some cannot be asked."""
+    async def _elsewhere(
+        self, gfid: bytes, but: int, lasts: Lasts, *, is_any: bool = False
+    ) -> tuple[bool, bool] | None:
+        """Of the other copies: one has it under a name, one has removed it (``is_any``: or never had it).  None: some
+        cannot be asked."""
         afr = self.afr
-        is_named = is_gone = False
         if afr.up != afr.everyone:
             return None
-        for i in bits(afr.everyone & ~(1 << but)):
-            try:
-                await afr.subvolumes[i].lookup(self._caller(), Loc(gfid=gfid))
-                is_named = is_named or not await self.holds(i, gfid)
-            except OSError as error:
-                if error.errno not in GONE:
-                    return None
-                is_gone = True
-        return is_named, is_gone
+        answers = await afr.ask(afr.everyone, lambda c: c.lookup(self._caller(), Loc(gfid=gfid), want=afr.want_keys))
+        if any(e.errno not in GONE for i, e in errors_of(answers).items() if i != but):
+            return None
+        is_named = False
+        for i, found in good_of(answers).items():
+            if i != but and not is_named and not await self.holds(i, gfid):
+                is_named = found.iatt.nlink > 1 and not found.iatt.is_directory or await lasts(i, gfid)
+        lacking = mask_of([i for i in errors_of(answers) if i != but])
+        return is_named, bool(lacking) and (is_any or self._is_removed(answers, lacking))
+
+    def _is_removed(self, answers: Answers, lacking: int) -> bool:
+        """By somebody: not if those that lack it are accused of having missed its making, unless they are so many that
+        a removal by them counts (decision 0146)."""
+        afr = self.afr
+        if not afr.quorum.is_majority or afr.quorum.is_met(lacking):
+            return True
+        said = [accusations(a.xattrs, afr.keys) for a in good_of(answers).values()]
+        made = [(r[Kind.DATA] or r[Kind.ENTRY]) and r[Kind.METADATA] for i in bits(lacking) for r in [_sum(said, i)]]
+        return not all(made)
 
     async def clean(self) -> int:
         """Remove what is dead; how much was removed.  Needs all children."""
@@ -167,7 +189,7 @@ class Aside:
         if not iatt.is_directory and iatt.nlink > 1:  # it has got its new name already
             await child.unlink(caller, loc)
             return 1
-        if not await self.is_dead(iatt.gfid, index):
+        if not await self._is_nameless(iatt.gfid, index):
             return 0
         if not iatt.is_directory:
             await child.unlink(caller, loc)
@@ -181,6 +203,15 @@ class Aside:
                 await child.rename(caller, where, self._loc(place, inner.gfid))
         await child.rmdir(caller, loc)
         return 1
+
+
+async def _always(index: int, gfid: bytes) -> bool:
+    return True
+
+
+def _sum(said: Sequence[Sequence[Counts]], index: int) -> list[int]:
+    """Of what a child is accused by all that were heard."""
+    return [sum(row[index][kind] for row in said) for kind in Kind]
 
 
 async def list_all(child: Translator, caller: Caller, where: bytes | Loc) -> list[Entry]:

@@ -280,7 +280,7 @@ class NameHeal:
             self.run.note(Status.LATER, f"{victim.name!r} is being healed")
             return Gone.LATER
         try:
-            if not is_replaced and await self.aside.is_last_name(victim.gfid, index):
+            if not is_replaced and await self.aside.is_last_name(victim.gfid, index, self.places.lasts):
                 return Gone.KEPT
             await self.aside.put(index, victim, victim.gfid)
             return Gone.YES

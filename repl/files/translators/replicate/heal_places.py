@@ -13,7 +13,7 @@ import os
 from repl.files.answers import GONE
 from repl.files.translators.replicate.base import bits
 from repl.files.translators.replicate.changelog import Kind, accusations
-from repl.files.translators.replicate.decide import Witness, judge
+from repl.files.translators.replicate.decide import Verdict, Witness, judge
 from repl.files.translators.replicate.heal_aside import Aside
 from repl.files.translators.replicate.heal_locks import names_lock, send, take, unlock_step
 from repl.files.translators.replicate.heal_run import Run
@@ -114,8 +114,24 @@ class Places:
                 return None
             raise
 
+    async def lasts(self, index: int, gfid: bytes) -> bool:
+        """False: the directory is old there, and the good copies of it do not have the inode under that name."""
+        other = await self._where(index, gfid)
+        if other is None:
+            return True
+        _, verdict = await self._judged(other.parent)
+        if verdict.is_split or not verdict.sources or not verdict.sinks >> index & 1:
+            return True
+        place = Loc(parent=other.parent, name=other.name)
+        answers = await self.afr.ask(verdict.sources, lambda c: c.lookup(self.run.caller, place))
+        return any(a.iatt.gfid == gfid if isinstance(a, Looked) else a.errno not in GONE for a in answers.values())
+
     async def _is_old(self, index: int, directory: bytes) -> bool:
         """Another child says that this one has missed changes of that directory (or lacks it at all)."""
+        copies, verdict = await self._judged(directory)
+        return len(copies) < self.run.mask.bit_count() or bool(verdict.sinks >> index & 1 and not verdict.is_split)
+
+    async def _judged(self, directory: bytes) -> tuple[dict[int, Witness], Verdict]:
         loc = Loc(gfid=directory)
         answers = await self.afr.ask(
             self.run.mask, lambda c: c.lookup(self.run.caller, loc, want=self.afr.want_keys)
@@ -124,8 +140,7 @@ class Places:
         for i, answer in answers.items():
             if isinstance(answer, Looked):
                 copies[i] = Witness(accusations(answer.xattrs, self.afr.keys), (0, 0, 0), answer.iatt)
-        verdict = judge(copies, Kind.ENTRY, self.afr.quorum)
-        return len(copies) < self.run.mask.bit_count() or bool(verdict.sinks >> index & 1 and not verdict.is_split)
+        return copies, judge(copies, Kind.ENTRY, self.afr.quorum)
 
     async def _move(self, index: int, gfid: bytes, other: Loc, mask: int, source: Loc, target: Loc) -> bool:
         """On the children of the mask, with the other directory locked too, if that can be had at once, and only if
