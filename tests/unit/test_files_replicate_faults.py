@@ -400,6 +400,45 @@ def test_a_good_copy_that_comes_while_two_old_ones_are_asked_decides() -> None:
     play(3, scene, **HEALS_OFF)
 
 
+def test_half_a_removal_that_could_not_be_ruled_upon_is_not_shown_without_quorum() -> None:
+    """Two copies are there, and one goes before they have accused the third: what the last one says is no knowledge."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"f", b"data")
+        await settle()
+
+        async def only_on_the_first(who: str, brick: str, fop: str, is_done: bool) -> None:
+            if fop == "unlink" and not is_done and brick != "brick0":
+                world.crash(int(brick[-1]))
+                raise FopError(errno.ENOTCONN, brick)
+
+        async def goes_when_locked(who: str, brick: str, fop: str, is_done: bool) -> None:
+            if fop == "entrylk" and brick == "brick2":
+                world.crash(2)
+
+        no_fault, world.hook = world.hook, only_on_the_first
+        with pytest.raises(FopError):
+            await client.afr.unlink(client.caller, Loc(gfid, ROOT_GFID, b"f"))
+        assert [bool(world.tree(i).get(b"/f")) for i in range(3)] == [False, True, True]
+        world.hook = no_fault
+        await settle()
+        world.come_back(2)
+        world.hook = goes_when_locked
+        for _ in range(2):
+            with pytest.raises(FopError) as caught:
+                await client.afr.lookup(client.caller, Loc(parent=ROOT_GFID, name=b"f"))
+            assert caught.value.errno == errno.ENOTCONN
+        assert world.bricks[2].is_down
+        world.hook = no_fault
+        for index in (1, 2):
+            world.come_back(index)
+        await heal_all(client)
+        assert_healed(world)
+
+    play(3, scene, **HEALS_OFF)
+
+
 def test_what_is_left_of_a_change_that_failed_is_not_shown_without_quorum() -> None:
     """The copies that are away may know nothing of it, and have their way later."""
 

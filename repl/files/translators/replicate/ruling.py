@@ -16,9 +16,9 @@ from typing import Any
 from repl.files.answers import Answers, errors_of, good_of
 from repl.files.translators.replicate.base import bits, heard, telling_error
 from repl.files.translators.replicate.changelog import DIRTY, Kind, unpack
-from repl.files.translators.replicate.inodes import InodeState
+from repl.files.translators.replicate.inodes import UNKNOWN, InodeState
 from repl.files.translators.replicate.transactions import Transactions
-from repl.files.values import Caller, Loc, Want
+from repl.files.values import Caller, FopError, Loc, Want
 
 _TURNS_MAX = 8  # that copies may come or go while they are asked for one name
 
@@ -39,11 +39,15 @@ class Ruling(Transactions):
         self.learn(inode, found, generation)
         self.need_good_names(gfid, self.up)
         if self._is_open_ended(inode, found):
-            tenure = await self.hold(inode, Kind.ENTRY, is_entry=True)
             try:
-                await tenure.overrule(Kind.ENTRY)
-            finally:
-                tenure.unpin()
+                tenure = await self.hold(inode, Kind.ENTRY, is_entry=True)
+                try:
+                    await tenure.overrule(Kind.ENTRY)
+                finally:
+                    tenure.unpin()
+            except FopError:
+                inode.generation = UNKNOWN  # else it would be read without quorum as what is known
+                raise
         inode.ruled = turns
 
     def need_good_names(self, gfid: bytes, mask: int) -> None:
