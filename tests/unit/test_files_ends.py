@@ -253,6 +253,27 @@ def test_who_wants_the_lock_of_a_file_that_waits_for_its_end_gets_it_at_once() -
     play(scene)
 
 
+@pytest.mark.parametrize("comes", [False, True])
+def test_a_copy_that_goes_or_comes_ends_the_wait_for_others(comes: bool) -> None:
+    async def main() -> None:
+        world = World(2)
+        client = await world.client()
+        if comes:
+            world.crash(1)
+        fd = await make_file(client, b"a")
+        await client.afr.release(fd)
+        await asyncio.sleep(0.2)
+        assert world.bricks[0].inodes[fd.gfid].opened
+        if comes:
+            world.come_back(1)
+        else:
+            world.crash(1)
+        await asyncio.sleep(0.2)
+        assert not world.bricks[0].inodes[fd.gfid].opened
+
+    run(main())
+
+
 def test_a_copy_that_cannot_be_synced_is_accused_and_only_of_that_file() -> None:
     async def main() -> None:
         world = World(2)
