@@ -56,6 +56,7 @@ class Commands:
     def __init__(self, node: Node) -> None:
         self._node = node
         self.is_promoting = False
+        self._downs = 0  # orders to go down that are being carried out
         self._role_lock = Mutex()  # a role changes completely before anybody builds on it
         self._verbs: dict[str, Verb] = {
             "up": self._up,
@@ -121,10 +122,20 @@ class Commands:
     def _open_clients(self) -> int:
         return sum(v.open_count for v in self._node.volumes.values())
 
+    def _must_be_up(self) -> None:
+        """Nothing begins any more while it goes down."""
+        if not self._node.is_up or self._downs:
+            state = "is going down" if self._downs else "is not up"
+            raise RequestRefused(f"{self._name} {state}.", number=127, advice=f'"replctl up {self._name}" first.')
+
     # ---- life ----
 
     async def _up(self, args: dict[str, Any]) -> dict[str, Any]:
         node = self._node
+        if node.is_up:  # or is brought up just now: a failure of this order must not take down what runs
+            raise RequestRefused(
+                f"{self._name}: it is up already", number=124, advice=f'See "replctl status {self._name}".'
+            )
         node.is_up = True
         try:
             await node.disks.attach_all()
@@ -132,13 +143,15 @@ class Commands:
             await node.disks.close_all()
             node.is_up = False
             raise
-        node.connection.start()
+        if not node.connection.wanted:  # an order of its own may have come while the disks were attached
+            node.connection.start()
         return {}
 
     async def _down(self, args: dict[str, Any]) -> dict[str, Any]:
         node = self._node
         force = bool(args.get("force"))
         watchdog = node.start(node.disks.watch_for_hangs(), "watch for disks that hang")
+        self._downs += 1
         try:
             if node.role == Role.PRIMARY:
                 await self._demote(force=force)
@@ -146,6 +159,7 @@ class Commands:
             await node.disks.close_all()
         finally:
             watchdog.cancel("down has ended")
+            self._downs -= 1
         node.is_up = False
         return {}
 
@@ -153,8 +167,7 @@ class Commands:
 
     async def _attach(self, args: dict[str, Any]) -> dict[str, Any]:
         node, volume = self._node, self._volume(args)
-        if not node.is_up:
-            raise RequestRefused(f"{self._name} is not up.", number=127, advice=f'"replctl up {self._name}" first.')
+        self._must_be_up()
         if not volume.settings.has_disk:
             raise RequestRefused(
                 f"{self._name}/{volume.number} has no disk in the configuration",
@@ -193,8 +206,7 @@ class Commands:
         node = self._node
         if node.role == Role.PRIMARY:
             return
-        if not node.is_up:
-            raise RequestRefused(f"{self._name} is not up.", number=127, advice=f'"replctl up {self._name}" first.')
+        self._must_be_up()
         self.is_promoting = True
         try:
             for _ in range(PROMOTE_TRIES):
@@ -311,7 +323,7 @@ class Commands:
         return forced
 
     async def _secondary(self, args: dict[str, Any]) -> dict[str, Any]:
-        if self._node.role == Role.PRIMARY:
+        if self._node.role == Role.PRIMARY or self.is_promoting:
             await self._demote(force=False)
         return {}
 
@@ -370,17 +382,17 @@ class Commands:
 
     async def _connect(self, args: dict[str, Any]) -> dict[str, Any]:
         node, discard = self._node, bool(args.get("discard_my_data"))
-        if not node.is_up:
-            raise RequestRefused(f"{self._name} is not up.", number=127, advice=f'"replctl up {self._name}" first.')
+        self._must_be_up()
         if discard and node.role == Role.PRIMARY:
             raise RequestRefused(
                 f"{self._name}: a Primary cannot discard its data",
                 number=123,
                 advice=f'"replctl secondary {self._name}" first.',
             )
-        if node.cstate != _C.STANDALONE:
+        if node.cstate != _C.STANDALONE or node.connection.wanted:  # wanted: its first step waits for its turn
             raise RequestRefused(
-                f"{self._name} has a connection already ({node.cstate})",
+                f"{self._name} has a connection already "
+                f"({_C.UNCONNECTED if node.cstate == _C.STANDALONE else node.cstate})",
                 number=125,
                 advice=f'"replctl disconnect {self._name}" first.',
             )
