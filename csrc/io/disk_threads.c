@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Disk threads: one queue in, one list of finished operations out.
  *
- * Wake-ups cost more than page-cache writes, so both directions save them.  In: a batch wakes one thread; that one
- * wakes another before it starts an operation while more wait, unless operations have been fast lately (one thread
- * is quicker then than four that get in each other's way) and this one is no flush.  Out: a fast operation does not
- * tell the engine at once while more wait in the queue; HOLD_BACK_MAX are told together.
+ * Wake-ups cost more than page-cache writes, so both directions save them.  In: a batch wakes one thread, or none if
+ * one looks for work before it blocks (io/busy_poll.h); that one wakes another before it starts an operation while
+ * more wait, unless operations have been fast lately (one thread is quicker then than four that get in each other's
+ * way) and this one is no flush.  Out: a fast operation does not tell the engine at once while more wait in the queue;
+ * HOLD_BACK_MAX are told together.
  * Both are safe because the engine looks again (disk_threads_poll) within POLL_NS while anything waits in the queue.
  *
  * Linux tells a descriptor once that writes are lost: the first of several flushes (and what else makes something
@@ -23,11 +24,14 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "base/check.h"
+#include "io/busy_poll.h"
 #include "io/disk_run.h"
 #include "io/thread.h"
 
@@ -65,6 +69,9 @@ struct disk_threads {
     int held_back;          /* operations on `done` that were not told */
     bool told;              /* done_fd was written since the last collect */
     bool stopping;          /* threads end when they next look */
+    bool looking;           /* a thread looks for work: nobody need be woken */
+    struct busy_poll poll;  /* without the lock, of the thread that looks */
+    uint64_t quiet_since_ns; /* when a thread last found nothing to do */
     int idle;               /* threads waiting for work */
     int wakes;              /* of these, signalled and not awake yet */
     int running;            /* threads alive */
@@ -73,6 +80,7 @@ struct disk_threads {
     uint8_t threads_of[DISK_COUNTS]; /* threads at work, by descriptor (modulo) */
     bool fresh;             /* something was put into the empty queue since poll looked last */
     struct slot slots[DISK_THREADS_MAX];
+    _Atomic uint32_t submitted; /* changes, without the lock, after something was put into the queue */
     int done_fd;           /* constant */
     int threads;           /* constant: threads that stay when there is nothing to do */
     uint64_t in_flight;    /* engine's thread only: taken over and not collected */
@@ -233,6 +241,44 @@ static void run(struct disk_op *const *ops, int count)
         disk_run(first);
 }
 
+/* Lock held, given up meanwhile: there is nothing to do, but may be soon.  True: there is, or the end has come. */
+static bool look_for_work(struct disk_threads *pool)
+{
+    const uint32_t seen = atomic_load(&pool->submitted);
+    const uint64_t began_ns = pool->quiet_since_ns;
+    uint64_t now_ns = began_ns;
+    bool offered = true;
+
+    if (pool->looking || !busy_poll_goes_on(&pool->poll, began_ns, now_ns))
+        return false;
+    pool->looking = true;
+    pthread_mutex_unlock(&pool->lock);
+    while (atomic_load(&pool->submitted) == seen && offered && busy_poll_goes_on(&pool->poll, began_ns, now_ns)) {
+        uint64_t before_ns = clock_ns();
+        sched_yield();
+        now_ns = clock_ns();
+        offered = busy_poll_offered(&pool->poll, before_ns, now_ns);
+    }
+    pthread_mutex_lock(&pool->lock);
+    pool->looking = false;
+    return next_work(pool) != NULL || pool->stopping;
+}
+
+/* Lock held, given up meanwhile. */
+static void wait_for_work(struct disk_threads *pool)
+{
+    pool->quiet_since_ns = clock_ns();
+    if (look_for_work(pool))
+        return;
+    pool->idle++;
+    pthread_cond_wait(&pool->work, &pool->lock);
+    pool->idle--;
+    if (pool->wakes > 0)
+        pool->wakes--;
+    if (!pool->looking && next_work(pool) != NULL)
+        busy_poll_blocked(&pool->poll, clock_ns() - pool->quiet_since_ns);
+}
+
 /* Lock held: put finished operations out; true when the engine must be told. */
 static bool put_done(struct disk_threads *pool, struct slot *slot, struct disk_op *const *ops, int count,
                      uint64_t took_ns)
@@ -279,11 +325,7 @@ static void *thread_run(void *opaque)
         if (count == 0) {
             if (pool->running > pool->threads && pool->idle >= pool->threads)
                 break; /* one that was started because others were stuck, and they are back */
-            pool->idle++;
-            pthread_cond_wait(&pool->work, &pool->lock);
-            pool->idle--;
-            if (pool->wakes > 0)
-                pool->wakes--;
+            wait_for_work(pool);
             continue;
         }
         if (!list_empty(&pool->queue) && (pool->average_ns >= FAST_NS || is_slow(ops[0])))
@@ -337,7 +379,7 @@ static bool start_thread(struct disk_threads *pool)
     return true;
 }
 
-struct disk_threads *disk_threads_start(int done_fd, int threads)
+struct disk_threads *disk_threads_start(int done_fd, int threads, uint64_t busy_poll_ns)
 {
     CHECK(threads >= 1 && threads <= DISK_THREADS_MAX);
     struct disk_threads *pool = calloc(1, sizeof(*pool));
@@ -355,6 +397,7 @@ struct disk_threads *disk_threads_start(int done_fd, int threads)
     list_init(&pool->unsure);
     pool->done_fd = done_fd;
     pool->threads = threads;
+    busy_poll_init(&pool->poll, busy_poll_ns);
     pool->average_ns = FAST_NS; /* unknown: as if slow */
     bool started = true;
     pthread_mutex_lock(&pool->lock);
@@ -382,8 +425,10 @@ void disk_threads_submit(struct disk_threads *pool, struct list_head *ops)
         }
     pool->fresh = pool->fresh || list_empty(&pool->queue);
     list_splice_tail(&pool->queue, ops);
-    wake_one(pool);
+    if (!pool->looking)
+        wake_one(pool);
     pthread_mutex_unlock(&pool->lock);
+    atomic_fetch_add(&pool->submitted, 1); /* not before: who sees it wants the lock */
 }
 
 void disk_threads_collect(struct disk_threads *pool, struct list_head *done)

@@ -17,8 +17,9 @@ enum {
 
 struct disk_threads;
 
-/* `done_fd`: an eventfd, readable when disk_threads_collect() has something.  NULL: no memory or threads. */
-struct disk_threads *disk_threads_start(int done_fd, int threads);
+/* `done_fd`: an eventfd, readable when disk_threads_collect() has something.  `busy_poll_ns`: how long a thread may
+ * look for work before it blocks, 0 = not at all.  NULL: no memory or threads. */
+struct disk_threads *disk_threads_start(int done_fd, int threads, uint64_t busy_poll_ns);
 /* Take over the operations of `ops` (empty afterwards). */
 void disk_threads_submit(struct disk_threads *pool, struct list_head *ops);
 /* Append what has finished to `done`. */

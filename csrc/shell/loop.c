@@ -27,7 +27,7 @@
 #include "base/ring.h"
 #include "io/disk_run.h"
 #include "io/disk_threads.h"
-#include "shell/busy_poll.h"
+#include "io/busy_poll.h"
 
 enum { EPOLL_EVENTS_MAX = RE_STREAMS_MAX + 3 }; /* one wait can report everything: nobody starves */
 
@@ -467,7 +467,7 @@ struct loop *loop_create(int wake_fd, uint64_t busy_poll_ns, const struct core_c
     loop->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (loop->epoll_fd >= 0 && watch(loop, loop->command_fd, SOURCE_COMMANDS) &&
         watch(loop, loop->disk_fd, SOURCE_DISK) && watch(loop, loop->timer_fd, SOURCE_TIMER))
-        loop->disks = disk_threads_start(loop->disk_fd, DISK_THREADS_DEFAULT);
+        loop->disks = disk_threads_start(loop->disk_fd, DISK_THREADS_DEFAULT, busy_poll_ns);
     if (loop->disks != NULL)
         loop->core = core_create(&loop_io_ops, loop, config);
     if (loop->core == NULL) {

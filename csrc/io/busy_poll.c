@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Invariant: window_ns <= max_ns. */
-#include "shell/busy_poll.h"
+#include "io/busy_poll.h"
 
 #include "base/bytes.h"
 

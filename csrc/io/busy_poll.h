@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* How long the engine's thread looks for events before it blocks (docs/decisions/0038).
+/* How long a thread of the engine looks for work before it blocks (docs/decisions/0038).
  *
  * Where requests come and go faster than a processor falls asleep and wakes up, looking is cheaper than being woken.
  * The window follows what is seen: it grows while waits end within `max_ns`, and is nothing after one that did not.
  * Between two looks the processor is offered to others; if somebody takes it for long, they compute, and nobody looks
  * for a while.
  */
-#ifndef SHELL_BUSY_POLL_H
-#define SHELL_BUSY_POLL_H
+#ifndef IO_BUSY_POLL_H
+#define IO_BUSY_POLL_H
 
 #include <stdbool.h>
 #include <stdint.h>

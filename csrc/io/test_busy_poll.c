@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/check.h"
-#include "shell/busy_poll.h"
+#include "io/busy_poll.h"
 
 enum { MAX_NS = 200000, MS = 1000000 };
 
