@@ -94,7 +94,14 @@ def decide(
 ) -> Decision:
     """The whole decision of one node about one volume.  A peer that is not ours decides as the driver does."""
     policies = policies or Policies()
-    verdict = compare(me, peer, version=version, features=features, resolve_conflicts=resolve_conflicts)
+    verdict = compare(
+        me,
+        peer,
+        version=version,
+        features=features,
+        resolve_conflicts=resolve_conflicts,
+        peer_is_ours=peer_is_ours,
+    )
     early = _refused_at_once(verdict)
     if early is not None:
         return early

@@ -143,6 +143,18 @@ def new_beside_sync(uuids: Uuids, random: RandomU64, *, primary: bool) -> Uuids:
     return Uuids(current, uuids.bitmap, history1=uuids.current, history2=uuids.history1)
 
 
+def new_past_sync(uuids: Uuids, random: RandomU64, *, primary: bool) -> Uuids:
+    """A new generation while the target of a resync may have the current one, or only the sync UUID that leads there.
+
+    The bitmap is relative to both.  That the history names the current one a second time, behind the sync UUID, says
+    so: no other course of events leaves that (decision 0143).
+    """
+    if uuids.bitmap == 0:
+        return new_current(uuids, random, primary=primary)
+    current = with_primary_bit(random_uuid(random), primary)
+    return Uuids(current, bitmap=uuids.current, history1=uuids.bitmap, history2=uuids.current)
+
+
 def replace_current(uuids: Uuids, random: RandomU64, *, primary: bool) -> Uuids:
     """A new generation while nobody has the current one: the peer knows what it lacks by the bitmap UUID."""
     return replace(uuids, current=with_primary_bit(random_uuid(random), primary))
@@ -333,10 +345,23 @@ def _start_lost(ahead: Uuids, behind: Uuids, version: int) -> bool:
     return base(behind.history1) == base(ahead.history2)
 
 
-def compare(me: Side, peer: Side, *, version: int, features: Feature, resolve_conflicts: bool) -> Verdict:
+def _is_past_sync(ahead: Uuids, behind: Uuids) -> bool:
+    """``behind`` got the sync UUID of the resync that ``ahead`` has broken off with :func:`new_past_sync`."""
+    marked = base(ahead.bitmap) != 0 and base(ahead.bitmap) == base(ahead.history2)
+    return marked and base(behind.current) == base(ahead.history1)
+
+
+def _resumed(uuids: Uuids) -> Uuids:
+    return replace(uuids, bitmap=uuids.history1, history1=uuids.bitmap)
+
+
+def compare(
+    me: Side, peer: Side, *, version: int, features: Feature, resolve_conflicts: bool, peer_is_ours: bool = False
+) -> Verdict:
     """Compare the generations of both sides; first rule that matches wins.
 
     ``version`` and ``features`` are the agreed ones, ``resolve_conflicts`` is the flag of this node.
+    ``peer_is_ours``: it knows what the driver does not.
     """
     mine, theirs = me.uuids, peer.uuids
     my_current, peer_current = base(mine.current), base(theirs.current)
@@ -362,6 +387,9 @@ def compare(me: Side, peer: Side, *, version: int, features: Feature, resolve_co
             return _needs_version(51, version)
         text = "This node never got the last sync UUID of the peer."
         return Verdict(51, -CODE_BITMAP, text, None, _start_undone(theirs))
+    if peer_is_ours and _is_past_sync(theirs, mine):
+        text = "The peer broke off its resync to this node and went on alone."
+        return Verdict(51, -CODE_BITMAP, text, None, _resumed(theirs))
     if my_current in peer_history:
         text = "The data of this node is an older generation of the peer's."
         return Verdict(60, -CODE_FULL, text, None, _anew(theirs, my_current))
@@ -372,6 +400,9 @@ def compare(me: Side, peer: Side, *, version: int, features: Feature, resolve_co
             return _needs_version(71, version)
         text = "The peer never got the last sync UUID of this node."
         return Verdict(71, CODE_BITMAP, text, _start_undone(mine))
+    if peer_is_ours and _is_past_sync(mine, theirs):
+        text = "This node broke off its resync to the peer and went on alone."
+        return Verdict(71, CODE_BITMAP, text, _resumed(mine))
     if peer_current in my_history:
         text = "The data of the peer is an older generation of this node's."
         return Verdict(80, CODE_FULL, text, _anew(mine, peer_current))

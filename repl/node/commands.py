@@ -21,6 +21,7 @@ from repl.drbd.uuids import (
     clear_bitmap_uuid,
     new_beside_sync,
     new_current,
+    new_past_sync,
     replace_current,
 )
 from repl.engine import commands as ec
@@ -259,15 +260,16 @@ class Commands:
                 return new_beside_sync(volume.uuids, node.random, primary=True)
             goes_on_alone = alone and (volume.uuids.bitmap == 0 or volume.peer_may_have_finished)
             if volume.attached and (volume.number in forced or goes_on_alone):
-                may_have_finished, volume.peer_may_have_finished = volume.peer_may_have_finished, False
-                # differs: an order by force leaves what the nodes have in common in the history (decision 0140).
-                keeps = may_have_finished or volume.number in forced
-                return new_current(volume.uuids, node.random, primary=True, keep_bitmap=keeps)
+                volume.peer_may_have_finished = False
+                if volume.number in forced:
+                    # differs: it leaves what the nodes have in common in the history (decision 0140).
+                    return new_current(volume.uuids, node.random, primary=True, keep_bitmap=True)
+                return new_past_sync(volume.uuids, node.random, primary=True)
             if alone and volume.attached and volume.peer_may_serve:
                 # differs: the peer is a Primary that waits for this data: it has to see that others were served
                 # (decision 0110).
                 if volume.peer_may_have == base(volume.uuids.current):  # then it is found by this one
-                    return new_current(volume.uuids, node.random, primary=True, keep_bitmap=True)
+                    return new_past_sync(volume.uuids, node.random, primary=True)
                 return replace_current(volume.uuids, node.random, primary=True)
             return volume.uuids
 

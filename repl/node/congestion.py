@@ -8,6 +8,7 @@ Facts: docs/protocol.md, section 4.4.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,7 @@ class Congestion:
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self._runs: Counter[int] = Counter()  # by volume: how often it has gone Ahead
 
     def engine_event(self, event: Event) -> None:
         node, volume = self._node, self._node.volumes.get(event.volume)
@@ -61,10 +63,17 @@ class Congestion:
         def is_it(v: Volume, s: StateWord) -> bool:
             return v is volume and s.conn in _MAY_GO_AHEAD and node.role == Role.PRIMARY and s.disk == _D.UP_TO_DATE
 
+        def change(v: Volume, s: StateWord) -> StateWord:
+            if not is_it(v, s):
+                return s
+            v.peer_lags = True
+            self._runs[v.number] += 1
+            return replace(s, conn=_C.AHEAD, pdsk=_D.CONSISTENT)
+
         # The engine tells the peer: the P_STATE has to stand between the last write that is sent and the first
         # one that is not.
         await node.transition(
-            lambda v, s: replace(s, conn=_C.AHEAD, pdsk=_D.CONSISTENT) if is_it(v, s) else s,
+            change,
             only=volume,
             reason=f"congestion: {reason} reached",
         )
@@ -82,9 +91,14 @@ class Congestion:
         node.connection.send_state(volume)
 
     async def _catch_up(self, volume: Volume) -> None:
-        node = self._node
+        node, run = self._node, self._runs[volume.number]
+
+        def is_it(v: Volume, s: StateWord) -> bool:
+            """The peer's disk may have gone and come back since, and this be the next time, with data on its way."""
+            return v is volume and s.conn == _C.AHEAD and self._runs[v.number] == run
+
         await node.pause(CATCH_UP_MS)
-        if volume.state.conn != _C.AHEAD or not await node.ask_ok(ec.BitmapWrite(volume.number)):
+        if not is_it(volume, volume.state) or not await node.ask_ok(ec.BitmapWrite(volume.number)):
             return
         if not await node.resync.source_may_start(volume):
             return
@@ -93,7 +107,7 @@ class Congestion:
 
         def change(v: Volume, s: StateWord) -> StateWord:
             nonlocal is_begun
-            if v is not volume or s.conn != _C.AHEAD:
+            if not is_it(v, s):
                 return s
             is_begun = True
             node.resync.catches_up(v)

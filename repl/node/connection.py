@@ -386,10 +386,10 @@ class Connection:
         losing |= {v.number for v in node.volumes.values() if v.is_ahead_of_generation}
 
         ending = {v.number for v in node.volumes.values() if node.resync.target_may_have_finished(v)}
-        for number in ending:
+        shared = {v.number for v in node.volumes.values() if node.resync.target_shares_generation(v)}
+        for number in ending - shared:
             node.volumes[number].peer_may_have_finished = node.role != Role.PRIMARY  # a promotion does it then
-        if node.role != Role.PRIMARY:
-            ending.clear()
+        ending = ending | shared if node.role == Role.PRIMARY else shared
 
         for volume in node.volumes.values():
             node.resync.link_breaks(volume)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from repl.drbd import packets as pk
 from repl.drbd.packets import Packet
 from repl.drbd.states import ConnectionState, DiskState, Role, StateChange, StateWord
-from repl.drbd.uuids import UUID_JUST_CREATED, UuidFlag, Uuids, adopt_current, base, new_current
+from repl.drbd.uuids import UUID_JUST_CREATED, UuidFlag, Uuids, adopt_current, base, new_current, new_past_sync
 from repl.engine import commands as ec
 from repl.engine.events import Event
 from repl.errors import ProtocolError
@@ -133,6 +133,7 @@ class PeerPackets:
         node, before = self._node, volume.state
         lost_copy = before.pdsk == _D.UP_TO_DATE and peer_disk < _D.INCONSISTENT and before.disk == _D.UP_TO_DATE
         in_resync = before.conn == _C.AHEAD and node.resync.target_may_have_finished(volume)
+        in_resync = in_resync or node.resync.target_shares_generation(volume)
         left_behind = (volume.is_ahead_of_generation or in_resync) and peer_disk < _D.INCONSISTENT
         # differs: DRBD does so only if the peer is promoted or loses its disk while connected (decision 0016).
         writes_here_only = (
@@ -148,9 +149,10 @@ class PeerPackets:
         ) or left_behind
 
         def uuids(v: Volume) -> Uuids:
-            if v is volume and new_generation:
-                return new_current(v.uuids, node.random, primary=node.role == Role.PRIMARY, keep_bitmap=in_resync)
-            return v.uuids
+            if v is not volume or not new_generation:
+                return v.uuids
+            make = new_past_sync if in_resync else new_current
+            return make(v.uuids, node.random, primary=node.role == Role.PRIMARY)
 
         def change(_: Volume, s: StateWord) -> StateWord:
             lost_blocks = s.conn in VERIFYING and peer_disk == _D.INCONSISTENT  # passed on: nothing to compare with

@@ -282,6 +282,7 @@ class ResyncControl:
             reason="resync done" if done else f"resync ended, {left} blocks are still different",
         )
         if done and volume.state.conn == _C.CONNECTED:
+            volume.peer_lags = False
             volume.peer_has_our_uuids()
             node.fencing.resync_done()
 
@@ -295,7 +296,8 @@ class ResyncControl:
         if stats is None or not volume.attached or volume.state.disk != _D.UP_TO_DATE:
             return False
         if conn == _C.AHEAD:  # what it had got by then; it may not have heard of what came after that
-            return volume.uuids.bitmap != 0 and stats.resync_left_bits <= stats.resync_lost_bits
+            # (A bitmap UUID alone says nothing: a demotion while Ahead makes one as well.)
+            return sync_had_begun(volume.uuids) and stats.resync_left_bits <= stats.resync_lost_bits
         return conn in (_C.SYNC_SOURCE, _C.PAUSED_SYNC_S) and stats.out_of_sync_bits <= stats.resync_lost_bits
 
     # ---- what the target has until it gets the sync UUID (decision 0110) ----
@@ -307,19 +309,46 @@ class ResyncControl:
 
     def catches_up(self, volume: Volume) -> None:
         """Ahead, and source next: what the peer has reported may be older than the resync before."""
-        done = sync_had_begun(volume.uuids) and self.target_may_have_finished(volume)
-        if done or volume.uuids.bitmap == 0:
+        if self.target_may_have_finished(volume) or volume.uuids.bitmap == 0:
             volume.peer_may_have = base(volume.uuids.current)
         else:
             self.link_breaks(volume)
 
     def link_breaks(self, volume: Volume) -> None:
         """Or the run of a resync ends: a target that has asked for blocks has the sync UUID."""
-        stats = self._node.stats.volume_stats(volume.number)
-        if stats is None or volume.state.conn not in (_C.SYNC_SOURCE, _C.PAUSED_SYNC_S, _C.AHEAD):
-            return
-        if stats.resync_payload_bytes or stats.resync_equal_bits or stats.resync_deallocated_bits:
+        if volume.state.conn in (_C.SYNC_SOURCE, _C.PAUSED_SYNC_S, _C.AHEAD) and self._has_moved_blocks(volume):
             volume.peer_may_have = 0
+
+    def _has_moved_blocks(self, volume: Volume) -> bool:
+        stats = self._node.stats.volume_stats(volume.number)
+        if stats is None:
+            return False
+        return bool(stats.resync_payload_bytes or stats.resync_equal_bits or stats.resync_deallocated_bits)
+
+    def target_shares_generation(self, volume: Volume) -> bool:
+        """The link or the target's disk goes: may that have the generation under which this node would go on?
+
+        differs: DRBD makes no new generation while there is a bitmap UUID.  A target that has never heard of the
+        resync is promoted as if it had everything, and wins over what is written here (decision 0143).
+        """
+        if not volume.attached or volume.state.disk != _D.UP_TO_DATE or volume.uuids.just_created:
+            return False
+        finished = volume.state.conn == _C.AHEAD and self.target_may_have_finished(volume)
+        if not finished and self._target_may_have(volume) != base(volume.uuids.current):
+            return False
+        if self._node.role == Role.PRIMARY:
+            return True
+        stats = self._node.stats.volume_stats(volume.number)
+        return volume.peer_lags and stats is not None and stats.out_of_sync_bits > stats.resync_lost_bits
+
+    def _target_may_have(self, volume: Volume) -> int:
+        """The generation of good data that it may have as long as nothing shows that it knows of the resync."""
+        conn, report = volume.state.conn, volume.peer_report
+        if conn in (_C.STARTING_SYNC_S, _C.WF_BITMAP_S):
+            return base(report.uuids.current) if report is not None else 0
+        if conn in (_C.SYNC_SOURCE, _C.PAUSED_SYNC_S) or (conn == _C.AHEAD and volume.uuids.bitmap):
+            return 0 if self._has_moved_blocks(volume) else volume.peer_may_have
+        return 0
 
     # ---- without bitmaps ----
 

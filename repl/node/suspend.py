@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from repl.drbd.states import ConnectionState, DiskState, Role, StateWord
-from repl.drbd.uuids import Uuids, new_current
+from repl.drbd.uuids import Uuids, new_current, new_past_sync
 from repl.engine import commands as ec
 from repl.errors import PeerLost, ReplError
 from repl.node.flow import Mutex
@@ -143,7 +143,9 @@ class Suspension:
         volume.generation_due = False
         if volume.uuids.bitmap and not volume.generation_keeps_bitmap:
             return volume.uuids
-        return new_current(volume.uuids, self._node.random, primary=True, keep_bitmap=volume.generation_keeps_bitmap)
+        if volume.generation_keeps_bitmap:
+            return new_past_sync(volume.uuids, self._node.random, primary=True)
+        return new_current(volume.uuids, self._node.random, primary=True)
 
     # ---- the two ways out ----
 

@@ -89,6 +89,7 @@ class Volume:
         self.decided = StateWord()  # the peer's state, with the connection state that follows for us
         self.sent_dirty_bits = 0
         self.sent_role = Role.UNKNOWN  # in the handshake: a demotion may come before the decision
+        self.peer_lags = False  # it was Behind, and has not caught up since
         self.skip_is_unanswered = False  # the order to skip the initial sync is on its way to the peer
         self.expects_sync_uuid = False  # a full sync was agreed with the peer as its source
         self.waiting_for_sync_uuid: Promise[None] = Promise()
@@ -125,6 +126,7 @@ class Volume:
         self.is_evaluated = False
         self.is_discarded = False
         self.corrected = None
+        self.peer_lags = False
         self.skip_is_unanswered = False
         self.expects_sync_uuid = False
         self.waiting_for_sync_uuid = Promise()

@@ -318,6 +318,8 @@ def test_link_lost_ahead_in_a_resync_whose_target_may_have_finished(clusters: An
     if finished:
         slow(cluster, 0)
         cluster.until(lambda: cluster.state(1)[2] == D.UP_TO_DATE, 10_000, "its end on the target")
+    else:  # a target that has asked for blocks has noted that it is one
+        cluster.until(lambda: sent(cluster, 0, Packet.RS_DATA_REPLY) > 0, 10_000, "the first answer")
     generation = cluster.volume(0).uuids.current | 1
     cluster.cut(silent=True)
     write(cluster, app, 100, 48)

@@ -19,8 +19,12 @@ A, B, C, D, E = (0x1111111111111110 * factor for factor in range(1, 6))
 STEP = uuids.UUID_SYNC_STEP
 
 
-def verdict(me: Uuids, peer: Uuids, *, version: int = 101, features: Feature = Feature.KERNEL) -> Verdict:
-    return compare(Side(me), Side(peer), version=version, features=features, resolve_conflicts=False)
+def verdict(
+    me: Uuids, peer: Uuids, *, version: int = 101, features: Feature = Feature.KERNEL, ours: bool = False
+) -> Verdict:
+    return compare(
+        Side(me), Side(peer), version=version, features=features, resolve_conflicts=False, peer_is_ours=ours
+    )
 
 
 def numbers(*values: int) -> uuids.RandomU64:
@@ -54,6 +58,44 @@ def test_sync_uuid_without_bitmap_uuid_follows_from_the_generation() -> None:
     first = uuids.first_sync_uuid(A)
     assert uuids.start_source_sync_uuid(Uuids(A | 1), numbers()) == Uuids(A | 1, first, 0, 0)
     assert first == uuids.base(first) != uuids.first_sync_uuid(B)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_resync_that_was_broken_off_is_resumed_by_its_bitmap(first: bool) -> None:
+    """By a target that has its sync UUID, one that never got it, one that has finished; also at the next try."""
+    before = Uuids(A, 0 if first else B, C, D)
+    source = uuids.start_source_sync_uuid(before, numbers())
+    alone = uuids.new_past_sync(source, numbers(E), primary=False)
+    begun = uuids.target_accept_sync_uuid(Uuids(A if first else B, 0, C, D), source.bitmap)
+    finished = uuids.finish_target(begun, before, primary=False)
+    for target, rule in ((begun, 71), (finished, 70), *([(Uuids(A, 0, C, D), 70)] if first else [])):
+        found = verdict(alone, target, ours=True)
+        assert (found.rule, found.code) == (rule, 1)
+        mirrored = verdict(target, alone, ours=True)
+        assert (mirrored.code, mirrored.peer_corrected) == (-1, found.self_corrected)
+        resumed = uuids.start_source_sync_uuid(found.self_corrected or alone, numbers())
+        assert verdict(resumed, target).code == 1 and verdict(target, resumed).code == -1
+        again = uuids.target_accept_sync_uuid(target, resumed.bitmap)
+        assert uuids.finish_source(resumed) == uuids.finish_target(
+            again, found.self_corrected or alone, primary=False
+        )
+    assert verdict(alone, begun).code == 2 and verdict(begun, alone).code == -2  # what DRBD's nodes make of it
+
+
+def test_target_that_went_on_alone_after_a_broken_off_resync_is_a_split_brain() -> None:
+    source = uuids.start_source_sync_uuid(Uuids(A, 0, C, D), numbers())
+    alone = uuids.new_past_sync(source, numbers(E), primary=False)
+    other = uuids.new_current(Uuids(A, 0, C, D), numbers(B), primary=False)
+    for ours in (False, True):
+        assert verdict(alone, other, ours=ours).rule == verdict(other, alone, ours=ours).rule == 90
+
+
+def test_old_image_of_a_target_that_has_finished_gets_everything() -> None:
+    """The same sync UUID in the history, but nobody has broken anything off."""
+    source = uuids.start_source_sync_uuid(Uuids(A, 0, C, D), numbers())
+    image = uuids.target_accept_sync_uuid(Uuids(A, 0, C, D), source.bitmap)
+    alone = uuids.new_current(uuids.finish_source(source), numbers(E), primary=False)
+    assert verdict(alone, image, ours=True).code == 2 and verdict(image, alone, ours=True).code == -2
 
 
 def test_sync_uuid_after_just_created_follows_from_the_generation_and_keeps_the_old_one_in_history() -> None:
