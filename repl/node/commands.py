@@ -14,11 +14,8 @@ from typing import TYPE_CHECKING, Any
 from repl.drbd import superblock as sb
 from repl.drbd.states import ConnectionState, DiskState, Role, StateChange, StateWord
 from repl.drbd.uuids import (
-    UUID_JUST_CREATED,
-    UuidFlag,
     Uuids,
     base,
-    clear_bitmap_uuid,
     new_beside_sync,
     new_current,
     new_past_sync,
@@ -29,6 +26,7 @@ from repl.errors import PeerLost, RequestRefused, StateRefused, UsageError, Wait
 from repl.node.flow import Mutex
 from repl.node.refusals import refusal
 from repl.node.resize import Order
+from repl.node.skipping import may_skip, skip
 from repl.node.volume import Volume
 from repl.node.why import explain
 
@@ -520,17 +518,10 @@ class Commands:
         node, volume, clear = self._node, self._volume(args), bool(args.get("clear_bitmap"))
         if not volume.attached:
             raise StateRefused(f"{self._name}/{volume.number} has no disk", number=-4)
-        report = volume.peer_report
-        fresh = base(volume.uuids.current) == UUID_JUST_CREATED
-        skip = (
-            clear
-            and volume.state.conn == _C.CONNECTED
-            and node.connection.agreed.version >= 90  # an older peer would not understand
-            and fresh
-            and report is not None
-            and base(report.uuids.current) == UUID_JUST_CREATED
-        )
-        if not skip and node.cstate != _C.STANDALONE:
+        if clear and may_skip(node.connection, volume):
+            await skip(node, volume)
+            return {}
+        if node.cstate != _C.STANDALONE:
             raise RequestRefused(
                 f"{self._name}: the resource has to be StandAlone for this (it is {node.cstate})",
                 number=151,
@@ -538,23 +529,13 @@ class Commands:
             )
         if clear:
             await node.ask(ec.BitmapClearAll(volume.number))
-
-        def uuids(v: Volume) -> Uuids:
-            if v is not volume:
-                return v.uuids
-            fresh_uuids = new_current(v.uuids, node.random, primary=node.role == Role.PRIMARY, keep_bitmap=True)
-            return clear_bitmap_uuid(fresh_uuids) if skip else fresh_uuids
-
-        def change(v: Volume, s: StateWord) -> StateWord:
-            return replace(s, disk=_D.UP_TO_DATE, pdsk=_D.UP_TO_DATE) if v is volume and skip else s
-
-        if skip:  # the peer has to know before our P_STATE could say UpToDate
-            volume.skip_is_unanswered = node.connection.peer_is_ours
-            await node.transition(change, uuids=uuids, reason="initial sync skipped by order")
-            node.connection.send_uuids(volume, extra_flags=UuidFlag.SKIP_INITIAL_SYNC)
-            volume.peer_has_our_uuids()
-        else:
-            await node.transition(change, uuids=uuids, reason="new generation by order")
+        primary = node.role == Role.PRIMARY
+        await node.transition(
+            lambda v, s: s,
+            uuids=lambda v: new_current(v.uuids, node.random, primary=primary, keep_bitmap=True),
+            only=volume,
+            reason="new generation by order",
+        )
         return {}
 
     # ---- online verify ----

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from repl.drbd import packets as pk
 from repl.drbd.packets import Packet
 from repl.drbd.states import ConnectionState, DiskState, Role, StateChange, StateWord
-from repl.drbd.uuids import UUID_JUST_CREATED, UuidFlag, Uuids, adopt_current, base, new_current, new_past_sync
-from repl.engine import commands as ec
+from repl.drbd.uuids import Uuids, new_current, new_past_sync
 from repl.engine.events import Event
 from repl.errors import ProtocolError
 from repl.node.attaching import answers
 from repl.node.drops import RetryDrop
 from repl.node.handshake import check_exposed, evaluate, real_disk
 from repl.node.leaving import peer_asks_to_leave
+from repl.node.skipping import disk_after_skip, peer_asks_to_skip, peer_has_skipped
 from repl.node.verify import VERIFYING
 from repl.node.volume import Volume
 
@@ -80,7 +80,7 @@ class PeerPackets:
         volume.attach_serials.heard(theirs)
         if volume.is_negotiating and not answers(self._c, volume, theirs):
             return
-        peer_disk = self._disk_after_skip(volume, theirs, real_disk(theirs, volume))
+        peer_disk = disk_after_skip(volume, theirs, real_disk(theirs, volume))
         busy = mine.conn > _C.CONNECTED
         syncs = mine.conn in (_C.SYNC_SOURCE, _C.PAUSED_SYNC_S)
         # (A disk that is Negotiating ends none: this node has yet to write that the last one has left.)
@@ -112,13 +112,6 @@ class PeerPackets:
         if busy and theirs.conn > _C.CONNECTED and theirs.conn < _C.SYNC_SOURCE and peer_disk == _D.UP_TO_DATE:
             peer_disk = mine.pdsk  # its disk is what the resync makes of it
         await self._follow(volume, theirs, peer_disk)
-
-    def _disk_after_skip(self, volume: Volume, theirs: StateWord, peer_disk: DiskState) -> DiskState:
-        """What the peer sent before it heard that the initial sync is skipped is no news (decision 0141)."""
-        if volume.skip_is_unanswered and peer_disk == _D.INCONSISTENT and theirs.conn == _C.CONNECTED:
-            return _D.UP_TO_DATE
-        volume.skip_is_unanswered = False
-        return peer_disk
 
     async def _evaluate_again(self, volume: Volume, theirs: StateWord, *, told: bool) -> None:
         """A disk appeared at the peer, or it wants a resync: the same decision as in the handshake."""
@@ -188,32 +181,14 @@ class PeerPackets:
     # ---- P_UUIDS ----
 
     async def _uuids(self, volume: Volume, report: pk.UuidReport) -> None:
-        node = self._node
         volume.peer_report = report
-        volume.skip_is_unanswered = False  # it has begun one of its own
         volume.attach_serials.generation_came()
         volume.follow_service()  # what applications see from now on may have another generation
         if not volume.attached:
             if volume.state.pdsk < _D.INCONSISTENT:  # it attaches a disk
                 check_exposed(self._c, volume)
             volume.uuids = replace(volume.uuids, current=report.uuids.current)  # what applications see from now on
-        skip = UuidFlag.SKIP_INITIAL_SYNC in report.flags
-        if not skip or not volume.attached:
-            return
-        if (
-            volume.state.conn != _C.CONNECTED
-            or self._c.agreed.version < 90
-            or base(volume.uuids.current) != UUID_JUST_CREATED
-        ):
-            return
-        await node.ask(ec.BitmapClearAll(volume.number))
-        await node.transition(
-            lambda v, s: replace(s, disk=_D.UP_TO_DATE, pdsk=_D.UP_TO_DATE),
-            uuids=lambda v: adopt_current(v.uuids, report.uuids.current, primary=False),
-            only=volume,
-            reason="initial sync skipped by order",
-        )
-        self._c.send_state(volume)  # an older P_STATE of ours may have reached the peer after its own change
+        await peer_has_skipped(self._c, volume, report)
 
     # ---- P_STATE_CHG_REQ ----
 
@@ -225,6 +200,8 @@ class PeerPackets:
             code = -19
         elif c.peer_is_ours and asked.changes("conn") and asked.get("conn") == _C.WF_BITMAP_T:
             code = node.verify.repair.asked(volume)  # a kernel module never asks for that
+        elif c.peer_decides_alike and asked == StateChange.of(disk=_D.UP_TO_DATE):  # nor for that
+            code = peer_asks_to_skip(volume)
         else:
             code = await self._carry_out(volume, asked.peer_view())
         c.send_meta(reply_packet, pk.StateChangeReply(code).encode(), volume=event.volume)

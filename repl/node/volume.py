@@ -91,6 +91,8 @@ class Volume:
         self.sent_role = Role.UNKNOWN  # in the handshake: a demotion may come before the decision
         self.peer_lags = False  # it was Behind, and has not caught up since
         self.skip_is_unanswered = False  # the order to skip the initial sync is on its way to the peer
+        self.is_skipping = False  # the peer has agreed that this node does that
+        self.peer_skips = False  # this node has agreed that the peer does it
         self.expects_sync_uuid = False  # a full sync was agreed with the peer as its source
         self.waiting_for_sync_uuid: Promise[None] = Promise()
 
@@ -127,7 +129,7 @@ class Volume:
         self.is_discarded = False
         self.corrected = None
         self.peer_lags = False
-        self.skip_is_unanswered = False
+        self.skip_is_unanswered = self.peer_skips = False
         self.expects_sync_uuid = False
         self.waiting_for_sync_uuid = Promise()
         self.attach_serials.new_connection()

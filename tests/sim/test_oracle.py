@@ -111,7 +111,7 @@ def test_power_that_a_target_loses_before_its_source_has_seen_it_finished_is_not
     from tests.sim.cluster import QUICK_NET, Cluster, Load, Setup
     from tests.sim.oracle import Oracle
 
-    with Cluster(1, Setup(net=QUICK_NET)) as cluster:
+    with Cluster(6, Setup(net=QUICK_NET)) as cluster:
         cluster.connect_fresh()
         oracle = Oracle(cluster)
         oracle.begin()

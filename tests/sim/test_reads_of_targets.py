@@ -101,6 +101,7 @@ def test_a_read_behind_a_write_that_the_peer_has_shown_and_the_own_disk_has_not_
     read_all(app)  # the peer answers, with the new block
     pair.ask(0, "resume-sync", volume=0)
     pair.until(lambda: pair.state(0)[2] == DiskState.UP_TO_DATE, 1500, "the end of the resync")
+    pair.run(2)  # the engine knows it as well: until then the peer answers
     read = app.submit("read", CLEAN[0] * BLOCK)
     others = [app.submit("read", block * BLOCK) for block in CLEAN[1:]]
     pair.until(lambda: all(pair.op(other).state == DONE for other in others), 500, "reads of other blocks")
