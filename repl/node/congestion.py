@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CATCH_UP_MS = 1000
 AHEAD_VERSION = 96  # older peers know neither Ahead nor P_OUT_OF_SYNC
+FELL_BEHIND = 1 << 8  # in the unused part of P_STATE: the answer to Ahead
 _REASONS = {1: "congestion-fill", 2: "congestion-extents"}
 
 _C = ConnectionState
@@ -39,6 +40,7 @@ class Congestion:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._runs: Counter[int] = Counter()  # by volume: how often it has gone Ahead
+        self._heard: dict[int, int] = {}  # by volume: the last of these that the peer has answered
 
     def engine_event(self, event: Event) -> None:
         node, volume = self._node, self._node.volumes.get(event.volume)
@@ -98,6 +100,12 @@ class Congestion:
             return v is volume and s.conn == _C.AHEAD and self._runs[v.number] == run
 
         await node.pause(CATCH_UP_MS)
+        if node.connection.peer_decides_alike:
+            # differs: what it got of an earlier resync it may still write and acknowledge, although the blocks were
+            # written here since.  Nothing of that comes behind the ping's answer (decision 0145).
+            await node.watch(lambda: self._heard.get(volume.number) == run or not is_it(volume, volume.state))
+            if not await node.ask_ok(ec.Ping()):
+                return
         if not is_it(volume, volume.state) or not await node.ask_ok(ec.BitmapWrite(volume.number)):
             return
         if not await node.resync.source_may_start(volume):
@@ -125,11 +133,18 @@ class Congestion:
             node.resync.save_progress(volume)
 
     async def fall_behind(self, volume: Volume, theirs: StateWord) -> None:
-        """The peer is Ahead: it only tells us which blocks it has written."""
-        node = self._node
+        """The peer is Ahead: it only tells us which blocks it has written.  It waits to hear that this is stable."""
+        node, was_behind = self._node, volume.state.conn == _C.BEHIND
         await node.transition(
             lambda v, s: replace(s, conn=_C.BEHIND, pdsk=theirs.disk, peer_isp=theirs.pauses_resync),
             only=volume,
             peer_role=theirs.role,
             reason="the peer is ahead",
         )
+        if node.connection.peer_decides_alike and volume.state.conn == _C.BEHIND and not was_behind:
+            node.connection.send_state(volume, more_pad=FELL_BEHIND)
+
+    def peer_fell_behind(self, volume: Volume) -> None:
+        """Its P_STATE that answers ours."""
+        self._heard[volume.number] = self._runs[volume.number]
+        self._node.notify_watchers()

@@ -560,11 +560,11 @@ class Connection:
 
     # ---- what the peer is told ----
 
-    def send_state(self, volume: Volume, state: StateWord | None = None) -> None:
+    def send_state(self, volume: Volume, state: StateWord | None = None, *, more_pad: int = 0) -> None:
         if self.node.is_connected or state is not None:
             word = state or volume.state
             pad = volume.attach_serials.pad(word) if self.peer_is_ours and self.node.is_connected else 0
-            self.send(Packet.STATE, pk.State(replace(word, pad=pad)).encode(), volume=volume.number)
+            self.send(Packet.STATE, pk.State(replace(word, pad=pad | more_pad)).encode(), volume=volume.number)
 
     def send_sync_param(self, volume: Volume) -> None:
         version = self.agreed.version

@@ -16,6 +16,7 @@ from repl.drbd.uuids import Uuids, new_current, new_past_sync
 from repl.engine.events import Event
 from repl.errors import ProtocolError
 from repl.node.attaching import answers
+from repl.node.congestion import FELL_BEHIND
 from repl.node.drops import RetryDrop
 from repl.node.handshake import check_exposed, evaluate, real_disk
 from repl.node.leaving import peer_asks_to_leave
@@ -78,6 +79,9 @@ class PeerPackets:
     async def _state(self, volume: Volume, theirs: StateWord) -> None:
         node, mine = self._node, volume.state
         volume.attach_serials.heard(theirs)
+        if self._c.peer_decides_alike and theirs.pad & FELL_BEHIND:
+            node.congestion.peer_fell_behind(volume)
+            return
         if volume.is_negotiating and not answers(self._c, volume, theirs):
             return
         peer_disk = disk_after_skip(volume, theirs, real_disk(theirs, volume))

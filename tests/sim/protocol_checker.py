@@ -32,7 +32,7 @@ _PROBLEMS_MAX = 20
 SYNCER = (1 << 64) - 1
 MAX_BATCH, MAX_BATCH_OLD = 128 << 20, 4 << 20
 PRIMARY = 1
-STARTING_SYNC_S, STARTING_SYNC_T, AHEAD = 11, 12, 22
+STARTING_SYNC_S, STARTING_SYNC_T, AHEAD, BEHIND = 11, 12, 22, 23
 
 
 class Wrong(Exception):
@@ -322,7 +322,8 @@ class ProtocolChecker:
         word = int.from_bytes(p.body, "big")
         role, conn, disk = word & 3, word >> 4 & 31, word >> 9 & 15
         v = half.volume(p.volume)
-        _need(word >> 23 == 0 or (pair.is_ours and word >> 31 == 0), f"state {word:#x}: upper bits")  # decision 0105
+        answers = word >> 31 == 0 or conn == BEHIND  # decision 0145
+        _need(word >> 23 == 0 or (pair.is_ours and answers), f"state {word:#x}: upper bits")  # decision 0105
         _need(role in (1, 2) and conn <= 23 and disk <= 8 and word >> 13 & 15 <= 8, f"state {word:#x}")
         _need(v.sizes is not None, "before P_SIZES")
         _need(disk < 3 or v.has_uuids, "a disk and no P_UUIDS")

@@ -66,8 +66,14 @@ def test_disk_of_the_peer_lost_after_a_demotion_while_ahead(clusters: Any) -> No
 # ---- the target of the catch-up has not heard of it ----
 
 
-def ahead_with_nothing_on_its_way(cluster: Any, app: Any) -> None:
-    """The metadata holds the decision up until the link has room again: Ahead without an answer to wait for."""
+def ahead_with_nothing_on_its_way(cluster: Any, app: Any, *, ours: bool = False) -> None:
+    """The metadata holds the decision up until the link has room again: Ahead without an answer to wait for.
+
+    A node of this software waits for its peer's answer (decision 0145): unless ``ours`` both take the other one for
+    DRBD's.
+    """
+    for node in (0, 1):
+        cluster.node(node).connection.peer_decides_alike = ours
     go_ahead(cluster, app)
     slow(cluster, 0)
     cluster.until(lambda: cluster.state(1)[1] == C.SYNC_TARGET, 10_000, "the resync")
@@ -119,6 +125,28 @@ def unheard(clusters: Any, how: str) -> Any:
     cluster.until(lambda: cluster.state(1)[1] == C.WF_CONNECTION, 20_000, "node 1 alone")
     assert cluster.state(1)[2] == D.UP_TO_DATE and cluster.volume(1).uuids.current | 1 == generation
     return cluster
+
+
+@pytest.mark.parametrize("slow_disk", [False, True])
+def test_catch_up_waits_until_the_peer_is_behind_for_certain(clusters: Any, slow_disk: bool) -> None:
+    cluster, app = served(clusters, external=True)
+    ahead_with_nothing_on_its_way(cluster, app, ours=True)
+    if slow_disk:
+        cluster.shells[1].md.settings(write_min_ns=4_000_000_000, write_max_ns=4_000_000_000)
+    else:
+        hold(cluster, 0)
+    cluster.until(lambda: cluster.state(0)[1] == C.AHEAD, 5000, "Ahead")
+    cluster.shells[0].md.settings(write_min_ns=20_000, write_max_ns=1_000_000)
+    write(cluster, app, 200, 3)
+    cluster.run(3000)
+    assert cluster.state(0)[1] == C.AHEAD and cluster.state(1)[2] == D.UP_TO_DATE
+    if slow_disk:
+        cluster.shells[1].md.settings(write_min_ns=20_000, write_max_ns=1_000_000)
+        cluster.check_idle_pair()
+        return
+    cluster.cut(silent=False)
+    apart(cluster)
+    both_go_on_alone(cluster, app)
 
 
 HOW = ("nothing arrived", "nothing written")

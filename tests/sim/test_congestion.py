@@ -424,3 +424,33 @@ def test_source_that_goes_on_alone_finds_the_primary_that_was_behind(clusters: A
     cluster.until(lambda: cluster.connected or cluster.stand_alone, 20_000, "the verdict")
     assert cluster.events(0, text="decision source by rule 70"), cluster.node(0).reason
     cluster.check_idle_pair()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_late_acks_of_a_cancelled_resync_do_not_clear_in_the_next_one(clusters: Any, seed: int) -> None:
+    """The link has room for the application's writes, but answers of the resync before are still on their way."""
+    cluster, app = served(clusters, seed)
+    go_ahead(cluster, app)
+    write(cluster, app, 0, 440)
+    slow(cluster, 0)
+    cluster.until(lambda: cluster.state(0)[1] == C.SYNC_SOURCE, 10_000, "the resync")
+    slow(cluster)
+    node = cluster.node(0)
+
+    async def decide_late() -> None:
+        async with node.exclusively():
+            await node.pause(100)
+
+    ops = [app.submit("write", block * BLOCK) for block in range(450, 482)]
+    node.start(decide_late(), "test")
+    cluster.until(lambda: cluster.state(0)[1] == C.AHEAD, 5000, "Ahead again")
+    replies = sent(cluster, 0, Packet.RS_DATA_REPLY)
+    ops += [app.submit("write", block * BLOCK) for block in range(440)]
+    cluster.until(lambda: all(cluster.op(op).state for op in ops), 60_000, "the writes")
+    cluster.until(lambda: cluster.state(0)[1] == C.SYNC_SOURCE, 60_000, "the next resync")
+    for _ in range(100):
+        assert cluster.differing() & ~cluster.memory_bits(0) == 0
+        cluster.run(20)
+    assert replies > 2
+    slow(cluster, 0)
+    cluster.check_idle_pair()
