@@ -304,6 +304,7 @@ class ResyncControl:
 
     def peer_is_compared(self, volume: Volume) -> None:
         """A resync may follow, or does."""
+        volume.moved_before = self._moved(volume)
         if volume.peer_report is not None:
             volume.peer_may_have = base(volume.peer_report.uuids.current)
 
@@ -313,6 +314,7 @@ class ResyncControl:
             volume.peer_may_have = base(volume.uuids.current)
         else:
             self.link_breaks(volume)
+        volume.moved_before = self._moved(volume)
 
     def link_breaks(self, volume: Volume) -> None:
         """Or the run of a resync ends: a target that has asked for blocks has the sync UUID."""
@@ -320,10 +322,15 @@ class ResyncControl:
             volume.peer_may_have = 0
 
     def _has_moved_blocks(self, volume: Volume) -> bool:
+        """What was there when it began is of the resync before: the engine begins to count a moment later."""
+        moved = self._moved(volume)
+        return any(moved) and moved != volume.moved_before
+
+    def _moved(self, volume: Volume) -> tuple[int, int, int]:
         stats = self._node.stats.volume_stats(volume.number)
         if stats is None:
-            return False
-        return bool(stats.resync_payload_bytes or stats.resync_equal_bits or stats.resync_deallocated_bits)
+            return 0, 0, 0
+        return stats.resync_payload_bytes, stats.resync_equal_bits, stats.resync_deallocated_bits
 
     def target_shares_generation(self, volume: Volume) -> bool:
         """The link or the target's disk goes: may that have the generation under which this node would go on?

@@ -77,6 +77,7 @@ class Volume:
         self.peer_may_lack = False  # this Primary lost its disk, then a peer that had not confirmed every write
         self.presented = 0  # generation of the peer's data that this Primary shows while its own disk is not good
         self.peer_may_have = 0  # the generation that the peer's disk has, unless it has got our sync UUID since
+        self.moved_before = (0, 0, 0)  # what the engine had counted when the present resync began
         self.peer_may_serve = False  # the peer was lost as a Primary; what it has shown may be this disk's data
         self.peer_served = False  # this Primary worked on the peer's disk alone: no other one has all of it
         self.attach_refusal: ReplError | None = None  # verdict of the handshake on a disk that is Negotiating

@@ -218,6 +218,31 @@ def test_full_sync_by_order_that_the_target_could_not_note(clusters: Any, seed: 
     both_go_on_alone(cluster, cluster.serve(0))
 
 
+def test_link_that_ends_in_the_moment_of_the_start(clusters: Any) -> None:
+    """The counters still say what the resync before has moved."""
+    cluster, app = served(clusters, 2, external=True)
+    cluster.ask(1, "disconnect")
+    write(cluster, app, 0, 20)
+    slow(cluster, 0)
+    cluster.ask(1, "connect")
+    cluster.until(lambda: cluster.in_sync, 10_000, "a resync")
+    app.leave(orderly=True)
+    cluster.ask(0, "primary")
+    cluster.run(50)
+    cluster.shells[1].md.settings(write_min_ns=5_000_000_000, write_max_ns=5_000_000_000)
+    cluster.ask(0, "invalidate-remote", volume=0)
+    cluster.until(lambda: cluster.state(0)[1] == C.SYNC_SOURCE, 3000, "the start")
+    cluster.fire(0, "disconnect", force=True)
+    cluster.shells[1].power_off()
+    cluster.shells[1].md.settings(write_min_ns=20_000, write_max_ns=1_000_000)
+    cluster.cut(silent=False)
+    cluster.until(lambda: cluster.state(0)[1] == C.STANDALONE, 5000, "the end of the link")
+    cluster.ask(0, "connect")
+    cluster.restart(1)
+    assert cluster.state(1)[2] == D.UP_TO_DATE
+    both_go_on_alone(cluster, cluster.serve(0))
+
+
 def test_disk_lost_before_its_node_has_heard_of_the_catch_up(clusters: Any) -> None:
     """And attached again where nobody has told it that the other one has gone on."""
     cluster, app = served(clusters, external=True)
