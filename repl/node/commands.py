@@ -56,6 +56,7 @@ class Commands:
         self._node = node
         self.is_promoting = False
         self._downs = 0  # orders to go down that are being carried out
+        self._alone_lock = Mutex()  # an order that needs a node without a connection, until it is carried out
         self._role_lock = Mutex()  # a role changes completely before anybody builds on it
         self._verbs: dict[str, Verb] = {
             "up": self._up,
@@ -381,6 +382,11 @@ class Commands:
     # ---- connection ----
 
     async def _connect(self, args: dict[str, Any]) -> dict[str, Any]:
+        async with self._alone_lock:
+            self._begin_to_connect(args)
+        return {}
+
+    def _begin_to_connect(self, args: dict[str, Any]) -> None:
         node, discard = self._node, bool(args.get("discard_my_data"))
         self._must_be_up()
         if discard and node.role == Role.PRIMARY:
@@ -397,7 +403,6 @@ class Commands:
                 advice=f'"replctl disconnect {self._name}" first.',
             )
         node.connection.start(discard_my_data=discard, is_tentative=bool(args.get("tentative")))
-        return {}
 
     async def _disconnect(self, args: dict[str, Any]) -> dict[str, Any]:
         node, force = self._node, bool(args.get("force"))
@@ -521,7 +526,13 @@ class Commands:
         if clear and may_skip(node.connection, volume):
             await skip(node, volume)
             return {}
-        if node.cstate != _C.STANDALONE:
+        async with self._alone_lock:
+            await self._new_generation(volume, clear=clear)
+        return {}
+
+    async def _new_generation(self, volume: Volume, *, clear: bool) -> None:
+        node = self._node
+        if node.cstate != _C.STANDALONE or node.connection.wanted:
             raise RequestRefused(
                 f"{self._name}: the resource has to be StandAlone for this (it is {node.cstate})",
                 number=151,
@@ -536,7 +547,6 @@ class Commands:
             only=volume,
             reason="new generation by order",
         )
-        return {}
 
     # ---- online verify ----
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -133,6 +134,25 @@ def test_initial_sync_is_skipped_by_the_kernels_order(make_pair: PairMaker) -> N
     assert "Began resync" not in pair.kernel.log()
     pair.kernel.adm("primary")
     pair.kernel.write(0, 64)
+    pair.compare()
+
+
+def test_orders_of_both_nodes_to_skip_the_initial_sync_cross(make_pair: PairMaker) -> None:
+    """The kernel has a generation of its own when it hears of ours, and ignores that: its own counts (0144)."""
+    pair = make_pair(net="ping-timeout 50; timeout 90;", relay={"delay_ms": 1500})
+    pair.up()
+    pair.wait_connected()
+    order = f"drbdadm -c {pair.kernel.conf} -- --clear-bitmap new-current-uuid r0"
+    with ThreadPoolExecutor(1) as background:
+        kernel = background.submit(pair.kernel.guest.run, order)
+        pair.ours.call("new-current-uuid", clear_bitmap=True)
+        kernel.result()
+    pair.wait_in_sync()
+    pair.wait(lambda: pair.ours.uuids()[0] == pair.kernel.uuids()[0], "one generation")
+    for relay in pair.relays:
+        relay.delay_ms = 0
+    pair.reconnect_quietly()
+    assert "Began resync" not in pair.kernel.log()
     pair.compare()
 
 

@@ -67,6 +67,20 @@ def test_connect_that_has_not_begun_can_be_taken_back_and_given_again(pair: Clus
     pair.until(lambda: pair.in_sync, 20_000, "in sync")
 
 
+@pytest.mark.parametrize("clear", [False, True])
+def test_connect_waits_for_a_new_generation_that_is_being_made(pair: Cluster, clear: bool) -> None:
+    """The peer would be compared with the old one, and the marks of what differs may be gone already."""
+    pair.ask(0, "disconnect")
+    pair.cut(silent=False)
+    slow_metadata(pair, 0)
+    before = pair.volume(0).uuids.current
+    renewal = pair.fire(0, "new-current-uuid", clear_bitmap=clear)
+    connect = pair.fire(0, "connect")
+    pair.until(lambda: pair.state(0)[1] > C.STANDALONE, 10_000, "the connection's start")
+    assert renewal.is_done and renewal.error is None and pair.volume(0).uuids.current != before
+    assert connect.is_done and connect.error is None
+
+
 @pytest.mark.parametrize("force", [False, True])
 def test_connect_right_behind_a_disconnect(pair: Cluster, force: bool) -> None:
     slow_metadata(pair, 0)
