@@ -147,10 +147,11 @@ def new_past_sync(uuids: Uuids, random: RandomU64, *, primary: bool) -> Uuids:
     """A new generation while the target of a resync may have the current one, or only the sync UUID that leads there.
 
     The bitmap is relative to both.  That the history names the current one a second time, behind the sync UUID, says
-    so: no other course of events leaves that (decision 0143).
+    so: no other course of events leaves that (decision 0143).  A target that may also have what the sync UUID was made
+    from has to find that there instead.
     """
-    if uuids.bitmap == 0:
-        return new_current(uuids, random, primary=primary)
+    if uuids.bitmap == 0 or base(uuids.bitmap) != first_sync_uuid(uuids.current):
+        return new_current(uuids, random, primary=primary, keep_bitmap=True)
     current = with_primary_bit(random_uuid(random), primary)
     return Uuids(current, bitmap=uuids.current, history1=uuids.bitmap, history2=uuids.current)
 

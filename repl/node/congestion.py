@@ -147,4 +147,5 @@ class Congestion:
     def peer_fell_behind(self, volume: Volume) -> None:
         """Its P_STATE that answers ours."""
         self._heard[volume.number] = self._runs[volume.number]
+        volume.peer_noted_behind = True
         self._node.notify_watchers()

@@ -22,6 +22,7 @@ from repl.drbd.uuids import (
     new_current,
     start_source_sync_uuid,
     sync_had_begun,
+    sync_uuid_after,
     target_accept_sync_uuid,
 )
 from repl.engine import commands as ec
@@ -282,7 +283,7 @@ class ResyncControl:
             reason="resync done" if done else f"resync ended, {left} blocks are still different",
         )
         if done and volume.state.conn == _C.CONNECTED:
-            volume.peer_lags = False
+            volume.peer_lags = volume.peer_noted_behind = False
             volume.peer_has_our_uuids()
             node.fencing.resync_done()
 
@@ -341,12 +342,19 @@ class ResyncControl:
         if not volume.attached or volume.state.disk != _D.UP_TO_DATE or volume.uuids.just_created:
             return False
         finished = volume.state.conn == _C.AHEAD and self.target_may_have_finished(volume)
-        if not finished and self._target_may_have(volume) != base(volume.uuids.current):
+        shares = self._target_may_have(volume) == base(volume.uuids.current) and not volume.peer_noted_behind
+        if not finished and not (shares and self._names_all(volume.uuids)):
             return False
         if self._node.role == Role.PRIMARY:
             return True
         stats = self._node.stats.volume_stats(volume.number)
         return volume.peer_lags and stats is not None and stats.out_of_sync_bits > stats.resync_lost_bits
+
+    @staticmethod
+    def _names_all(uuids: Uuids) -> bool:
+        """Of several starts in a row: what the target may have of them stays in the history of a new generation."""
+        last, before, first = base(uuids.bitmap), base(uuids.history1), base(uuids.history2)
+        return first == 0 or last != base(sync_uuid_after(before)) or before != base(sync_uuid_after(first))
 
     def _target_may_have(self, volume: Volume) -> int:
         """The generation of good data that it may have as long as nothing shows that it knows of the resync."""

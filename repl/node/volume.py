@@ -91,6 +91,7 @@ class Volume:
         self.sent_dirty_bits = 0
         self.sent_role = Role.UNKNOWN  # in the handshake: a demotion may come before the decision
         self.peer_lags = False  # it was Behind, and has not caught up since
+        self.peer_noted_behind = False  # its metadata said so then
         self.skip_is_unanswered = False  # the order to skip the initial sync is on its way to the peer
         self.is_skipping = False  # the peer has agreed that this node does that
         self.peer_skips = False  # this node has agreed that the peer does it
@@ -129,7 +130,7 @@ class Volume:
         self.is_evaluated = False
         self.is_discarded = False
         self.corrected = None
-        self.peer_lags = False
+        self.peer_lags = self.peer_noted_behind = False
         self.skip_is_unanswered = self.peer_skips = False
         self.expects_sync_uuid = False
         self.waiting_for_sync_uuid = Promise()

@@ -9,6 +9,7 @@ import pytest
 
 from repl.drbd.packets import Packet
 from repl.drbd.states import ConnectionState, DiskState, Role
+from repl.drbd.uuids import start_source_sync_uuid
 from tests.sim.test_congestion import both_go_on_alone, clusters, go_ahead, sent, served, slow, write
 
 __all__ = ["clusters"]
@@ -66,14 +67,20 @@ def test_disk_of_the_peer_lost_after_a_demotion_while_ahead(clusters: Any) -> No
 # ---- the target of the catch-up has not heard of it ----
 
 
+def take_each_other_for_drbd(cluster: Any) -> None:
+    """On this connection."""
+    for node in (0, 1):
+        cluster.node(node).connection.peer_decides_alike = False
+
+
 def ahead_with_nothing_on_its_way(cluster: Any, app: Any, *, ours: bool = False) -> None:
     """The metadata holds the decision up until the link has room again: Ahead without an answer to wait for.
 
     A node of this software waits for its peer's answer (decision 0145): unless ``ours`` both take the other one for
     DRBD's.
     """
-    for node in (0, 1):
-        cluster.node(node).connection.peer_decides_alike = ours
+    if not ours:
+        take_each_other_for_drbd(cluster)
     go_ahead(cluster, app)
     slow(cluster, 0)
     cluster.until(lambda: cluster.state(1)[1] == C.SYNC_TARGET, 10_000, "the resync")
@@ -183,17 +190,37 @@ def test_catch_up_that_the_target_missed_goes_on_by_the_bitmap(clusters: Any, ho
 def test_catch_up_whose_target_had_begun_goes_on_by_the_bitmap(clusters: Any) -> None:
     """It has the sync UUID, and nothing that it asks for gets to the source."""
     cluster, app = served(clusters, external=True)
-    ahead_with_nothing_on_its_way(cluster, app)
+    take_each_other_for_drbd(cluster)
+    go_ahead(cluster, app)
+    write(cluster, app, 48, 3)
     hold(cluster, 1)
-    before = sent(cluster, 0, Packet.RS_DATA_REPLY)
-    catching_up(cluster, app)
+    slow(cluster, 0)
     cluster.until(lambda: cluster.state(1)[1] == C.SYNC_TARGET, 5000, "the target's start")
     cluster.cut(silent=False)
     apart(cluster)
-    write(cluster, cluster.serve(0), 210, 2)
+    write(cluster, app, 210, 2)
     cluster.heal()
     cluster.check_idle_pair()
-    assert sent(cluster, 0, Packet.RS_DATA_REPLY) <= before + 5
+    assert cluster.events(0, text="decision source by rule 71")
+    assert sent(cluster, 0, Packet.RS_DATA_REPLY) < 20
+
+
+def test_target_of_the_first_of_two_catch_ups_is_found_again(clusters: Any) -> None:
+    """It has asked for nothing and has the first sync UUID; the source has begun again since (seed 640021)."""
+    cluster, app = served(clusters, external=True)
+    take_each_other_for_drbd(cluster)
+    go_ahead(cluster, app)
+    write(cluster, app, 48, 3)
+    hold(cluster, 1)
+    slow(cluster, 0)
+    cluster.until(lambda: cluster.state(1)[1] == C.SYNC_TARGET, 5000, "the target's start")
+    hold(cluster, 0)
+    cluster.volume(0).uuids = start_source_sync_uuid(cluster.volume(0).uuids, cluster.world.random64)
+    cluster.cut(silent=False)
+    apart(cluster)
+    write(cluster, app, 210, 2)
+    cluster.heal()
+    cluster.check_idle_pair()
 
 
 @pytest.mark.parametrize(("seed", "phase"), [(1, C.STARTING_SYNC_S), (2, C.SYNC_SOURCE)])
