@@ -94,7 +94,7 @@ def test_our_primary_is_frozen_until_fence_peer_has_stopped_the_kernel(make_pair
     before = pair.ours.uuids()
     write = cut(pair, MIB)
     assert pair.ours.uuids() == before
-    assert [h["handler"] for h in pair.ours.status()["handlers"]] == ["fence-peer"]
+    pair.wait(lambda: [h["handler"] for h in pair.ours.status()["handlers"]] == ["fence-peer"], "the handler")
     handler.end(7)
     write.end()
     pair.wait_ours(peer_disk="Outdated")
