@@ -319,6 +319,8 @@ def test_killed_mount_with_operations_on_a_stopped_brick_leaves_no_mount_point(v
     for number in (0, 1):
         volume.brick(number).freeze()
     waiting = subprocess.Popen(["dd", "if=/dev/zero", f"of={mount.path}/f", "count=1"], stderr=subprocess.DEVNULL)
+    wchan = Path(f"/proc/{waiting.pid}/wchan")
+    wait_for(lambda: "request_wait_answer" in wchan.read_text(), 20, "dd in a request to the mount")
     mount.process.kill()
     _gone(mount.path)
     assert waiting.wait(20) != 0
