@@ -25,9 +25,9 @@
 
 #include "base/check.h"
 #include "base/ring.h"
+#include "io/busy_poll.h"
 #include "io/disk_run.h"
 #include "io/disk_threads.h"
-#include "io/busy_poll.h"
 
 enum { EPOLL_EVENTS_MAX = RE_STREAMS_MAX + 3 }; /* one wait can report everything: nobody starves */
 

@@ -187,8 +187,8 @@ def test_catch_up_that_the_target_missed_goes_on_by_the_bitmap(clusters: Any, ho
     assert sent(cluster, 0, Packet.RS_DATA_REPLY) <= before + 5
 
 
-def test_catch_up_whose_target_had_begun_goes_on_by_the_bitmap(clusters: Any) -> None:
-    """It has the sync UUID, and nothing that it asks for gets to the source."""
+def begun_but_unheard(clusters: Any) -> tuple[Any, Any]:
+    """A catch-up whose target has the sync UUID, and nothing that it asks for gets to the source."""
     cluster, app = served(clusters, external=True)
     take_each_other_for_drbd(cluster)
     go_ahead(cluster, app)
@@ -196,6 +196,11 @@ def test_catch_up_whose_target_had_begun_goes_on_by_the_bitmap(clusters: Any) ->
     hold(cluster, 1)
     slow(cluster, 0)
     cluster.until(lambda: cluster.state(1)[1] == C.SYNC_TARGET, 5000, "the target's start")
+    return cluster, app
+
+
+def test_catch_up_whose_target_had_begun_goes_on_by_the_bitmap(clusters: Any) -> None:
+    cluster, app = begun_but_unheard(clusters)
     cluster.cut(silent=False)
     apart(cluster)
     write(cluster, app, 210, 2)
@@ -207,13 +212,7 @@ def test_catch_up_whose_target_had_begun_goes_on_by_the_bitmap(clusters: Any) ->
 
 def test_target_of_the_first_of_two_catch_ups_is_found_again(clusters: Any) -> None:
     """It has asked for nothing and has the first sync UUID; the source has begun again since (seed 640021)."""
-    cluster, app = served(clusters, external=True)
-    take_each_other_for_drbd(cluster)
-    go_ahead(cluster, app)
-    write(cluster, app, 48, 3)
-    hold(cluster, 1)
-    slow(cluster, 0)
-    cluster.until(lambda: cluster.state(1)[1] == C.SYNC_TARGET, 5000, "the target's start")
+    cluster, app = begun_but_unheard(clusters)
     hold(cluster, 0)
     cluster.volume(0).uuids = start_source_sync_uuid(cluster.volume(0).uuids, cluster.world.random64)
     cluster.cut(silent=False)
