@@ -264,11 +264,17 @@ static bool look_for_work(struct disk_threads *pool)
     return next_work(pool) != NULL || pool->stopping;
 }
 
-/* Lock held, given up meanwhile. */
+/* Lock held: one that was started because others were stuck, and they are back. */
+static bool is_surplus(const struct disk_threads *pool)
+{
+    return pool->running > pool->threads && pool->idle >= pool->threads;
+}
+
+/* Lock held, given up meanwhile.  Comes back with nothing if the others became enough while this one looked. */
 static void wait_for_work(struct disk_threads *pool)
 {
     pool->quiet_since_ns = clock_ns();
-    if (look_for_work(pool))
+    if (look_for_work(pool) || is_surplus(pool))
         return;
     pool->idle++;
     pthread_cond_wait(&pool->work, &pool->lock);
@@ -323,8 +329,8 @@ static void *thread_run(void *opaque)
     while (!pool->stopping) {
         int count = take_work(pool, ops);
         if (count == 0) {
-            if (pool->running > pool->threads && pool->idle >= pool->threads)
-                break; /* one that was started because others were stuck, and they are back */
+            if (is_surplus(pool))
+                break;
             wait_for_work(pool);
             continue;
         }
