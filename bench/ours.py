@@ -132,8 +132,12 @@ class Ours(Contender):
         return printed
 
     def write_config(self) -> None:
+        ports: set[int] = set()
+        while len(ports) < 2:  # a port that was just free may be offered again
+            ports.add(free_port())
         hosts = "".join(
-            HOST_TEMPLATE.format(node=node, disk=self.disk_path(node), port=free_port()) for node in ("alice", "bob")
+            HOST_TEMPLATE.format(node=node, disk=self.disk_path(node), port=port)
+            for node, port in zip(("alice", "bob"), ports, strict=True)
         )
         text = RES_TEMPLATE.format(resource=RESOURCE, protocol=self.protocol, net=self.net, hosts=hosts)
         self.config_path.write_text(text)

@@ -109,6 +109,8 @@ void volume_disk_start(struct volume *v, struct disk_op *op)
     bool on_disk = op->fd == v->disk.data_fd || op->fd == v->disk.md_fd;
     if ((v->disk.flags & RE_ATTACH_INLINE) && on_disk && op->kind != DISK_EXTENTS)
         op->flags |= DISK_INLINE;   /* looking for holes may take long in any file system */
+    if ((v->disk.flags & RE_ATTACH_PAGE_CACHE) && op->fd == v->disk.data_fd)
+        op->flags |= DISK_PAGE_CACHE;
     if (v->disk.flags & (op->fd == v->disk.data_fd ? RE_ATTACH_DATA_NBD : RE_ATTACH_MD_NBD))
         op->flags |= DISK_NBD;
     struct volume_op *vop = op_take(core);

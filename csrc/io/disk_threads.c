@@ -478,6 +478,14 @@ uint64_t disk_threads_poll(struct disk_threads *pool, uint64_t now_ns)
     return waiting ? POLL_NS : UINT64_MAX;
 }
 
+bool disk_threads_are_looking(struct disk_threads *pool)
+{
+    pthread_mutex_lock(&pool->lock);
+    bool looking = pool->looking;
+    pthread_mutex_unlock(&pool->lock);
+    return looking;
+}
+
 uint64_t disk_threads_in_flight(const struct disk_threads *pool)
 {
     return pool->in_flight;

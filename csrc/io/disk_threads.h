@@ -27,6 +27,8 @@ void disk_threads_collect(struct disk_threads *pool, struct list_head *done);
 /* To be called before every wait: looks after stuck threads and returns the longest time (ns) to wait until
  * the next call, UINT64_MAX if there is no need for one. */
 uint64_t disk_threads_poll(struct disk_threads *pool, uint64_t now_ns);
+/* A thread is looking for work: what is submitted now need not wake anybody. */
+bool disk_threads_are_looking(struct disk_threads *pool);
 /* Operations taken over and not collected yet. */
 uint64_t disk_threads_in_flight(const struct disk_threads *pool);
 /* Threads alive (for tests and statistics). */

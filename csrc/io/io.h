@@ -38,6 +38,7 @@ enum disk_op_flags {
     DISK_NO_SYNC = 32,  /* ignore FUA and PREFLUSH (flushes are switched off) */
     DISK_NBD = 128,     /* the descriptor is an NBD connection */
     DISK_DISCARD = 256, /* discarded pieces count as zeroes (discard-zeroes-if-aligned) */
+    DISK_PAGE_CACHE = 1024, /* a buffered file: the engine's thread may read what need not be waited for */
     DISK_FLUSHED = 512, /* of whoever holds it now: what PREFLUSH asks for is done */
     DISK_GIVEN_UP = 64, /* of a finished operation: the disk did not answer and may still use its buffer */
 };

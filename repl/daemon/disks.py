@@ -98,6 +98,8 @@ def open_disk(view: VolumeView, *, read_only: bool = False) -> OpenedDisk:
             flags |= AttachFlags.MD_NBD
         if all(is_in_memory(file.fd) for file in (data, md)):
             flags |= AttachFlags.INLINE
+        elif not read_only and updates_no_times(data):
+            flags |= AttachFlags.PAGE_CACHE
         if not view.options.rs_discard_granularity_bytes and is_fully_allocated(data.fd):
             flags |= AttachFlags.KEEP_ALLOCATED
         place = DiskPlace(data, md, KINDS[view.meta_disk.kind], view.meta_disk.index)
@@ -137,6 +139,17 @@ def is_in_memory(fd: int) -> bool:
         return False
     kind = int.from_bytes(buffer.raw[: ctypes.sizeof(ctypes.c_long)], "little") & 0xFFFFFFFF
     return kind in (TMPFS_MAGIC, RAMFS_MAGIC)
+
+
+def updates_no_times(file: FdBlockFile | NbdBlockFile) -> bool:
+    """For a buffered regular file: from now on reading it updates no access time, for which a read may wait."""
+    if file.is_nbd or file.is_direct or not stat.S_ISREG(os.fstat(file.fd).st_mode):
+        return False
+    try:
+        fcntl.fcntl(file.fd, fcntl.F_SETFL, fcntl.fcntl(file.fd, fcntl.F_GETFL) | os.O_NOATIME)
+    except PermissionError:
+        return False  # neither the file's owner nor privileged
+    return True
 
 
 def is_fully_allocated(fd: int) -> bool:

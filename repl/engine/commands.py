@@ -80,6 +80,7 @@ class AttachFlags(enum.IntFlag):
     NO_AL = 512
     DATA_NBD = 1024
     MD_NBD = 2048
+    PAGE_CACHE = 4096
 
 
 class NbdFlags(enum.IntFlag):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from repl.config.model import Device, MetaDisk, MetaDiskKind, VolumeView, typed_disk
-from repl.daemon.disks import is_in_memory, open_and_prepare, open_disk
+from repl.daemon.block_file import FdBlockFile
+from repl.daemon.disks import is_in_memory, open_and_prepare, open_disk, updates_no_times
 from repl.drbd.layout import INDEXED_SLOT_SECTORS
 from repl.engine.commands import AttachFlags
 from repl.errors import ConfigError, MetadataError, RequestRefused
@@ -123,6 +125,28 @@ def test_disk_in_memory_is_marked_inline() -> None:
         opened.close()
     finally:
         path.unlink()
+
+
+def test_buffered_file_may_be_read_from_the_page_cache_and_its_reads_are_not_written_down(disk: Path) -> None:
+    opened = open_disk(volume(disk))
+    try:
+        assert AttachFlags.PAGE_CACHE in opened.flags
+        assert fcntl.fcntl(opened.data.fd, fcntl.F_GETFL) & os.O_NOATIME
+    finally:
+        opened.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_file_of_somebody_else_is_read_by_the_disk_threads(disk: Path) -> None:
+    """Only its owner may leave the access time as it is, and a read could wait for that to be written."""
+    with disk.open("r+b") as file:
+        os.chown(disk, 1, 1)
+        os.seteuid(2)
+        try:
+            assert not updates_no_times(FdBlockFile(file.fileno(), str(disk)))
+        finally:
+            os.seteuid(0)
+        assert updates_no_times(FdBlockFile(file.fileno(), str(disk)))
 
 
 def test_external_metadata_on_the_data_disk_is_refused(disk: Path) -> None:
