@@ -33,12 +33,10 @@ struct cache_state {
 
 static bool is_cached(int fd, uint64_t offset, uint64_t length)
 {
-    static uint64_t page_bytes;
+    const uint64_t page_bytes = (uint64_t)getpagesize();
     struct cache_range range = {.offset = offset, .length = length};
     struct cache_state state;
 
-    if (page_bytes == 0)
-        page_bytes = (uint64_t)sysconf(_SC_PAGESIZE);
     if (syscall(SYS_cachestat, fd, &range, &state, 0) != 0)
         return false;
     return state.cached == (offset + length - 1) / page_bytes - offset / page_bytes + 1;
