@@ -219,11 +219,13 @@ class LockType(enum.IntEnum):
 
 
 class LockCommand(enum.IntEnum):
-    """``TRY`` answers EAGAIN when somebody else holds it, ``WAIT`` waits, ``GET`` tells who."""
+    """``TRY`` answers EAGAIN when somebody else holds it, ``WAIT`` waits, ``GET`` tells who.  The holder of an internal
+    lock is asked to let go, unless it is tried with ``TRY_QUIETLY``."""
 
     TRY = 0
     WAIT = 1
     GET = 2
+    TRY_QUIETLY = 3
 
 
 END = (1 << 63) - 1  # the end of every range without one

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from repl.files import volfile
+from repl.files.events import Contended
 from repl.files.graph import Graph
 from repl.files.translator import Context
 from repl.files.values import ROOT_GFID, Caller, Fd, Loc, SetAttr
@@ -242,6 +243,32 @@ def test_a_brick_that_was_killed_is_made_equal_by_the_daemon(bricks: Bricks) -> 
     assert [p.name for p in changes.iterdir() if p.is_dir()] == []
     total = status["copied_bytes"]
     assert total < 2 << 20, "of the large file only what changed travels"
+
+
+def test_sweeps_ask_nobody_to_let_go_of_what_is_only_being_written(bricks: Bricks) -> None:
+    """Decision 0148; who is asked needs twice the frames for each new file."""
+
+    async def load() -> tuple[int, list[Contended]]:
+        volume = Volume(bricks)
+        asked: list[Contended] = []
+        await volume.start(2)
+        contended = volume.top._contended
+        volume.top._contended = lambda event: (asked.append(event), contended(event))
+        directory = await volume.mkdir(b"one")
+        bricks.heal()
+        sweep = asyncio.ensure_future(asyncio.to_thread(bricks.ask, do="heal", wait=True))
+        count = 0
+        while not sweep.done() or count < 20:
+            await volume.make(b"f%d" % count, b"x" * 1000, directory)
+            count += 1
+        in_use = (await sweep)["replicate"]["undone"].get("it is being written", 0)
+        await volume.graph.stop()
+        return in_use, asked
+
+    in_use, asked = asyncio.run(load())
+    assert in_use > 0
+    assert asked == []
+    wait_for(lambda: bricks.is_healed() and not bricks.pending(0) + bricks.pending(1), 30, "nothing left to heal")
 
 
 def test_an_empty_brick_is_filled_by_a_full_heal(bricks: Bricks) -> None:

@@ -59,7 +59,7 @@ class LockTable:
             self._grant(owner, lock, counts=counts)
             self._wake()
             return lock
-        if command == LockCommand.TRY:
+        if command != LockCommand.WAIT:
             raise FopError(errno.EAGAIN, "locked")
         place = Waiting(owner, lock, asyncio.get_running_loop().create_future(), counts)
         self.waiting.append(place)

@@ -78,7 +78,7 @@ class Brick(MemoryBrick):
                 asyncio.get_running_loop().call_soon(parent.notify, event, self)
 
     async def inodelk(self, caller: Caller, domain: str, target: Target, command: LockCommand, lock: Lock) -> None:
-        if lock.type is not LockType.UNLOCK:
+        if lock.type is not LockType.UNLOCK and command is not LockCommand.TRY_QUIETLY:
             gfid = self.inode(target).iatt.gfid
             table = self._internal.table((domain, gfid))
             self._tell_holders(table, (caller.client, caller.lock_owner), lock, Contended(domain, gfid))
@@ -87,7 +87,7 @@ class Brick(MemoryBrick):
     async def entrylk(
         self, caller: Caller, domain: str, loc: Loc, name: bytes | None, command: LockCommand, type: LockType
     ) -> None:
-        if type is not LockType.UNLOCK:
+        if type is not LockType.UNLOCK and command is not LockCommand.TRY_QUIETLY:
             table = self._internal.table((domain, "entry", loc.gfid))
             event = Contended(domain, loc.gfid, name, is_entry=True)
             self._tell_holders(table, (caller.client, caller.lock_owner), Lock(type), event)

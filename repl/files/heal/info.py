@@ -172,7 +172,7 @@ async def _is_used(afr: Replicate, loc: Loc) -> bool:
 
 async def _is_free(afr: Replicate, lock: LockStep) -> bool:
     caller = afr.owner()
-    got = await take(afr, afr.up, caller, lock, [], waits=False)
+    got = await take(afr, afr.up, caller, lock, [], waits=False, asks=False)
     if got is None:
         return False
     await send(afr, sum(1 << i for i in got), caller, [unlock_step(lock)])

@@ -15,10 +15,11 @@ import errno
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from repl.files.answers import GONE
 from repl.files.heal import index
+from repl.files.heal.in_use import InUse
 from repl.files.heal.work import Work
 from repl.files.translators.replicate import Replicate
 from repl.files.translators.replicate.base import bits
@@ -80,11 +81,13 @@ class Sweeper:
         self.pace = pace or Pace()
         self.progress = Progress()
         self._caller = afr.owner()
+        self._in_use = InUse(HEAL_SEEN_MAX)
 
     # ---- what is pending ----
 
     async def index(self) -> Progress:
         progress = self._begin("index")
+        self._in_use.begin()
         try:
             for _ in range(HEAL_SWEEPS_MAX):
                 before, progress.by_status = progress.healed, Counter({Status.HEALED: progress.healed})
@@ -94,6 +97,7 @@ class Sweeper:
                 is_undone = any(progress.by_status[s] for s in _UNDONE)
                 if not is_undone or (progress.healed == before and not cleaned):
                     break
+            self._in_use.end()
             await self.count_left()
         finally:
             self._end()
@@ -209,7 +213,9 @@ class Sweeper:
         if gfid in self.progress.at_work:
             return ()
         await self.pace.wait()
-        self.progress.at_work[gfid] = self.afr.context.now()
+        now = self.progress.at_work[gfid] = self.afr.context.now()
+        if self._in_use.for_s(gfid, now) >= self.afr.options["heal-timeout"]:
+            how = replace(how, waits=True)
         try:
             outcome = await self.afr.healer.heal(gfid, how)
         finally:
@@ -220,6 +226,7 @@ class Sweeper:
     async def _note(self, outcome: Outcome) -> None:
         self.progress.found += 1
         self.progress.by_status[outcome.status] += 1
+        self._in_use.note(outcome.gfid, self.afr.context.now(), is_in_use=outcome.status is Status.IN_USE)
         if outcome.status in (Status.GONE, Status.CLEAN):
             for i in bits(self.afr.up):
                 await index.forget(self.afr.subvolumes[i], self._caller, outcome.gfid)

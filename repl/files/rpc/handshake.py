@@ -21,7 +21,7 @@ from repl.limits import RPC_ANSWER_BODY_BYTES_MAX, RPC_CALL_BODY_BYTES_MAX, RPC_
 
 PROTOCOL = "repl-files"
 VERSIONS = (1, 1)  # lowest and highest
-FEATURES: tuple[str, ...] = ("compound", "events", "ends")
+FEATURES: tuple[str, ...] = ("compound", "events", "ends", "quiet-try")
 CHARS_MAX = 1024
 FEATURES_MAX = 64
 SESSION_BYTES = 16

@@ -43,10 +43,12 @@ def pack_body(value: Any) -> bytes:
 
 
 class Sender:
-    """What an encoder needs of its end: numbers of open files.  ``payloads`` are what it has collected."""
+    """What an encoder needs of its end: numbers of open files, and whether the other end knows TRY_QUIETLY.
+    ``payloads`` are what it has collected."""
 
-    def __init__(self, number: Callable[[Fd], int]) -> None:
+    def __init__(self, number: Callable[[Fd], int], *, knows_quiet_try: bool = True) -> None:
         self.number = number
+        self.knows_quiet_try = knows_quiet_try
         self.payloads: list[Any] = []
 
 
@@ -146,6 +148,11 @@ def _pack_target(target: Loc | Fd, sender: Sender) -> Any:
     return sender.number(target) if isinstance(target, Fd) else pk.pack_loc(target)
 
 
+def _pack_command(command: LockCommand, sender: Sender) -> int:
+    is_unknown = command is LockCommand.TRY_QUIETLY and not sender.knows_quiet_try
+    return int(LockCommand.TRY if is_unknown else command)
+
+
 def _unpack_target(raw: Any, receiver: Receiver) -> Loc | Fd:
     return receiver.open_file(raw) if type(raw) is int else pk.unpack_loc(raw)
 
@@ -168,7 +175,7 @@ WANT = _plain(list, _want)
 SETATTR = _plain(pk.pack_setattr, pk.unpack_setattr)
 LOCK = _plain(pk.pack_lock, pk.unpack_lock)
 DATA = Shape(_pack_data, _unpack_data)
-COMMAND = _plain(int, LockCommand)
+COMMAND = Shape(_pack_command, lambda raw, _: LockCommand(raw))
 LOCK_TYPE = _plain(int, LockType)
 XATTR_OP = _plain(int, XattrOp)
 SYNC = _plain(int, SyncKind)

@@ -121,6 +121,7 @@ class Link:
         self._slots = 0
         self._line: deque[asyncio.Future[None]] = deque()
         self._welcome: handshake.Welcome | None = None
+        self._knows_quiet_try = False
         self._timer: asyncio.TimerHandle | None = None
         self._tick_due = 0.0
         self._alive_at = 0.0
@@ -199,6 +200,7 @@ class Link:
         if frame.kind != Kind.WELCOME:
             raise ProtocolError("the server's first frame is not WELCOME.")
         self._welcome = handshake.decode_welcome(frame.body)
+        self._knows_quiet_try = self.knows("quiet-try")
         self.connection.reader.limits = handshake.ANSWER_LIMITS
         self._slots = self._welcome.outstanding_max
         if self.settings.ping_timeout_s or self.settings.frame_timeout_s:
@@ -217,12 +219,15 @@ class Link:
         """The server has named it in its welcome."""
         return self._welcome is not None and feature in self._welcome.features
 
+    def _sender(self) -> Sender:
+        return Sender(self._number, knows_quiet_try=self._knows_quiet_try)
+
     async def call(self, operation: Operation, caller: Caller, values: list[Any]) -> Any:
         """The result of one operation."""
         waits = operation.is_lock and ops.is_lock_wait(operation, values)
         if self._line or (self._slots <= 0 and not waits):
             await self._wait_turn()
-        sender = Sender(self._number)
+        sender = self._sender()
         body = ops.encode_call(operation, self._caller_number(caller), values, sender)
         call = _Pending(self, caller, [(operation, values)], is_compound=False, takes_slot=not waits)
         return await self._answer_to(call, body, sender)
@@ -231,7 +236,7 @@ class Link:
         waits = any(operation.is_lock and ops.is_lock_wait(operation, values) for operation, values in plan)
         if self._line or (self._slots <= 0 and not waits):
             await self._wait_turn()
-        sender = Sender(self._number)
+        sender = self._sender()
         body = ops.encode_compound(plan, self._caller_number(caller), sender)
         call = _Pending(self, caller, plan, is_compound=True, takes_slot=not waits)
         results: list[Any] = await self._answer_to(call, body, sender)
@@ -256,7 +261,7 @@ class Link:
         if round.encoded is not None and round.encoded[:2] == (who, fd):
             _, _, body, payloads = round.encoded
         else:
-            sender = Sender(self._number)
+            sender = self._sender()
             body, payloads = ops.encode_call(operation, who, values, sender), sender.payloads
             round.encoded = who, fd, body, payloads
         call = _Pending(self, caller, [(operation, values)], is_compound=False, takes_slot=True)
@@ -266,7 +271,7 @@ class Link:
     def begin_compound(self, round: Round, number: int, caller: Caller, plan: Plan) -> bool:
         if self._line or self._slots <= 0:
             return False
-        sender = Sender(self._number)
+        sender = self._sender()
         body = ops.encode_compound(plan, self._caller_number(caller), sender)
         call = _Pending(self, caller, plan, is_compound=True, takes_slot=True)
         self._begin(round, number, call, body, sender.payloads)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """features/locks: byte-range locks and flock of applications, and the internal locks of replicate and distribute.
 
-Inputs: lk, inodelk, entrylk; everything else passes.  Outputs: the lock, or EAGAIN (TRY), or it waits (WAIT, until
-granted, cancelled, or the client is gone: ENOTCONN).  ``Contended`` goes up, addressed to the client whose internal
-lock is in somebody's way.  All that a client holds ends with ``client_gone``.
+Inputs: lk, inodelk, entrylk; everything else passes.  Outputs: the lock, or EAGAIN (TRY, TRY_QUIETLY), or it waits
+(WAIT, until granted, cancelled, or the client is gone: ENOTCONN).  ``Contended`` goes up, addressed to the client whose
+internal lock is in somebody's way, unless that one tried quietly.  All that a client holds ends with ``client_gone``.
 Locks live in memory only, as in Gluster: a brick that restarts has none, and its clients know that they lost the link.
 Source of the facts: spec section 3.3; fcntl(2), flock(2).
 """
@@ -204,9 +204,9 @@ class Locks(Translator):
         if table.take(owner, lock, self.context.now()):
             space[key] = table
             return
-        if contended is not None:
+        if contended is not None and command != LockCommand.TRY_QUIETLY:
             contended(table)
-        if command == LockCommand.TRY:
+        if command != LockCommand.WAIT:
             raise FopError(errno.EAGAIN, f"{self.name}: locked by somebody else")
         is_internal = contended is not None
         await self._wait(space, key, table, owner, lock, is_internal=is_internal)

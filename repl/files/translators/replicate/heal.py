@@ -132,12 +132,14 @@ class BackgroundHeals:
     async def _heal(self, key: tuple[bytes, bytes]) -> None:
         gfid, name = key
         inode = self.afr.inodes.peek(gfid)
-        waits = bool(name) or inode is None or inode.is_pending
+        # What was in use at the last try, ``heal-timeout`` ago, may be for ever.
+        waits = bool(name) or inode is None or inode.is_pending or key in self._not_before
         how = How(self._kinds(), waits, policy=self.afr.options["favorite-child-policy"], pace=self.pace)
         try:
             heal = self.healer.heal_name(gfid, name, how) if name else self.healer.heal(gfid, how)
             outcome = await heal
             self._running.discard(key)
+            self._not_before.pop(key, None)
             if outcome.status not in (Status.HEALED, Status.CLEAN):
                 pause_s = HEAL_AGAIN_S if waits else self.afr.options["heal-timeout"]
                 self._not_before[key] = self.afr.context.now() + pause_s

@@ -38,6 +38,7 @@ class EntryHeal:
         self.aside = aside
         self._lock = names_lock(run.afr.domain, run.loc)
         self._forgets: set[bytes] = set()  # names that need not be noted any longer when they are equal
+        self._waits = run.how.waits  # for the lock, whoever has it
 
     async def heal(self) -> None:
         run = self.run
@@ -76,7 +77,7 @@ class EntryHeal:
         if (inode := afr.inodes.peek(self.run.gfid)) is not None and inode.entry_tenure is not None:
             await afr.end_tenures(inode)
         got = await take(afr, self.run.locked or afr.up, caller, self._lock, [self.run.look_step()],
-                         waits=self.run.how.waits or self.run.is_accused())  # fmt: skip
+                         waits=self._waits, asks=self._waits)  # fmt: skip
         try:
             yield got
         finally:
@@ -85,11 +86,13 @@ class EntryHeal:
     async def _judge(self) -> Judged | None:
         """What the copies say under the lock of their names: from here on this is the snapshot."""
         run = self.run
+        self._waits = self._waits or run.needs_heal()
         async with self._locked() as got:
             if got is None:
-                run.note(Status.LATER, "it is in use")
+                run.note(Status.IN_USE, "marked dirty, nobody is accused")
                 return None
             run.learn_again({i: a[0] for i, a in got.items()})
+        self._waits = True  # nobody had it locked: what the counters say is left over
         if not can_heal(self.afr, run.mask):
             run.note(Status.PARENT if run.missing else Status.AWAY, "too few copies of the directory")
             return None

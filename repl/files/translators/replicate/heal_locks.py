@@ -49,12 +49,14 @@ async def send(base: Base, mask: int, caller: Caller, steps: Sequence[Step]) -> 
 
 
 async def take(
-    base: Base, mask: int, caller: Caller, lock: LockStep, more: Sequence[Step], *, waits: bool = True
+    base: Base, mask: int, caller: Caller, lock: LockStep, more: Sequence[Step], *,
+    waits: bool = True, asks: bool = True,
 ) -> dict[int, list[Any]] | None:
-    """Only children that hold the lock now are in the answer."""
+    """Only children that hold the lock now are in the answer.  ``asks``: whoever holds it is to let go."""
     got: dict[int, list[Any]] = {}
+    command = LockCommand.TRY if asks else LockCommand.TRY_QUIETLY
     try:
-        answers = await send(base, mask, caller, [lock(LockCommand.TRY, LockType.WRITE), *more])
+        answers = await send(base, mask, caller, [lock(command, LockType.WRITE), *more])
         got = {i: a[1:] for i, a in answers.items() if not isinstance(a[0], OSError)}
         if not any(is_busy(a[0]) for a in answers.values()):
             return got

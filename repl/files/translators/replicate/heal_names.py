@@ -275,7 +275,7 @@ class NameHeal:
     async def _put_aside_alone(self, index: int, victim: Loc, *, is_replaced: bool) -> Gone:
         afr, caller = self.afr, self.afr.owner()
         lock = range_lock(afr.heal_domain, Loc(gfid=victim.gfid))
-        got = await take(afr, self.run.mask, caller, lock, [], waits=False)
+        got = await take(afr, self.run.mask, caller, lock, [], waits=False, asks=False)
         if got is None:
             self.run.note(Status.LATER, f"{victim.name!r} is being healed")
             return Gone.LATER

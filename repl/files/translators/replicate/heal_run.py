@@ -81,7 +81,8 @@ class Run:
 
     def note(self, status: Status, reason: str) -> None:
         """The most telling status stays."""
-        order = (Status.FAILED, Status.SPLIT, Status.AWAY, Status.PARENT, Status.LATER, Status.HEALED)
+        order = (Status.FAILED, Status.SPLIT, Status.AWAY, Status.PARENT, Status.LATER, Status.IN_USE,
+                 Status.HEALED)  # fmt: skip
         now = self.outcome.status
         if now not in order or order.index(status) < order.index(now):
             self.outcome.status, self.outcome.reason = status, reason
@@ -110,8 +111,9 @@ class Run:
             return self._refuse(Status.IN_USE, "by this client")
         if inode is not None:
             await afr.end_tenures(inode)
-        lock = self._heal_lock(LockCommand.TRY, LockType.WRITE)
-        data_lock = self._data_lock(LockCommand.TRY, LockType.WRITE)
+        lock = self._heal_lock(LockCommand.TRY_QUIETLY, LockType.WRITE)
+        command = LockCommand.TRY if self.how.waits else LockCommand.TRY_QUIETLY
+        data_lock = self._data_lock(command, LockType.WRITE)
         answers = await send(afr, afr.up, self.caller, [lock, data_lock, self.look_step()])
         self.locked = sum(1 << i for i, a in answers.items() if not isinstance(a[0], OSError))
         self.held = sum(1 << i for i, a in answers.items() if len(a) > 1 and not isinstance(a[1], OSError))
@@ -136,7 +138,7 @@ class Run:
         if not self.how.waits:
             found = await afr.ask(self.locked, lambda c: c.lookup(self.caller, self.loc, want=afr.want_keys))
             self._learn(found)
-            if not self.is_accused():
+            if not self.needs_heal():
                 return self._refuse(Status.IN_USE, "marked dirty, nobody is accused")
         await self.take_data_lock()
         return True
@@ -187,8 +189,13 @@ class Run:
 
     # ---- what they say ----
 
-    def is_accused(self) -> bool:
-        return any(any(counts) for w in self.copies.values() for counts in w.said)
+    def needs_heal(self) -> bool:
+        """Whoever has it locked or not: a copy that is here is accused, or there are more dirty marks than the one that
+        an open transaction makes (decision 0148)."""
+        here = bits(self.afr.up)
+        return any(
+            any(any(w.said[i]) for i in here) or any(count > 1 for count in w.dirty) for w in self.copies.values()
+        )
 
     def has_counters(self, kind: Kind) -> bool:
         return any(w.dirty[kind] or any(c[kind] for c in w.said) for w in self.copies.values())

@@ -228,7 +228,8 @@ class Transactions(Base):
         elif isinstance(event, ChildDown) and index >= 0:
             self._child_down(index, event)
         elif isinstance(event, Contended) and event.domain in (self.domain, self.heal_domain):
-            self._contended(event)
+            if event.domain == self.domain:  # who heals an inode goes on
+                self._contended(event)
         else:
             if isinstance(event, Invalidated) and (inode := self.inodes.peek(event.gfid)) is not None:
                 inode.generation = UNKNOWN
