@@ -19,7 +19,7 @@ from repl.cli import output
 from repl.cli.client import Client, NotRunning
 from repl.config.model import Config, NodeView, Resource
 from repl.daemon.addresses import own_addresses
-from repl.daemon.main import DEFAULT_CONFIG, given_config, given_node
+from repl.daemon.given import DEFAULT_CONFIG, given_config, given_node
 from repl.daemon.nbd_file import with_lower_devices
 from repl.daemon.run_dir import RunDir, default_run_dir
 from repl.errors import ConfigError, ReplError, UsageError

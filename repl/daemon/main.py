@@ -12,7 +12,6 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,13 +19,13 @@ from pathlib import Path
 import repl
 from repl import config
 from repl.daemon.addresses import own_addresses
+from repl.daemon.given import DEFAULT_CONFIG, given_config, given_node
 from repl.daemon.nbd_file import with_lower_devices
 from repl.daemon.production import make_service, run_loop
 from repl.daemon.run_dir import RunDir, default_run_dir
 from repl.daemon.service import Service
 from repl.errors import ReplError, UsageError
 
-DEFAULT_CONFIG = Path("/etc/drbd.conf")
 EXIT_USAGE = 1
 
 _LEVELS = ("debug", "info", "warning", "error")
@@ -52,18 +51,6 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--log-level", choices=_LEVELS, default="info")
     parser.add_argument("--version", action="version", version=f"repld {repl.__version__}")
     return parser.parse_args(argv)
-
-
-def given_config(path: Path | None) -> Path:
-    """The configuration that is meant: --config, REPL_CONFIG, the default."""
-    chosen = path or Path(os.environ.get("REPL_CONFIG") or DEFAULT_CONFIG)
-    return chosen.absolute()
-
-
-def given_node(name: str | None) -> tuple[str, bool]:
-    """(node, whether somebody chose it): --node, REPL_NODE, __DRBD_NODE__, the host's name."""
-    chosen = name or os.environ.get("REPL_NODE") or os.environ.get("__DRBD_NODE__")
-    return (chosen, True) if chosen else (socket.gethostname(), False)
 
 
 def set_up_logging(level: str) -> None:

@@ -157,7 +157,7 @@ def test_replctl_failure_is_one_message_and_drbdadms_status(
 def test_replctl_without_configuration_says_how_to_name_one(
     box: Box, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("repl.daemon.main.DEFAULT_CONFIG", tmp_path / "nothing")
+    monkeypatch.setattr("repl.daemon.given.DEFAULT_CONFIG", tmp_path / "nothing")
     monkeypatch.setattr("repl.cli.session.DEFAULT_CONFIG", tmp_path / "nothing")
     assert main(["status"]) == 10
     assert "REPL_CONFIG" in box.capsys.readouterr().err

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from repl.cli.session import Session
 from repl.daemon.addresses import own_addresses
-from repl.daemon.main import given_node
+from repl.daemon.given import given_node
 from repl.daemon.run_dir import default_run_dir
 from repl.errors import ConfigError, UsageError
 from repl.files.volume.graphs import brick_volfile, client_volfile, is_loopback
