@@ -31,6 +31,12 @@ def test_guest_command_reports_status_output_and_input() -> None:
         assert (result.status, result.out, result.err) == (7, "alpha\nin\n", "wrong\n")
         with pytest.raises(CommandFailed, match="status 3"):
             guest.run("exit 3")
+        guest.write_file("/run/made/file", "one\\n \ttwo\nthree")
+        assert guest.read_file("/run/made/file") == "one\\n \ttwo\nthree"
+        assert guest.read_file("/run/made/none", check=False) == ""
+        with pytest.raises(CommandFailed, match="/run/made/none"):
+            guest.read_file("/run/made/none")
+        assert guest.run("printf 'a\\0end 9\\0b'").out == "a\0end 9\0b"
 
 
 def test_guest_writes_reach_the_host_only_in_shared_folders(tmp_path: Path) -> None:

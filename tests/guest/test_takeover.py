@@ -109,13 +109,13 @@ class Machine:
     @property
     def is_in_sync(self) -> bool:
         if self.guest is not None:
-            return bool(_IN_SYNC.search(self.run("cat /proc/drbd")))
+            return bool(_IN_SYNC.search(self.guest.read_file("/proc/drbd")))
         volume = self.call("status")["volumes"][0]
         return (volume["replication"], volume["disk"], volume["peer_disk"]) == ("Connected", "UpToDate", "UpToDate")
 
     def describe(self) -> str:
         with contextlib.suppress(Exception):
-            return self.run("cat /proc/drbd") if self.guest is not None else str(self.call("status"))
+            return self.guest.read_file("/proc/drbd") if self.guest is not None else str(self.call("status"))
         return "not running"
 
     def close(self) -> None:

@@ -75,7 +75,7 @@ class CrossingWrites:
 
     def kernels(self) -> str:
         """How many writes the kernel's writers have done, or "done"."""
-        return self._pair.kernel.guest.run(f"cat {self._guest_count}", check=False).out
+        return self._pair.kernel.guest.read_file(self._guest_count, check=False)
 
     def wait_more(self, count: int) -> None:
         """Until both have written so often again."""

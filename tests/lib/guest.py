@@ -84,6 +84,27 @@ def next_cpu() -> int:
     return cpus[next(_turn) % len(cpus)]
 
 
+class Marked:
+    """One stream of a command: passes on what comes before the mark that the guest sets behind it."""
+
+    def __init__(self, mark: bytes, sink: Sink | None) -> None:
+        self.is_complete = False
+        self._mark = mark
+        self._sink = sink
+        self._held = b""  # may be the mark's beginning
+
+    def feed(self, data: bytes) -> None:
+        data = self._held + data
+        text, self.is_complete = data, self._mark in data
+        if self.is_complete:
+            text = data[: data.index(self._mark)]
+        elif (at := data.find(b"\0", max(0, len(data) - len(self._mark) + 1))) >= 0:
+            text = data[:at]
+        self._held = data[len(text) :]
+        if text and self._sink is not None:
+            self._sink(text)
+
+
 class Guest:
     def __init__(
         self,
@@ -219,12 +240,25 @@ class Guest:
         text = command if isinstance(command, str) else shlex.join(command)
         (self.dir / f"in.{self.commands}").write_bytes(stdin)
         (self.dir / f"cmd.{self.commands}").write_text(f"cd {shlex.quote(os.getcwd())}\n{text}\n")
+        return self._carry_out("", timeout, text, check=check, sinks=sinks)
+
+    def read_file(self, path: str, timeout: float = 60, *, check: bool = True) -> str:
+        """Text, without a process in the guest: for what is asked again and again."""
+        self.commands += 1
+        return self._carry_out(path, timeout, f"read {path}", check=check, sinks=None).out
+
+    def _carry_out(self, path: str, timeout: float, text: str, *, check: bool, sinks: dict[str, Sink] | None) -> Result:
+        """Give the guest the command's number, collect what it writes."""
+        if self._process is None:
+            raise GuestDied(f"{self.name}: is not running")
         got = {"out": bytearray(), "err": bytearray()}
         try:
-            os.write(self._control, b"%d\n" % self.commands)
+            os.write(self._control, f"{self.commands} {path}\n".encode())
         except BrokenPipeError:
             raise GuestDied(self._obituary()) from None
-        status = self._wait_status(timeout, sinks or {key: value.extend for key, value in got.items()})
+        into = sinks or {key: value.extend for key, value in got.items()}
+        mark = b"\0end %d\0" % self.commands
+        status = self._wait_status(timeout, {key: Marked(mark, into.get(key)) for key in ("out", "err")})
         result = Result(status, got["out"].decode(errors="replace"), got["err"].decode(errors="replace"))
         if check and status:
             raise CommandFailed(self.name, text, result)
@@ -232,9 +266,10 @@ class Guest:
 
     def write_file(self, path: str, text: str) -> None:
         """A file in the guest (on its overlay, gone with it)."""
-        self.run(f"mkdir -p $(dirname {shlex.quote(path)}) && cat >{shlex.quote(path)}", stdin=text.encode())
+        folder = shlex.quote(os.path.dirname(path) or ".")
+        self.run(f"mkdir -p {folder} && cat >{shlex.quote(path)}", stdin=text.encode())
 
-    def _wait_status(self, timeout: float, sinks: dict[str, Sink]) -> int:
+    def _wait_status(self, timeout: float, streams: dict[str, Marked]) -> int:
         """Collect output until the guest reports the end of the command; its status."""
         assert self._process is not None
         end = time.monotonic() + timeout
@@ -242,31 +277,24 @@ class Guest:
         with selectors.DefaultSelector() as selector:
             for key, fd in self._pipes.items():
                 selector.register(fd, selectors.EVENT_READ, key)
-            while b"\n" not in report:
+            while b"\n" not in report or not all(stream.is_complete for stream in streams.values()):
                 left = end - time.monotonic()
                 if left <= 0:
                     text = f"{self.name}: no answer in {timeout:g} s, log ends:\n{self.log()[-LOG_TAIL:]}"
                     self.kill()
                     raise GuestTimedOut(text)
-                for ready, _ in selector.select(min(left, 1)):
+                events = selector.select(min(left, 1))
+                for ready, _ in events:
                     data = os.read(ready.fd, READ_BYTES)
                     if ready.data == "done":
                         report += data
-                    elif data and ready.data in sinks:
-                        sinks[ready.data](data)
+                    elif ready.data in streams:
+                        streams[ready.data].feed(data)
                     if not data:
                         selector.unregister(ready.fd)
-                if b"\n" not in report and self._process.poll() is not None:
+                if not events and self._process.poll() is not None:
                     raise GuestDied(self._obituary())
-        for key in ("out", "err"):  # what was written before the report
-            self._drain(key, sinks)
         return int(report.split()[-1])
-
-    def _drain(self, key: str, sinks: dict[str, Sink]) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while data := os.read(self._pipes[key], READ_BYTES):
-                if key in sinks:
-                    sinks[key](data)
 
     def _obituary(self) -> str:
         return f"{self.name}: kernel gone, log ends:\n{self.log()[-LOG_TAIL:]}"

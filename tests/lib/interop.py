@@ -43,6 +43,7 @@ MEMORY_MIB = 1024  # what was written to a ram disk stays
 FIRST_PORT = 7700
 TO_GUEST, TO_HERE = 100, 200  # a relay's ports, from the pair's on
 WAIT_S = 40.0
+START_S = 60.0  # of a daemon, on a machine that does much else
 LOG_TAIL = int(os.environ.get("REPL_LOG_TAIL", "6000"))
 LOAD_BLOCKS = 3000
 # How often the link is interrupted under load; more of it is a soak test.
@@ -173,7 +174,7 @@ class Kernel:
         self.adm("up")
 
     def state(self) -> KernelState:
-        text = self.guest.run("cat /proc/drbd").out
+        text = self.guest.read_file("/proc/drbd")
         found = re.search(rf"^ *{self.minor}: cs:(\S+)(.*\n.*)$", text, re.MULTILINE)
         if found is None or found[1] == "Unconfigured":
             return KernelState("Unconfigured", "Secondary", "Unknown", "Diskless", "DUnknown", "", 0)
@@ -183,7 +184,7 @@ class Kernel:
 
     def flags(self) -> str:
         """Of /proc/drbd: suspended, resync-after, peer and user pause, …"""
-        found = re.search(rf"^ *{self.minor}: .* ([rs][-a-z]{{5}})$", self.guest.run("cat /proc/drbd").out, re.M)
+        found = re.search(rf"^ *{self.minor}: .* ([rs][-a-z]{{5}})$", self.guest.read_file("/proc/drbd"), re.M)
         return found[1] if found else ""
 
     def uuids(self) -> list[int]:
@@ -236,7 +237,7 @@ class Kernel:
         self.guest.run(f"echo 0 >/run/interop/load{self.minor}; (setsid sh -c '{script}' </dev/null >/dev/null 2>&1 &)")
 
     def load_count(self) -> int:
-        return int(self.guest.run(f"cat /run/interop/load{self.minor}").out or 0)
+        return int(self.guest.read_file(f"/run/interop/load{self.minor}") or 0)
 
     def load_stop(self) -> None:
         self.guest.run(f"touch /run/interop/stop{self.minor}; while fuser -s {self.device}; do sleep 0.05; done")
@@ -304,7 +305,7 @@ class Ours:
         ]  # fmt: skip
         log = self._folder / f"repld-{self._starts}.log"
         self.process = Process(argv, log, env=_environment(), prefix=self._lab.net.prefix)
-        self.process.wait_until(self._answers, 20, "an answer on the control socket")
+        self.process.wait_until(self._answers, START_S, "an answer on the control socket")
 
     def _answers(self) -> bool:
         try:
