@@ -508,10 +508,10 @@ class StuckDisk:
         return self.mount / "disk"
 
     def hang(self) -> None:
-        self.server.signal(signal.SIGSTOP)
+        self.server.freeze()
 
     def go_on(self) -> None:
-        self.server.signal(signal.SIGCONT)
+        self.server.thaw()
 
     def close(self) -> None:
         self.go_on()

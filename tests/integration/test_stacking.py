@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -156,20 +155,20 @@ def test_disk_that_hangs_is_given_up_and_holds_nothing_up(site: Site) -> None:
         client.write(0, os.urandom(65536))
         client.flush()
         hung = site.processes["alpha", "low"]
-        os.kill(hung.pid, signal.SIGSTOP)
+        hung.freeze()
         try:
             client.write(65536, b"x" * 4096)  # the third node has it
             assert client.read(65536, 4096) == b"x" * 4096
             wait_for(lambda: site.disks("alpha", "top")[0] == "Diskless", 20, "the disk is given up")
             assert site.status("gamma", "top")["connection"] == "Connected"
         finally:
-            os.kill(hung.pid, signal.SIGCONT)
+            hung.thaw()
 
 
 def test_daemon_ends_in_time_although_its_disk_hangs(site: Site) -> None:
     hung, process = site.processes["alpha", "low"], site.processes.pop(("alpha", "top"))
-    os.kill(hung.pid, signal.SIGSTOP)
+    hung.freeze()
     try:
         process.stop(45)
     finally:
-        os.kill(hung.pid, signal.SIGCONT)
+        hung.thaw()

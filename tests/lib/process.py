@@ -16,6 +16,7 @@ from tests.lib.wait import wait_for
 
 PR_SET_PDEATHSIG = 1
 LOG_TAIL_BYTES = 4000
+STANDING = {"T", "D", "Z"}  # in a system call that cannot be interrupted: it stands behind that
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -92,7 +93,17 @@ class Process:
         self.popen.send_signal(number)
 
     def freeze(self) -> None:
+        """Returns when it stands: on a busy machine its threads answer for a while after the signal."""
         os.killpg(self.pid, signal.SIGSTOP)
+        wait_for(lambda: self._states() <= STANDING, 30, f"{self.name} stands", describe=self._states)
+
+    def _states(self) -> set[str]:
+        """Of its threads, as /proc has them."""
+        states = set()
+        for stat in Path(f"/proc/{self.pid}/task").glob("*/stat"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                states.add(stat.read_text().rpartition(")")[2].split()[0])
+        return states
 
     def thaw(self) -> None:
         os.killpg(self.pid, signal.SIGCONT)
