@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest with the kernel's DRBD for a module, and a fresh pair of nodes for each test."""
+"""A guest with the kernel's DRBD for the tests of a process, and a fresh pair of nodes for each test."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.lib.interop import KernelLab, PairMaker
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def lab() -> Iterator[KernelLab]:
     lab = KernelLab()
     try:

@@ -141,7 +141,7 @@ def test_kernel_primary_that_lost_its_disk_reads_and_writes_ours(make_pair: Pair
     pair.wait_ours(peer_disk="Diskless")
     device = pair.kernel.device
     pair.kernel.write(2048, 64, block_kib=4)
-    read = pair.kernel.guest.run(f"dd if={device} iflag=direct bs=64K count=64 2>/dev/null | sha256sum").out.split()[0]
+    read = pair.kernel.guest.run(f"dd if={device} iflag=direct bs=64K count=64 2>/dev/null | b2sum").out.split()[0]
     assert read == pair.ours.digest(64 * 65536)
     pair.kernel.adm("attach")
     pair.wait_in_sync()

@@ -207,9 +207,9 @@ def test_kernel_takes_over_from_our_killed_primary_which_comes_back_as_target(ma
     pair.ours.kill()
     pair.wait_kernel(cstate="WFConnection|Unconnected")
     pair.kernel.adm("primary")
-    read = f"dd if={pair.kernel.device} iflag=direct bs=64K skip=16 count=1 2>/dev/null | sha256sum"
+    read = f"dd if={pair.kernel.device} iflag=direct bs=64K skip=16 count=1 2>/dev/null | b2sum"
     before = pair.kernel.guest.run(read).out.split()[0]
-    assert before == pair.kernel.sha256(data)
+    assert before == pair.kernel.digest_of(data)
     pair.kernel.write(8192, 64)
     pair.ours.start()
     pair.wait_in_sync()

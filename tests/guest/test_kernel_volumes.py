@@ -21,6 +21,7 @@ class TwoVolumes:
     """A pair whose nodes have the volumes 0 and 1."""
 
     def __init__(self, make_pair: PairMaker, **options: Any) -> None:
+        make_pair.lab.make_room(2)
         self.pair = make_pair(**options)
         first = self.pair.kernel
         minor = self.pair.lab.take_minor()
@@ -66,7 +67,7 @@ class TwoVolumes:
     def compare(self) -> None:
         for volume, kernel in enumerate(self.kernels):
             size = self.pair.ours.status()["volumes"][volume]["size_bytes"]
-            mine = kernel.sha256(self.disks[volume].read_bytes()[:size])
+            mine = kernel.digest_of(self.disks[volume].read_bytes()[:size])
             assert mine == kernel.digest(size), f"volume {volume}"
 
     def our_secondary(self) -> None:

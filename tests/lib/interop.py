@@ -2,7 +2,7 @@
 """A pair of one of our nodes ("here") and one of the kernel's DRBD 8.4 ("guest", in a User-mode Linux guest).
 
 Both read the same configuration file: ours is written to the test's folder, the kernel's copy lies in the guest.
-:class:`KernelLab` is one guest and its network for a whole module; :class:`KernelPair` is one resource in it, with its
+:class:`KernelLab` is one guest and its network for many tests; :class:`KernelPair` is one resource in it, with its
 own minor, ram disk, port and backing file.  Everything is awaited, and what could not be awaited says what both sides
 look like.
 """
@@ -77,7 +77,7 @@ class KernelState:
 
 
 class KernelLab:
-    """A guest with drbd and ram disks; a new one takes over if it dies."""
+    """A guest with drbd and ram disks for many pairs; a new one takes over if it dies."""
 
     def __init__(self, modules: tuple[str, ...] = (), shared: Path | None = None) -> None:
         """``shared``: a folder of the host that the guest may write; disks in it outlive the guest."""
@@ -112,6 +112,11 @@ class KernelLab:
             assert self.guest
         self._used += 1
         return self._used - 1
+
+    def make_room(self, disks: int) -> None:
+        """For a test with several disks in one guest."""
+        if self._used + disks > DISKS:
+            self._close_guest()
 
     def power_cycle(self, minor: int) -> None:
         """The machine loses its power and boots again; only ``shared`` is still there."""
@@ -196,7 +201,7 @@ class Kernel:
         """Of the disk itself, past the page cache."""
         assert size_bytes % 4096 == 0
         count = size_bytes // 4096
-        command = f"dd if={self.disk} iflag=direct,count_bytes bs=1M count={count * 4096} 2>/dev/null | sha256sum"
+        command = f"dd if={self.disk} iflag=direct,count_bytes bs=1M count={count * 4096} 2>/dev/null | b2sum"
         return self.guest.run(command).out.split()[0]
 
     def write(self, offset_kib: int, length_kib: int, *, block_kib: int = 64, flush: bool = False) -> None:
@@ -243,8 +248,8 @@ class Kernel:
         self.guest.run(f"touch /run/interop/stop{self.minor}; while fuser -s {self.device}; do sleep 0.05; done")
 
     @staticmethod
-    def sha256(data: bytes) -> str:
-        return hashlib.sha256(data).hexdigest()
+    def digest_of(data: bytes) -> str:
+        return hashlib.blake2b(data).hexdigest()
 
     def log(self) -> str:
         """Kernel log since this pair began."""
@@ -352,7 +357,7 @@ class Ours:
         return [int(word, 16) & ~1 for word in said[:4]]
 
     def digest(self, size_bytes: int) -> str:
-        digest = hashlib.sha256()
+        digest = hashlib.blake2b()
         with self.disk.open("rb") as file:
             left = size_bytes
             while left and (data := file.read(min(left, READ_BYTES))):
@@ -584,7 +589,7 @@ resource r0 {{
     def compare(self) -> None:
         """Both data areas, byte for byte; two that say that they are in sync have the same generation as well."""
         size = self.ours.size_bytes
-        sectors = self.kernel.guest.run(f"cat /sys/block/drbd{self.kernel.minor}/size").out
+        sectors = self.kernel.guest.read_file(f"/sys/block/drbd{self.kernel.minor}/size")
         assert int(sectors) * 512 == size
         assert self.ours.digest(size) == self.kernel.digest(size), self.first_differences(size)
         if self.ours.is_in_sync:
@@ -627,7 +632,7 @@ class PairMaker:
     """Makes the pair of a test."""
 
     def __init__(self, lab: KernelLab, folder: Path) -> None:
-        self._lab = lab
+        self.lab = lab
         self._folder = folder
         self.pair: KernelPair | None = None
         self.allowed = ""
@@ -635,7 +640,7 @@ class PairMaker:
     def __call__(self, *, allowed: str = "", **options: Any) -> KernelPair:
         """``options`` of KernelPair; ``allowed``: complaints in the kernel's log that belong to the test."""
         self.allowed = allowed
-        self.pair = KernelPair(self._lab, self._folder, **options)
+        self.pair = KernelPair(self.lab, self._folder, **options)
         return self.pair
 
 
