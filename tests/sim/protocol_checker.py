@@ -8,6 +8,7 @@ ones with the packets before them.
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -133,6 +134,9 @@ class Pair:
         self.meta = -1
         self.sync_uuid_from: dict[int, set[int]] = {}  # volume -> nodes that may send P_SYNC_UUID
         self.agreed_unsaid: set[tuple[int, int]] = set()  # full syncs that the node's P_SYNC_UUID says yes to
+        self.version = 80
+        self.flags = 0
+        self.is_ours = False  # both ends run this software: decisions 0017, 0023, 0024 allow more
 
     def half(self, node: int) -> Half:
         if node not in self.halves:
@@ -140,22 +144,18 @@ class Pair:
         return self.halves[node]
 
     def other(self, node: int) -> Half:
-        return next((h for n, h in self.halves.items() if n != node), _NOBODY)
+        for number, half in self.halves.items():
+            if number != node:
+                return half
+        return _NOBODY
 
-    @property
-    def version(self) -> int:
+    def agree(self) -> None:
+        """After an offer of features: what both have."""
         known = [h.features for h in self.halves.values() if h.features]
-        return min((f[2] or f[0]) for f in known) if len(known) == 2 else 80
-
-    @property
-    def is_ours(self) -> bool:
-        """Both ends run this software: decisions 0017, 0023, 0024 allow more."""
-        return self.flags & 1 << 24 != 0
-
-    @property
-    def flags(self) -> int:
-        known = [h.features for h in self.halves.values() if h.features]
-        return known[0][1] & known[1][1] if len(known) == 2 else 0
+        if len(known) == 2:
+            self.version = min((f[2] or f[0]) for f in known)
+            self.flags = known[0][1] & known[1][1]
+            self.is_ours = self.flags & 1 << 24 != 0
 
     def size(self, volume: int) -> int:
         """Sectors that both can have: the disks' sizes limit, the larger one of the sizes in use is where both go."""
@@ -210,28 +210,38 @@ class ProtocolChecker:
 
     def _packet(self, p: Packet) -> None:
         if p.command in (0xFFF1, 0xFFF2):
-            _need(p.format == 80 and p.length == 0, "first packets are h80 without body")
-            _need(p.connection not in self._kinds, "a second first packet")
+            if p.format != 80 or p.length:
+                raise Wrong("first packets are h80 without body")
+            if p.connection in self._kinds:
+                raise Wrong("a second first packet")
             self._kinds[p.connection] = p.command
             return
         pair, half = self._find(p)
         if p.command == 0xFFFE:
             self._features(p, half)
+            pair.agree()
             return
-        _need(p.format == _format(pair.version, p.length), f"header h{p.format} in version {pair.version}")
-        _need(p.pad == 0, f"header pad {p.pad:#x}")
+        if p.format != _format(pair.version, p.length):
+            raise Wrong(f"header h{p.format} in version {pair.version}")
+        if p.pad != 0:
+            raise Wrong(f"header pad {p.pad:#x}")
         is_extension = pair.is_ours and p.command in EXTENSIONS
-        _need(p.command in BODIES and (is_extension or p.command not in NEVER_SENT), "not a packet of 8.4")
+        if not (p.command in BODIES and (is_extension or p.command not in NEVER_SENT)):
+            raise Wrong("not a packet of 8.4")
         is_meta, is_exact, least = BODIES[p.command]
-        _need(is_meta == (self._kinds.get(p.connection) == 0xFFF1), "on the wrong socket")
-        _need(p.length == least if is_exact else p.length >= least, f"a body of {p.length} bytes")
-        if p.command in CONNECTION_WIDE:
-            _need(p.volume == 0, f"volume {p.volume} in a packet of the connection")
+        if is_meta != (self._kinds.get(p.connection) == 0xFFF1):
+            raise Wrong("on the wrong socket")
+        if not (p.length == least if is_exact else p.length >= least):
+            raise Wrong(f"a body of {p.length} bytes")
+        if p.command in CONNECTION_WIDE and p.volume != 0:
+            raise Wrong(f"volume {p.volume} in a packet of the connection")
         if is_meta:
-            _need(pair.meta in (-1, p.connection), "a second meta socket")
+            if pair.meta not in (-1, p.connection):
+                raise Wrong("a second meta socket")
             # A ping may fall into a long authentication: the kernel's thread for this socket reads it when it starts.
             is_ping = p.command in (0x13, 0x14)
-            _need(half.sent_state or is_ping, "on the meta socket before the own handshake is through")
+            if not half.sent_state and not is_ping:
+                raise Wrong("on the meta socket before the own handshake is through")
             pair.meta = p.connection
         self._dispatch(p, pair, half)
 
@@ -240,10 +250,11 @@ class ProtocolChecker:
             if p.connection not in self._pairs:
                 self._pairs[p.connection] = Pair()
             self._pair_of[p.node] = p.connection
-        _need(p.node in self._pair_of, "before P_CONNECTION_FEATURES")
+        if p.node not in self._pair_of:
+            raise Wrong("before P_CONNECTION_FEATURES")
         pair = self._pairs[self._pair_of[p.node]]
-        if self._kinds.get(p.connection) == 0xFFF2:
-            _need(p.connection == self._pair_of[p.node], "on an older data socket")
+        if self._kinds.get(p.connection) == 0xFFF2 and p.connection != self._pair_of[p.node]:
+            raise Wrong("on an older data socket")
         return pair, pair.half(p.node)
 
     def _features(self, p: Packet, half: Half) -> None:
@@ -396,26 +407,36 @@ class ProtocolChecker:
     # ---- writes, acks, barriers ----
 
     def _write(self, p: Packet, pair: Pair, half: Half) -> None:
-        _need(half.sent_state, "before the own P_STATE")
+        if not half.sent_state:
+            raise Wrong("before the own P_STATE")
         sector, block_id, seq, flags = struct.unpack_from(">QQII", p.body)
         if p.command == 0:
             digest = DIGEST_BYTES.get(half.integrity, 0) if p.length > 24 else 0
             size = p.length - 24 - digest
-            _need(0 <= size <= pair.request_max(), f"{size} bytes")
-            _need(size or flags & 32, "an empty write without FLUSH")
+            if not 0 <= size <= pair.request_max():
+                raise Wrong(f"{size} bytes")
+            if not (size or flags & 32):
+                raise Wrong("an empty write without FLUSH")
         else:
             size = int.from_bytes(p.body[24:28], "big")
-            _need(0 < size <= (MAX_BATCH if pair.flags & 4 else MAX_BATCH_OLD), f"{size} bytes")
-            _need(pair.flags & (8 if p.command == 0x36 else 1) != 0, f"features {pair.flags:#x}")
+            if not 0 < size <= (MAX_BATCH if pair.flags & 4 else MAX_BATCH_OLD):
+                raise Wrong(f"{size} bytes")
+            if pair.flags & (8 if p.command == 0x36 else 1) == 0:
+                raise Wrong(f"features {pair.flags:#x}")
             wanted = 1024 if p.command == 0x36 else 64
-            _need(flags & wanted != 0 or pair.version < 95, f"dp_flags {flags:#x}")
-        _need(size % 512 == 0 and sector + size // 512 <= pair.size(p.volume), f"sector {sector}, {size} bytes")
-        _need(flags & ~0x7FE == 0 and block_id != SYNCER, f"dp_flags {flags:#x}, id {block_id:#x}")
+            if not flags & wanted and pair.version >= 95:
+                raise Wrong(f"dp_flags {flags:#x}")
+        if not (size % 512 == 0 and sector + size // 512 <= pair.size(p.volume)):
+            raise Wrong(f"sector {sector}, {size} bytes")
+        if flags & ~0x7FE or block_id == SYNCER:
+            raise Wrong(f"dp_flags {flags:#x}, id {block_id:#x}")
         v = half.volume(p.volume)
-        _need(v.role == PRIMARY, f"from a node that said role {v.role}")
+        if v.role != PRIMARY:
+            raise Wrong(f"from a node that said role {v.role}")
         _sequence(v, seq)
         key = p.volume, block_id, sector
-        _need(key not in half.log, f"id {block_id:#x} is in use")
+        if key in half.log:
+            raise Wrong(f"id {block_id:#x} is in use")
         if not half.is_open:
             half.epochs.append(Epoch())
             half.is_open = True
@@ -431,26 +452,34 @@ class ProtocolChecker:
             return
         if p.command in (0x15, 0x16, 0x17, 0x18, 0x19, 0x2C):
             if block_id == SYNCER:
-                _need(p.command in (0x17, 0x19), "for resync data")
-                _need(theirs.resynced[sector, size] > 0, f"no resync data for sector {sector}, {size} bytes")
+                if p.command not in (0x17, 0x19):
+                    raise Wrong("for resync data")
+                if theirs.resynced[sector, size] <= 0:
+                    raise Wrong(f"no resync data for sector {sector}, {size} bytes")
                 theirs.resynced[sector, size] -= 1  # given twice where a resync was broken off by an Ahead
                 return
             write = peer.log.get((p.volume, block_id, sector))
-            _need(write is not None, f"id {block_id:#x} names no write at sector {sector}")
-            assert write is not None
-            _need(write.size == size, f"{size} bytes: not the write's")
-            _need(p.command in write.wants, "not asked for")
-            _need(p.command not in write.got and not write.got & ACKS_DONE, "acked already")
+            if write is None:
+                raise Wrong(f"id {block_id:#x} names no write at sector {sector}")
+            if write.size != size:
+                raise Wrong(f"{size} bytes: not the write's")
+            if p.command not in write.wants:
+                raise Wrong("not asked for")
+            if p.command in write.got or write.got & ACKS_DONE:
+                raise Wrong("acked already")
             write.got.add(p.command)
             if p.command in (0x18, 0x2C):  # the id is free, the epoch is smaller
                 del write.epoch.writes[p.volume, block_id, sector], peer.log[p.volume, block_id, sector]
         elif p.command == 0x1A:
-            _need(theirs.reads.pop((block_id, sector), -1) == size, "no such read")
+            if theirs.reads.pop((block_id, sector), -1) != size:
+                raise Wrong("no such read")
         elif p.command in (0x1B, 0x22, 0x29):
             self._resync_answer(p, pair, theirs, sector, size)
         elif p.command == 0x20:
-            _need(block_id in (4711, 4712), f"verdict {block_id}")
-            _need(theirs.verified.pop(sector, -1) == size, f"no digest of sector {sector}")
+            if block_id not in (4711, 4712):
+                raise Wrong(f"verdict {block_id}")
+            if theirs.verified.pop(sector, -1) != size:
+                raise Wrong(f"no digest of sector {sector}")
 
     @staticmethod
     def _resync_answer(p: Packet, pair: Pair, theirs: Volume, sector: int, size: int) -> None:
@@ -458,12 +487,14 @@ class ProtocolChecker:
         if verify is not None:
             return
         asked = take_resync(theirs, sector, size, in_parts=pair.is_ours)
-        if p.command == 0x22:
-            _need(asked == 0x21, "no digest was sent")
+        if p.command == 0x22 and asked != 0x21:
+            raise Wrong("no digest was sent")
 
     def _barrier(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
-        _need(half.is_open, "an epoch without writes")
-        _need(p.body[4:] == bytes(4), "pad")
+        if not half.is_open:
+            raise Wrong("an epoch without writes")
+        if p.body[4:] != bytes(4):
+            raise Wrong("pad")
         half.epochs[-1].number = p.body[:4]
         half.is_open = False
 
@@ -471,17 +502,21 @@ class ProtocolChecker:
         if self.is_lenient:
             return
         closed = len(peer.epochs) - peer.is_open
-        _need(closed > 0, "no barrier waits")
+        if closed <= 0:
+            raise Wrong("no barrier waits")
         epoch = peer.epochs[0]
         while len(peer.epochs) > 1 and not epoch.writes:
             peer.epochs.popleft()  # nothing of it remained: never acked
             epoch = peer.epochs[0]
         count = int.from_bytes(p.body[4:], "big")
-        _need(epoch.number == p.body[:4], f"number {p.body[:4].hex()}, the oldest is {epoch.number.hex()}")
-        _need(count == len(epoch.writes) > 0, f"{count} writes, there were {len(epoch.writes)}")
+        if epoch.number != p.body[:4]:
+            raise Wrong(f"number {p.body[:4].hex()}, the oldest is {epoch.number.hex()}")
+        if not count == len(epoch.writes) > 0:
+            raise Wrong(f"{count} writes, there were {len(epoch.writes)}")
         for key, write in epoch.writes.items():
             del peer.log[key]
-            _need(bool(write.got & ACKS_DONE) or not write.wants & {0x16}, f"before the ack of {key[1]:#x}")
+            if 0x16 in write.wants and not write.got & ACKS_DONE:
+                raise Wrong(f"before the ack of {key[1]:#x}")
         peer.epochs.popleft()
 
     # ---- reads, resync, verify ----
@@ -490,37 +525,49 @@ class ProtocolChecker:
         sector, block_id, size, _ = _REQUEST.unpack_from(p.body)
         v = half.volume(p.volume)
         end = pair.size(p.volume)
-        _need(0 < size <= pair.request_max() and size % 512 == 0, f"{size} bytes")
-        _need(sector + size // 512 <= end, f"beyond the device: sector {sector}, {size} bytes")
+        if not (0 < size <= pair.request_max() and size % 512 == 0):
+            raise Wrong(f"{size} bytes")
+        if sector + size // 512 > end:
+            raise Wrong(f"beyond the device: sector {sector}, {size} bytes")
         if p.command == 0x08:
-            _need((block_id, sector) not in v.reads, "the id is in use")  # one request in parts has one id
+            if (block_id, sector) in v.reads:  # one request in parts has one id
+                raise Wrong("the id is in use")
             v.reads[block_id, sector] = size
             return
         is_last = sector + size // 512 == end
-        _need(block_id == SYNCER, f"id {block_id:#x}")
-        _need(sector % 8 == 0 and (size % 4096 == 0 or is_last), f"not whole blocks: sector {sector}, {size} bytes")
+        if block_id != SYNCER:
+            raise Wrong(f"id {block_id:#x}")
+        if not (sector % 8 == 0 and (size % 4096 == 0 or is_last)):
+            raise Wrong(f"not whole blocks: sector {sector}, {size} bytes")
         if p.command == 0x1E:
             self._verify_request(pair, v, peer.volume(p.volume), sector, size, is_last=is_last)
             return
-        _need(sector // 32768 == (sector + size // 512 - 1) // 32768, "over a 16 MiB boundary")
+        if sector // 32768 != (sector + size // 512 - 1) // 32768:
+            raise Wrong("over a 16 MiB boundary")
         stop = sector + size // 512
         again = [at for at, (length, _) in v.resync.items() if at < stop and sector < at + length // 512]
         if peer.volume(p.volume).was_ahead:  # the cancellation is late, on the other socket
             v.cancelled += [(at, *v.resync.pop(at)) for at in again]
             again = []
-        _need(not again, f"sector {sector}, {size} bytes: asked twice")
-        _need(p.command != 0x32 or pair.flags & 2 != 0, "THIN_RESYNC is not agreed")
+        if again:
+            raise Wrong(f"sector {sector}, {size} bytes: asked twice")
+        if p.command == 0x32 and not pair.flags & 2:
+            raise Wrong("THIN_RESYNC is not agreed")
         if p.command == 0x21:
             algorithm = v.csums_alg
-            _need(algorithm != b"" and p.length == 24 + DIGEST_BYTES.get(algorithm, -1), f"digest, {p.length} bytes")
+            if not (algorithm != b"" and p.length == 24 + DIGEST_BYTES.get(algorithm, -1)):
+                raise Wrong(f"digest, {p.length} bytes")
         v.resync[sector] = size, p.command
 
     @staticmethod
     def _verify_request(pair: Pair, v: Volume, theirs: Volume, sector: int, size: int, *, is_last: bool) -> None:
-        _need(v.verify_alg != b"" and v.verify_alg == theirs.verify_alg, "no common verify-alg")
-        _need(size == 4096 or is_last, f"{size} bytes")
+        if v.verify_alg == b"" or v.verify_alg != theirs.verify_alg:
+            raise Wrong("no common verify-alg")
+        if size != 4096 and not is_last:
+            raise Wrong(f"{size} bytes")
         is_second_look = pair.is_ours and sector <= v.verify_last and sector not in v.verify  # decision 0026
-        _need(sector > v.verify_last or is_second_look, f"sector {sector} after {v.verify_last}")
+        if sector <= v.verify_last and not is_second_look:
+            raise Wrong(f"sector {sector} after {v.verify_last}")
         v.verify_last = max(sector, v.verify_last)
         v.verify[sector] = size
 
@@ -528,13 +575,16 @@ class ProtocolChecker:
         sector, block_id, seq, flags = struct.unpack_from(">QQII", p.body)
         size = p.length - 24 - DIGEST_BYTES.get(half.integrity, 0)
         theirs = peer.volume(p.volume)
-        _need(seq == 0 and flags == 0, f"seq_num {seq}, flags {flags:#x}")
+        if seq or flags:
+            raise Wrong(f"seq_num {seq}, flags {flags:#x}")
         if self.is_lenient:
             return
         if p.command == 0x01:
-            _need(theirs.reads.pop((block_id, sector), -1) == size, "no such read")
+            if theirs.reads.pop((block_id, sector), -1) != size:
+                raise Wrong("no such read")
             return
-        _need(block_id == SYNCER, f"id {block_id:#x}")
+        if block_id != SYNCER:
+            raise Wrong(f"id {block_id:#x}")
         take_resync(theirs, sector, size, in_parts=pair.is_ours)
         half.volume(p.volume).resynced[sector, size] += 1
 
@@ -542,21 +592,26 @@ class ProtocolChecker:
         sector, size = struct.unpack_from(">QI", p.body)
         if not self.is_lenient:
             asked = take_resync(peer.volume(p.volume), sector, size, in_parts=pair.is_ours)
-            _need(asked == 0x32 or (asked == 0x21 and pair.is_ours), "no thin request")
+            if asked != 0x32 and not (asked == 0x21 and pair.is_ours):
+                raise Wrong("no thin request")
         half.volume(p.volume).resynced[sector, size] += 1
 
     def _verify_reply(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
         sector, _, size, _ = _REQUEST.unpack_from(p.body)
         v, theirs = half.volume(p.volume), peer.volume(p.volume)
-        _need(p.length == 24 + DIGEST_BYTES.get(v.verify_alg, -1), f"{p.length} bytes")
-        _need(self.is_lenient or theirs.verify.pop(sector, -1) == size, f"nobody asked for sector {sector}")
+        if p.length != 24 + DIGEST_BYTES.get(v.verify_alg, -1):
+            raise Wrong(f"{p.length} bytes")
+        if not self.is_lenient and theirs.verify.pop(sector, -1) != size:
+            raise Wrong(f"nobody asked for sector {sector}")
         v.verified[sector] = size
 
     def _out_of_sync(self, p: Packet, pair: Pair, half: Half, peer: Half) -> None:
         sector, size = struct.unpack_from(">QI", p.body)
-        _need(size > 0 and size % 512 == 0 and sector + size // 512 <= pair.size(p.volume), f"{sector}, {size} bytes")
+        if not (size > 0 and size % 512 == 0 and sector + size // 512 <= pair.size(p.volume)):
+            raise Wrong(f"{sector}, {size} bytes")
         v = half.volume(p.volume)  # an ack of a resync may come after the demotion, and marks again (decision 0032)
-        _need(v.role == PRIMARY or v.conn == AHEAD, "from a Secondary")
+        if v.role != PRIMARY and v.conn != AHEAD:
+            raise Wrong("from a Secondary")
 
     # ---- bitmaps ----
 
@@ -598,6 +653,7 @@ class ProtocolChecker:
 
 
 def _need(condition: bool, what: str) -> None:
+    """For packets that are rare; where most pass through, the text is made only when it is needed."""
     if not condition:
         raise Wrong(what)
 
@@ -647,14 +703,17 @@ def take_resync(theirs: Volume, sector: int, size: int, *, in_parts: bool) -> in
 def _sequence(v: Volume, seq: int) -> None:
     """Contiguous over both sockets; one may be ahead of the other."""
     ahead = (seq - v.seq) & 0xFFFFFFFF
-    _need(0 < ahead < 1 << 31 and seq not in v.seq_early, f"seq_num {seq} was used")
+    if not (0 < ahead < 1 << 31 and seq not in v.seq_early):
+        raise Wrong(f"seq_num {seq} was used")
     v.seq_early.add(seq)
     while v.seq + 1 & 0xFFFFFFFF in v.seq_early:
         v.seq = v.seq + 1 & 0xFFFFFFFF
         v.seq_early.discard(v.seq)
-    _need(len(v.seq_early) < 100_000, f"seq_num {v.seq + 1} never came")
+    if len(v.seq_early) >= 100_000:
+        raise Wrong(f"seq_num {v.seq + 1} never came")
 
 
+@functools.cache
 def _wanted_acks(version: int, protocol: int, flags: int) -> frozenset[int]:
     received = flags & 128 if version >= 100 else protocol == 2
     written = flags & 256 if version >= 100 else protocol == 3
