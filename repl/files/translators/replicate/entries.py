@@ -158,6 +158,17 @@ class Entries(Lookups):
             answers |= unable | await self.ask(mask & old & ~mask_of(unable), call)
         return answers
 
+    async def _need_one(self, caller: Caller, tenures: Sequence[Tenure], *names: Loc) -> None:
+        """Where each side of a split-brain went on alone, a name that means two inodes is not changed: what would be
+        done to one of them is done to the other one as well."""
+        mask = -1
+        for tenure in tenures:
+            mask &= tenure.good(Kind.ENTRY)
+        if any(tenure.is_split for tenure in tenures):
+            for name in names:
+                if len(await self._there(caller, mask, name)) > 1:
+                    raise FopError(errno.EIO, f"{self.name}: {name} is in gfid split-brain")
+
     async def _unable(
         self, caller: Caller, good: int, old: int, name: Loc, target: Loc | None
     ) -> tuple[bool, Answers]:
@@ -369,6 +380,7 @@ class Entries(Lookups):
         self.check_name(loc)
         await self.settled()
         async with self._names((loc.parent, frozenset((loc.name,)))) as (tenure,):
+            await self._need_one(caller, (tenure,), loc)
             await self._keep_open_files(loc)
             if tenure.accused.get(Kind.ENTRY, 0) & tenure.active:
                 answers = await self._ask_good_first(
@@ -407,6 +419,7 @@ class Entries(Lookups):
         # All names of the victim are locked, so that nothing comes into being in it on one copy only.
         places = ((loc.parent, frozenset((loc.name,))), (victim, None))
         async with self._names(*places) as (tenure, inside):
+            await self._need_one(caller, (tenure,), loc)
             if not inside.is_clean and not recursive:
                 await self._need_empty(inside, caller)
             inside.is_closing = True
@@ -456,6 +469,7 @@ class Entries(Lookups):
                 self.heal_soon(source.parent)
                 self.heal_soon(target.parent)
                 raise FopError(errno.ENOTCONN, f"{self.name}: no child has a good copy of both directories")
+            await self._need_one(caller, (old, new), source, target)
             await self._keep_open_files(target)
             answers = await self._ask_good_first(
                 old, active, lambda c: c.rename(caller, source, target, flags=flags), new, source,

@@ -66,6 +66,7 @@ class Tenure:
         self.lost = 0  # those whose connection broke: neither their lock nor their marks are ours any more
         self.accused: dict[Kind, int] = {}  # old copies, by the counters that were read at the beginning
         self.is_clean = False  # nobody was accused or dirty at the beginning
+        self.is_split = False  # names can mean other inodes on other copies, and none of these is old
         self.dirty: dict[Kind, int] = {}  # children with our dirty mark
         self.blamed: dict[Kind, int] = {}  # children that are accused of everything done in this tenure
         self.suspect: set[Kind] = set()  # copies may differ without anybody accused: the dirty mark stays
@@ -195,6 +196,7 @@ class Tenure:
             self.inode.know(self.active, self.accused, afr.arbiters, afr.generation)
         if kind is Kind.ENTRY and not self.active & ~self.accused[kind] and not afr.quorum.is_majority:
             self.accused[kind] = 0  # names of both sides stay: a heal merges them
+            self.is_split = True
         if not self.good(kind):
             self.doubt(kind)
             raise self.no_good_copy(kind)
