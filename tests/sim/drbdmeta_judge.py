@@ -67,7 +67,7 @@ class Case:
 
 def drbdmeta(minor: int, file: Path, kind: MetadataKind, *command: str) -> str:
     argv = [find_tool("drbdmeta") or "", "--force", str(minor), "v08", str(file), kind.value, *command]
-    done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+    done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600)
     if done.returncode:
         raise AssertionError(f"drbdmeta {' '.join(command)}: {done.stdout}{done.stderr}")
     return done.stdout

@@ -34,7 +34,7 @@ def test_another_process_with_other_hashes_and_addresses_sees_the_same_traces() 
     def run(hash_seed: str) -> str:
         env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT), "MALLOC_PERTURB_": hash_seed}
         argv = [sys.executable, "-c", PROGRAM, *map(str, SEEDS)]
-        return subprocess.run(argv, env=env, cwd=ROOT, check=True, capture_output=True, text=True, timeout=120).stdout
+        return subprocess.run(argv, env=env, cwd=ROOT, check=True, capture_output=True, text=True, timeout=600).stdout
 
     first = run("1")
     assert len(first.split()) == len(SEEDS)
