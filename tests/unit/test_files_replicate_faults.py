@@ -439,6 +439,53 @@ def test_half_a_removal_that_could_not_be_ruled_upon_is_not_shown_without_quorum
     play(3, scene, **HEALS_OFF)
 
 
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_half_a_removal_is_not_shown_without_quorum_although_the_directory_was_looked_at_since(is_ours: bool) -> None:
+    """Both copies accuse the third one of something else, so there is nothing to rule; then the one goes that may undo
+    what is on the other.  ``is_ours``: else by a client that has died."""
+
+    async def scene(world: World) -> None:
+        client, other = await world.client(), await world.client()
+        gfid = await make_file(client, b"f", b"data")
+        await settle()
+        world.crash(2)
+        await make_file(client, b"x")
+        await settle()
+
+        async def only_on_the_first(who: str, brick: str, fop: str, is_done: bool) -> None:
+            if fop == "unlink" and not is_done and brick == "brick1":
+                world.crash(1)
+                if not is_ours:
+                    other.die()
+                raise FopError(errno.ENOTCONN, brick)
+
+        no_fault, world.hook = world.hook, only_on_the_first
+        who = client if is_ours else other
+        with pytest.raises(FopError):
+            await who.afr.unlink(who.caller, Loc(gfid, ROOT_GFID, b"f"))
+        assert [bool(world.tree(i).get(b"/f")) for i in range(2)] == [False, True]
+        world.hook = no_fault
+        await settle()
+        world.come_back(1)
+        assert await find(client, b"x")
+        await settle()
+        world.crash(1)
+        with pytest.raises(FopError) as caught:
+            await find(client, b"f")
+        assert caught.value.errno == errno.ENOTCONN
+        for index in (1, 2):
+            world.come_back(index)
+        await heal_all(client)
+        assert_healed(world)
+        await client.afr.lookup(client.caller, Loc(gfid=ROOT_GFID))
+        assert await find(client, b"x")
+        world.crash(0)
+        world.crash(1)
+        assert await find(client, b"x")  # nothing is half done there now
+
+    play(3, scene, **HEALS_OFF)
+
+
 def test_what_is_left_of_a_change_that_failed_is_not_shown_without_quorum() -> None:
     """The copies that are away may know nothing of it, and have their way later."""
 

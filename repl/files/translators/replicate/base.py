@@ -297,6 +297,8 @@ class Base(Translator):
 
     def learn(self, inode: InodeState, found: Mapping[int, Looked], generation: int) -> None:
         inode.learn(found, self.keys, self.arbiters, generation, self.quorum)
+        if inode.has_half_names and not self.quorum.is_met(self.up):
+            inode.generation = UNKNOWN
         # A transaction of our own knows best who has missed something since.
         for tenure in (inode.tenure, inode.entry_tenure):
             if tenure is not None and tenure.is_open:

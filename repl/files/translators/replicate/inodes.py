@@ -30,6 +30,7 @@ class InodeState:
     is_split: list[bool] = field(default_factory=lambda: [False, False, False])
     is_pending: bool = False  # somebody is accused
     is_dirty: bool = False
+    has_half_names: bool = False  # a change of names by somebody else, or one of ours that failed, is not at its end
     tenure: Tenure | None = None
     entry_tenure: Tenure | None = None
     fds: set[FdState] = field(default_factory=set)
@@ -53,14 +54,17 @@ class InodeState:
             for i in answers:
                 found |= 1 << i
             self.found = found
-            self.is_pending = self.is_dirty = False
+            self.is_pending = self.is_dirty = self.has_half_names = False
             self.readable[:] = found & ~arbiters, found, found
             self.is_split[:] = False, False, False
             return
         said: dict[int, tuple[Counts, ...]] = {i: accusations(a.xattrs, keys) for i, a in answers.items()}
         self.found = sum(1 << i for i in answers)
         self.is_pending = any(any(counts) for row in said.values() for counts in row)
-        self.is_dirty = any(any(unpack(a.xattrs.get(DIRTY))) for a in answers.values())
+        dirty = [unpack(a.xattrs.get(DIRTY)) for a in answers.values()]
+        self.is_dirty = any(map(any, dirty))
+        own = self.entry_tenure is not None and Kind.ENTRY not in self.entry_tenure.suspect
+        self.has_half_names = any(counts[Kind.ENTRY] > own for counts in dirty)
         for kind in KINDS:
             old = accused(said, kind, quorum) if self.is_pending else 0
             good = self.found & ~old

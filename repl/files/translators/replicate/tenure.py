@@ -183,16 +183,19 @@ class Tenure:
         """A change must reach a good copy: else it would make a second history beside the one that is away."""
         afr = self.afr
         said: dict[int, tuple[Counts, ...]] = {}
-        dirty = False
+        dirty = has_half_names = False
         for i, answer in answers.items():
             if self.active >> i & 1:
                 said[i] = accusations(answer[1], afr.keys)
                 counts = accusations(answer[1], (DIRTY,))[0]
-                dirty = dirty or any(_less(counts, kind) if self.dirty[kind] >> i & 1 else counts)
+                counts = _less(counts, kind) if self.dirty[kind] >> i & 1 else counts
+                dirty = dirty or any(counts)
+                has_half_names = has_half_names or counts[Kind.ENTRY] > 0
         for each in Kind:
             self.accused[each] = accused(said, each, afr.quorum)
         self.is_clean = not dirty and not any(any(c) for row in said.values() for c in row)
         if self.active == afr.everyone:
+            self.inode.has_half_names = has_half_names
             self.inode.know(self.active, self.accused, afr.arbiters, afr.generation)
         if kind is Kind.ENTRY and not self.active & ~self.accused[kind] and not afr.quorum.is_majority:
             self.accused[kind] = 0  # names of both sides stay: a heal merges them

@@ -264,6 +264,10 @@ class Transactions(Base):
         self.up &= ~(1 << index)
         self._known(index)
         self._child_lost(index)
+        if not self.quorum.is_met(self.up):
+            for inode in self.inodes.all():
+                if inode.has_half_names:  # what is left of it may be undone
+                    inode.generation = UNKNOWN
         if was & ~self.up:
             log.info("volume '%s': child '%s' is down: %s", self.name, self.names[index], event.reason or "no reason")
             self.notify_parents(Unwatched() if self.up else event)
