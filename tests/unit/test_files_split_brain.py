@@ -8,8 +8,11 @@ import pytest
 from repl.files.heal.explain import explain
 from repl.files.heal.info import State, heal_info, summary
 from repl.files.heal.resolve import HealRefused, Policy, resolve, resolve_all
+from repl.files.translators.replicate.changelog import Kind
+from repl.files.translators.replicate.decide import Witness, judge
 from repl.files.translators.replicate.healing import How, Status
-from repl.files.values import ROOT_GFID, Loc, SetAttr
+from repl.files.translators.replicate.quorum import Quorum
+from repl.files.values import ROOT_GFID, Iatt, Loc, SetAttr
 from tests.lib.replicas import Client, World
 from tests.unit.test_files_heal import HEALS_OFF, assert_healed, heal_all, make_directory, split
 from tests.unit.test_files_replicate import make_file, play, read, settle, write
@@ -228,3 +231,17 @@ def test_a_mount_shows_a_split_brain_lets_one_copy_be_read_and_ends_it() -> None
     play(2, scene, **HEALS_OFF)
 
 
+@pytest.mark.parametrize(
+    ("accused", "winner"), [({0: (1, 2), 1: (0, 2), 2: (0,)}, -1), ({0: (0, 2), 1: (0, 1, 2), 2: (0, 2)}, 1)]
+)
+def test_fewer_accusers_are_no_source_where_one_copy_may_have_gone_on_alone(
+    accused: dict[int, tuple[int, ...]], winner: int
+) -> None:
+    """``accused``: by each copy; with quorum ``none``.  An accusation counts unless the accuser is old by itself."""
+    none = Quorum("none", 0, 3)
+    copies = {
+        i: Witness(tuple((int(j in accused.get(i, ())), 0, 0) for j in range(3)), (0, 0, 0), Iatt()) for i in range(3)
+    }
+    verdict = judge(copies, Kind.DATA, none)
+    assert verdict.is_split == (winner < 0)
+    assert verdict.sources == (1 << winner if winner >= 0 else 0)

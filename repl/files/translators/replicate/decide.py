@@ -49,7 +49,7 @@ def judge(copies: Mapping[int, Witness], kind: Kind, quorum: Quorum) -> Verdict:
     arbiters = sum(1 << i for i, c in copies.items() if c.is_arbiter)
     old = accused({i: c.said for i, c in copies.items()}, kind, quorum) & everyone
     sources = everyone & ~old
-    if not sources and kind is not Kind.ENTRY and (chosen := _most_trusted(copies, kind)) >= 0:
+    if not sources and kind is not Kind.ENTRY and (chosen := _most_trusted(copies, kind, quorum)) >= 0:
         return Verdict(1 << chosen, everyone & ~(1 << chosen), reason="the only copy that most witnesses trust")
     usable = sources & ~arbiters if kind is Kind.DATA else sources
     if not usable:
@@ -70,14 +70,18 @@ def is_doubtful(copies: Mapping[int, Witness], kind: Kind, sources: int) -> bool
     )
 
 
-def _most_trusted(copies: Mapping[int, Witness], kind: Kind) -> int:
-    """With three copies or more: the child that fewer accuse than any other, if the rest is self-accused only."""
+def _most_trusted(copies: Mapping[int, Witness], kind: Kind, quorum: Quorum) -> int:
+    """With three copies or more: the child that fewer accuse than any other.  Where one copy is enough for an
+    acknowledged change, only if none accuses it but those that accuse themselves: any other may have gone on alone."""
     if len(copies) < 3:
         return -1
     votes = {j: sum(1 for i, c in copies.items() if c.said[j][kind]) for j, w in copies.items() if not w.is_arbiter}
     best = sorted(votes, key=lambda j: votes[j])
     majority = len(copies) // 2 + 1
-    if len(best) > 1 and votes[best[0]] < votes[best[1]] and votes[best[1]] >= majority > votes[best[0]]:
+    if len(best) < 2 or not votes[best[0]] < votes[best[1]] >= majority > votes[best[0]]:
+        return -1
+    accusers = [i for i, c in copies.items() if i != best[0] and c.said[best[0]][kind]]
+    if quorum.is_majority or all(copies[i].said[i][kind] for i in accusers):
         return best[0]
     return -1
 
