@@ -40,7 +40,7 @@ def verified_below_large_writes(seed: int, version: int) -> tuple[Any, int]:
 
 @pytest.mark.parametrize(
     ("seed", "version"),
-    [*((seed, 101) for seed in (0, 4, 137, 148, 294, 399)), *((seed, 99) for seed in (14, 24, 25, 55))],
+    [*((seed, 101) for seed in (19, 23, 30, 41, 52, 382)), *((seed, 99) for seed in (14, 24, 25, 55))],
 )
 def test_no_write_waits_for_a_timeout_and_no_false_alarm(seed: int, version: int) -> None:
     """Below version 100 neither node knows that the other runs this software."""
