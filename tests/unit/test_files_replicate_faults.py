@@ -743,6 +743,35 @@ def test_a_copy_that_a_removal_has_gone_from_is_missed_as_a_witness() -> None:
     play(3, scene, **HEALS_OFF)
 
 
+def test_a_removal_does_not_count_an_old_copy_that_has_the_inode_under_another_name() -> None:
+    """It lacks the name, but has not removed the file: with the copy that is away it would outvote the one that has."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+        directory = await make_directory(client, b"d")
+        gfid = await make_file(client, b"a", b"data")
+        await settle()
+        world.crash(0)
+        place = Loc(gfid, directory, b"f")
+        await client.afr.rename(client.caller, at_root(b"a", gfid), place)
+        await settle()
+        world.come_back(0)
+        world.crash(2)
+        with pytest.raises(FopError) as caught:
+            await client.afr.unlink(client.caller, place)
+        assert caught.value.errno == errno.ENOTCONN
+        assert [sorted(names(world, i)) for i in range(3)] == [[b"a", b"d"], [b"d", b"d/f"], [b"d", b"d/f"]]
+        await heal_all(client)
+        await client.afr.unlink(client.caller, place)
+        await settle()
+        world.come_back(2)
+        await heal_all(client)
+        assert_healed(world)
+        assert sorted(names(world, 0)) == [b"d"]
+
+    play(3, scene, **HEALS_OFF)
+
+
 def test_half_a_rename_of_what_a_copy_has_never_had_loses_nothing() -> None:
     """One copy is old in the directory where it was made, and good in the one where another copy has it now."""
 

@@ -176,11 +176,16 @@ class Entries(Lookups):
         meant = await self._there(caller, good, name)
         if not meant:  # then nothing is done, or at least not on a copy that was not compared
             return False, {i: FopError(errno.ENOENT, f"{self.names[i]}: {name}: on no good copy") for i in bits(old)}
-        gfid = next(iter(meant))
-        replaced = await self._there(caller, good, target) if target is not None else set()
+        gfid, is_last = next(iter(meant.items()))
+        replaced = set(await self._there(caller, good, target)) if target is not None else set()
 
         async def check(child: Translator) -> None:
-            there = await child.lookup(caller, Loc(parent=name.parent, name=name.name))
+            try:
+                there = await child.lookup(caller, Loc(parent=name.parent, name=name.name))
+            except FopError as error:
+                if target is None and error.errno == errno.ENOENT and is_last:
+                    await self._need_gone(child, caller, gfid, name)
+                raise
             if there.iatt.gfid != gfid:
                 raise FopError(errno.EIO, f"{child.name}: {name} is another inode on this old copy")
             if target is not None:
@@ -188,10 +193,21 @@ class Entries(Lookups):
 
         return True, dict(errors_of(await self.ask(old, check)))
 
-    async def _there(self, caller: Caller, mask: int, loc: Loc) -> set[bytes]:
-        """What these copies have under a name."""
+    async def _there(self, caller: Caller, mask: int, loc: Loc) -> dict[bytes, bool]:
+        """What these copies have under a name, and whether that is its last one."""
         found = await self.ask(mask, lambda c: c.lookup(caller, Loc(parent=loc.parent, name=loc.name)))
-        return {a.iatt.gfid for a in good_of(found).values()}
+        return {a.iatt.gfid: a.iatt.is_directory or a.iatt.nlink <= 1 for a in good_of(found).values()}
+
+    @staticmethod
+    async def _need_gone(child: Translator, caller: Caller, gfid: bytes, name: Loc) -> None:
+        """An old copy with an inode, but not its last name, has not removed it: a heal would find too few that have."""
+        try:
+            await child.lookup(caller, Loc(gfid=gfid))
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE):
+                raise
+        else:
+            raise FopError(errno.EIO, f"{child.name}: {name} has another name on this old copy")
 
     @staticmethod
     async def _need_replaced(child: Translator, caller: Caller, target: Loc, replaced: set[bytes]) -> None:
