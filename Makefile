@@ -27,7 +27,7 @@ demo: demo-packages build ## two nodes on this machine: write, kill the primary,
 demo-files: build ## four bricks on this machine (root): mount, write, kill a brick, heal, nothing is lost
 	@tools/demo-files
 
-test: ## install what the tests need and run them all (about 13 minutes on two idle cores)
+test: ## install what the tests need and run them all (about 12 minutes on two cores)
 	@tools/bootstrap test
 	@$(VENV)/python $(RUN)
 

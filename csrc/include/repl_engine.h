@@ -123,8 +123,8 @@ enum re_attach_flags {
     RE_ATTACH_BITMAP_EMPTY = 64,    /* do not read the bitmap: every bit counts as clear */
     RE_ATTACH_KEEP_ALLOCATED = 128, /* zeroes of a resync are written, not unmapped: the file is not sparse */
     RE_ATTACH_DATA_NBD = 1024,      /* data_fd is an NBD connection */
-    RE_ATTACH_PAGE_CACHE = 4096,    /* data_fd is a buffered regular file, and reading it updates no time stamp */
     RE_ATTACH_MD_NBD = 2048,        /* md_fd is one, and not the same as data_fd */
+    RE_ATTACH_PAGE_CACHE = 4096,    /* data_fd is a buffered regular file, and reading it updates no time stamp */
     RE_ATTACH_NO_AL = 512,          /* al-updates no: writes do not wait for the activity log */
     RE_ATTACH_PASS_ON = 256,        /* on-io-error pass_on: a failed read or write does not end the use of the disk */
 };

@@ -182,7 +182,7 @@ class Entries(Lookups):
         async def check(child: Translator) -> None:
             try:
                 there = await child.lookup(caller, Loc(parent=name.parent, name=name.name))
-            except FopError as error:
+            except OSError as error:
                 if target is None and error.errno == errno.ENOENT and is_last:
                     await self._need_gone(child, caller, gfid, name)
                 raise
