@@ -35,9 +35,9 @@ def test_kernel_target_does_not_end_with_a_refusal(make_pair: PairMaker) -> None
         assert (kernel.cstate, kernel.disk, kernel.peer_disk) == ("SyncTarget", "Inconsistent", "UpToDate")
         pair.wait_ours(replication="SyncSource", disk="UpToDate", peer_disk="Inconsistent")
         assert pair.ours.digest(cut) == pair.kernel.digest(cut)
-    os.truncate(pair.ours.disk, DISK_BYTES)
     pair.kernel.adm("disconnect --force", check=False)
     pair.wait_ours(connection="WFConnection|Unconnected")
+    os.truncate(pair.ours.disk, DISK_BYTES)  # not before: the kernel may not have asked for all of it yet
     pair.kernel.adm("connect")
     pair.wait_in_sync()
     assert pair.kernel.resync_kib() == bad_kib
