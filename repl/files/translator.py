@@ -63,7 +63,8 @@ GFIDS_IN_A_ROW = 256
 class Context:
     """What a graph's translators share: where time and chance come from, and who they are.
 
-    ``now`` is the event loop's clock in seconds (virtual in tests), ``wall_ns`` the time of day.
+    ``now`` is the event loop's clock in seconds (virtual in tests), ``wall_ns`` the time of day.  ``is_told_once``: no
+    names are kept here, so that one word of a directory's change is enough until something asks about it again.
     """
 
     host: str = "localhost"
@@ -74,6 +75,7 @@ class Context:
     loop: asyncio.AbstractEventLoop | None = None
     gfid_head: bytes = b""
     gfids_left: int = 0
+    is_told_once: bool = False
     now: Callable[[], float] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 GFID_BYTES = 16
+ONCE = "~"  # begins the names of clients that keep no names of files (features/upcall)
 ROOT_GFID = bytes(15) + b"\x01"
 NO_GFID = bytes(16)
 

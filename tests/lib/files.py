@@ -63,13 +63,15 @@ async def served(*tops: Translator, context: Context | None = None, **options: s
 
 @asynccontextmanager
 async def attached(
-    where: Server | int, volume: str, *, client: str = "client", wait_s: float = 10, **options: str
-) -> AsyncIterator[Client]:
+    where: Server | int, volume: str, *, client: str = "client", wait_s: float = 10, is_told_once: bool = False,
+    **options: str,
+) -> AsyncIterator[Client]:  # fmt: skip
     """protocol/client attached to a volume at a server of ours or a port of loopback."""
     port = where if isinstance(where, int) else where.addresses[0][1]
     given = {"remote-host": "127.0.0.1", "remote-port": str(port), "remote-subvolume": volume}
     given |= {key.replace("__", ".").replace("_", "-"): value for key, value in options.items()}
-    translator = make(Client, client, (), Context(process=client, wall_ns=time.time_ns), **given)
+    context = Context(process=client, wall_ns=time.time_ns, is_told_once=is_told_once)
+    translator = make(Client, client, (), context, **given)
     await translator.start()
     try:
         if wait_s:

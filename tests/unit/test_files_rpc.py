@@ -20,6 +20,7 @@ from repl.files.rpc.handshake import Hello, encode_hello
 from repl.files.translator import Context, Step, Translator
 from repl.files.translators.client import Client
 from repl.files.translators.server import Server
+from repl.files.translators.upcall import Upcall
 from repl.files.values import (
     ROOT,
     ROOT_GFID,
@@ -68,6 +69,11 @@ async def create(client: Translator, name: str, data: bytes = b"", caller: Calle
     if data:
         await client.writev(caller, fd, data, offset=0)
     return fd
+
+
+def names_of(event: Event) -> tuple[bytes, ...]:
+    assert isinstance(event, Invalidated)
+    return event.names
 
 
 def run(work: Any) -> Any:
@@ -357,6 +363,28 @@ def test_upcalls_reach_the_clients_that_are_meant() -> None:
             server.notify(Invalidated(ROOT_GFID, is_gone=True), brick)
             await wait_for_async(lambda: len(hears_a.events) == 2 and len(hears_b.events) == 1)
             assert hears_b.events == [Invalidated(ROOT_GFID, is_gone=True)]
+
+    run(work())
+
+
+def test_a_client_that_keeps_no_names_says_so_and_hears_once_of_a_directory() -> None:
+    async def work() -> None:
+        brick = MemoryBrick()
+        async with (
+            served(make(Upcall, "brick", [brick], brick.context)) as server,
+            attached(server, "brick", client="a") as a,
+            attached(server, "brick", client="b") as b,
+            attached(server, "brick", client="heal", is_told_once=True) as heal,
+        ):
+            hears_b, hears_heal = Listener(b), Listener(heal)
+            for client in (b, heal):
+                await client.lookup(Caller(client=client.name), ROOT)
+            for name in ("first", "second"):
+                await create(a, name, caller=Caller(client="a"))
+            await wait_for_async(lambda: len(hears_b.events) == 2)
+            await heal.lookup(Caller(client="heal"), ROOT)  # events come before the answers that follow them
+            assert [names_of(event) for event in hears_b.events] == [(b"first",), (b"second",)]
+            assert [names_of(event) for event in hears_heal.events] == [(b"first",)]
 
     run(work())
 

@@ -17,7 +17,7 @@ from repl.files.translator import Context, Step, Translator
 from repl.files.translators import upcall
 from repl.files.translators.arbiter import Arbiter
 from repl.files.translators.upcall import Upcall
-from repl.files.values import ROOT, ROOT_GFID, Caller, Fd, FopError, Loc, SetAttr
+from repl.files.values import ONCE, ROOT, ROOT_GFID, Caller, Fd, FopError, Loc, SetAttr
 from tests.lib.files import at, make, new_gfid
 from tests.lib.memory_brick import MemoryBrick
 
@@ -94,6 +94,22 @@ def test_names_are_told_to_whoever_looked_into_the_directory_even_in_vain() -> N
         await calls.lookup(B, at("g"))
         await calls.unlink(A, at("g"))
         assert top.take()[-1] == Invalidated(fd.gfid, is_gone=True, clients=("b",))
+
+    on_upcall(work)
+
+
+def test_who_keeps_no_names_is_told_once_until_it_looks_again() -> None:
+    healer = Caller(client=f"{ONCE}heal")
+
+    async def work(calls: Upcall, top: Top, _: Brick) -> None:
+        for _ in range(2):
+            await calls.lookup(healer, ROOT)
+            await calls.lookup(B, ROOT)
+            names = [new_gfid().hex() for _ in range(2)]
+            for name in names:
+                await new_file(calls, A, name)
+            told = [(event.names, set(event.clients)) for event in top.take()]
+            assert told == [((names[0].encode(),), {"b", healer.client}), ((names[1].encode(),), {"b"})]
 
     on_upcall(work)
 

@@ -97,7 +97,7 @@ class Service:
             log.info("stopped")
 
     async def _begin(self, found: Volfile) -> None:
-        context = Context(socket.gethostname(), self._process, self._random, wall_ns)
+        context = Context(socket.gethostname(), self._process, self._random, wall_ns, is_told_once=True)
         graph = Graph(found, context)
         await graph.start()
         self.daemon = HealDaemon(graph, self._rate)

@@ -22,6 +22,7 @@ from repl.limits import RPC_ANSWER_BODY_BYTES_MAX, RPC_CALL_BODY_BYTES_MAX, RPC_
 PROTOCOL = "repl-files"
 VERSIONS = (1, 1)  # lowest and highest
 FEATURES: tuple[str, ...] = ("compound", "events", "ends", "quiet-try")
+TOLD_ONCE = "told-once"  # a client that keeps no names: one word of a change is enough until it asks again
 CHARS_MAX = 1024
 FEATURES_MAX = 64
 SESSION_BYTES = 16

@@ -25,7 +25,7 @@ from repl.files.rounds import Round
 from repl.files.rpc import operations as ops
 from repl.files.rpc.connection import Connection
 from repl.files.rpc.frames import Kind
-from repl.files.rpc.handshake import PING_TIMEOUT_S_MAX, SESSION_BYTES, Hello
+from repl.files.rpc.handshake import FEATURES, PING_TIMEOUT_S_MAX, SESSION_BYTES, TOLD_ONCE, Hello
 from repl.files.rpc.operations import Operation, Plan
 from repl.files.rpc.tls import tls_context
 from repl.files.translator import Context, Step, Translator
@@ -233,8 +233,10 @@ class Client(Translator):
     def _make_link(self, connection: Connection) -> Link:
         options = self.options
         ping_s = options["ping-timeout"]
+        features = (*FEATURES, TOLD_ONCE) if self.context.is_told_once else FEATURES
         hello = Hello(options["remote-subvolume"], self.context.process or self.context.host, self._session,
-                      options["username"], options["password"], min(ping_s, PING_TIMEOUT_S_MAX))  # fmt: skip
+                      options["username"], options["password"], min(ping_s, PING_TIMEOUT_S_MAX),
+                      features=features)  # fmt: skip
         settings = LinkSettings(
             self.name, self.context.process, hello, ping_s, options["frame-timeout"], options["send-gids"]
         )

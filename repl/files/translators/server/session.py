@@ -20,7 +20,7 @@ from repl.files.rpc.packing import is_list, pack_event, unpack_caller, unpack_te
 from repl.files.rpc.tls import common_name
 from repl.files.translators.server.auth import LOCAL, Client, address_of
 from repl.files.translators.server.calls import Calls
-from repl.files.values import Caller
+from repl.files.values import ONCE, Caller
 from repl.limits import RPC_CALLERS_MAX, RPC_HANDSHAKE_TIMEOUT_S, RPC_NESTED_CLIENTS_MAX
 
 if TYPE_CHECKING:
@@ -119,7 +119,8 @@ class Session:
         if (refusal := self.refusal(hello)) is not None:
             return self._refuse(errno.EACCES, f"volume '{hello.volume}' cannot be attached to: {refusal}")
         self.hello = hello
-        self.client = f"{hello.process}#{hello.session[:6].hex()}"
+        once = ONCE if handshake.TOLD_ONCE in hello.features else ""
+        self.client = f"{once}{hello.process}#{hello.session[:6].hex()}"
         self._is_trusted = bool(hello.username) or self._address in (LOCAL, "::1")
         before = self.server.predecessors(self)
         if before:

@@ -4,7 +4,8 @@
 Inputs: all operations, with the name of the client they come from.  Outputs: ``Invalidated``, addressed to the clients
 that know the inode and did not make the change.  It never carries attributes: who wants to know asks again, and is
 remembered again; so an inode that one client writes and nobody else reads costs one event, not one a write.  A client
-stays remembered for the names of a directory, because it may know many of them.
+stays remembered for the names of a directory, because it may know many of them, unless it says that it keeps none
+(``ONCE``: the heal daemon, which looks at every directory in which somebody works).
 
 What is remembered is bounded; what no longer fits is told as changed.  An answer that was on its way while the inode
 changed is followed by an event, so that nobody keeps what is old.
@@ -24,6 +25,7 @@ from repl.files.options import Kind, Option, Options
 from repl.files.translator import Context, Step, Translator
 from repl.files.values import (
     NO_GFID,
+    ONCE,
     Caller,
     Changed,
     Entry,
@@ -117,8 +119,8 @@ class Upcall(Translator):
         if not clients or len(clients) == 1 and caller.client in clients:
             return
         others = tuple(client for client in clients if client != caller.client)
-        if not names:
-            clients.difference_update(others)
+        keep_no_names = [client for client in others if client.startswith(ONCE)]
+        clients.difference_update(keep_no_names if names else others)
         self._tell(Invalidated(gfid, names=names, is_data=is_data, is_gone=is_gone, clients=others))
 
     def _tell(self, event: Invalidated) -> None:
