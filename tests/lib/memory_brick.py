@@ -383,6 +383,9 @@ class MemoryBrick(Translator):
     async def setattr(self, caller: Caller, target: Target, attributes: SetAttr) -> Changed:
         inode = self.inode(target)
         before = _copy(inode.iatt)
+        is_marked = before.mode & 0o171000 == 0o101000 and b"trusted.glusterfs.dht.linkto" in inode.xattrs
+        if attributes.mode is not None and is_marked and not caller.is_internal:
+            raise FopError(errno.EBUSY, self.name)
         self._touch(inode, data=False)
         if attributes.mode is not None:
             inode.iatt.mode = inode.iatt.kind | attributes.mode & 0o7777

@@ -16,6 +16,7 @@ from repl.files.rebalance.crawl import Crawl
 from repl.files.rebalance.migration import Migration
 from repl.files.rebalance.mover import Moved, Outcome
 from repl.files.rebalance.progress import Progress
+from repl.files.translator import Step
 from repl.files.values import ROOT_GFID, Fd, FopError, Loc, Lock, LockCommand, LockType, SetAttr
 from tests.lib.distributed import Client, Died, World
 from tests.lib.virtual_loop import run
@@ -170,7 +171,9 @@ def test_migration_under_writers(seed: int) -> None:
                 await asyncio.sleep(dice.random() * 8)
                 at = number * 40 + dice.randrange(36)
                 data = bytes([65 + turn]) * 4
-                await client.dht.writev(client.caller, fd, data, offset=at)
+                steps = [Step("writev", (fd, data), {"offset": at}), Step("setattr", (fd, SetAttr(mode=0o600 | turn)))]
+                for answer in await client.dht.compound(client.caller, steps[: dice.choice((1, 1, 2))]):
+                    assert not isinstance(answer, OSError), (seed, turn, answer)
                 for offset, byte in enumerate(data):
                     expected[at + offset] = bytes([byte])
                 read = await client.dht.readv(client.caller, fd, size=4, offset=at)
@@ -198,6 +201,83 @@ def test_migration_under_writers(seed: int) -> None:
             assert world.data_at(name) == [1]
         else:
             assert world.data_at(name) == [0], moved
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("step", range(2, 40))
+def test_a_new_mode_does_not_hide_a_migration_from_writers(step: int) -> None:
+    """One client sets a mode at some step of the migration, and another writes before anybody can look again."""
+
+    async def scenario() -> None:
+        world = World(2)
+        client, writer, mover = world.client(), world.client(), world.client()
+        name = await misplaced(world, client, b"." * 50)
+        fd, other = await client.open(name), await writer.open(name)
+        await mover.look(name)
+        start = mover.sent
+        tasks: list[asyncio.Task[Any]] = []
+
+        async def set_mode(_brick: str, _fop: str) -> None:
+            if mover.sent - start == step:
+                tasks.append(asyncio.ensure_future(client.dht.setattr(client.caller, fd, SetAttr(mode=0o640))))
+                await asyncio.sleep(0.01)
+
+        async def write_behind_it(_brick: str, fop: str) -> None:
+            if fop != "setattr" and len(tasks) == 1:
+                tasks.append(asyncio.ensure_future(writer.dht.writev(writer.caller, other, b"seen", offset=10)))
+                await asyncio.sleep(0.01)
+
+        mover.pause, client.pause = set_mode, write_behind_it
+        moved = await migration(mover, name).run()
+        if not tasks:  # it has fewer steps
+            return
+        await asyncio.gather(*tasks)
+        if len(tasks) == 1:
+            await writer.dht.writev(writer.caller, other, b"seen", offset=10)
+        reader = world.client()
+        assert await reader.read(name) == b"." * 10 + b"seen" + b"." * 36, moved
+        assert (await reader.look(name)).iatt.mode == 0o100640
+        assert moved.outcome is Outcome.MOVED
+        await client.dht.release(fd)
+        await writer.dht.release(other)
+        assert_clean(world, name)
+
+    run(scenario())
+
+
+def test_an_append_that_the_end_of_a_migration_overtakes_leaves_no_hole() -> None:
+    """Another one behind it is at the target already, so that both files are of the same size at the end."""
+
+    async def scenario() -> None:
+        world = World(2)
+        client, other, mover = world.client(), world.client(), world.client()
+        name = await misplaced(world, client, b"head,")
+        flags = os.O_RDWR | os.O_APPEND
+        first, second = await client.open(name, flags), await other.open(name, flags)
+        await mover.look(name)
+        appended, is_over = asyncio.Event(), asyncio.Event()
+
+        async def held_up(_brick: str, fop: str) -> None:
+            if fop not in ("writev", "release"):
+                appended.set()
+                await is_over.wait()
+
+        async def append_both(_brick: str, fop: str) -> None:
+            if not appended.is_set() and world.stored(name)[0].iatt.mode & 0o3000 == 0o3000:
+                client.pause = held_up
+                tasks.append(asyncio.ensure_future(
+                    client.dht.writev(client.caller, first, b"one,", offset=0, flags=os.O_APPEND)
+                ))  # fmt: skip
+                await appended.wait()
+                await other.dht.writev(other.caller, second, b"two,", offset=0, flags=os.O_APPEND)
+
+        tasks: list[asyncio.Task[Any]] = []
+        mover.pause = append_both
+        assert (await migration(mover, name).run()).outcome is Outcome.MOVED
+        is_over.set()
+        await asyncio.gather(*tasks)
+        assert await world.client().read(name) == (b"head,one,two," if tasks else b"head,")
 
     run(scenario())
 

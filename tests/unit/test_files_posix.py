@@ -342,6 +342,21 @@ def test_attributes_and_times_are_set_as_asked(tmp_path: Path) -> None:
     on_brick(work, tmp_path)
 
 
+def test_a_mode_that_shows_a_migration_is_not_changed_by_users(tmp_path: Path) -> None:
+    async def work(brick: Posix) -> None:
+        fd = await new_file(brick, "f")
+        ours, mode = Caller(is_internal=True), SetAttr(mode=0o640)
+        await brick.setattr(ours, fd, SetAttr(mode=0o3644))
+        assert (await brick.setattr(USER, fd, SetAttr(mode=0o1644))).after.mode == 0o101644  # a user's sticky bit
+        await brick.setxattr(ours, fd, {b"trusted.glusterfs.dht.linkto": b"other\0"})
+        await fails(brick.setattr(USER, fd, mode), errno.EBUSY)
+        assert (await brick.setattr(USER, fd, SetAttr(mtime_ns=5))).after.mode == 0o101644
+        assert (await brick.setattr(ours, fd, mode)).after.mode == 0o100640
+        assert (await brick.setattr(USER, fd, SetAttr(mode=0o600))).after.mode == 0o100600
+
+    on_brick(work, tmp_path)
+
+
 def test_internal_attributes_are_hidden_and_kept_from_users(tmp_path: Path) -> None:
     async def work(brick: Posix) -> None:
         fd = await new_file(brick, "f")

@@ -272,9 +272,9 @@ def test_small_writes_wait_a_moment_for_what_belongs_to_them() -> None:
         await mount.top.writev(mount.me, fd, b"head", offset=0)
         await asyncio.sleep(0)
         await mount.top.writev(mount.me, fd, b"tail", offset=4)
-        changed = await mount.top.setattr(mount.me, fd, SetAttr(mtime_ns=5))
+        changed = await mount.top.setattr(mount.me, fd, SetAttr(uid=7, mtime_ns=5))
         assert frames.seen == [["writev", "setattr"]]
-        assert changed.after.mtime_ns == 5 and changed.after.size == 8
+        assert (changed.after.uid, changed.after.mtime_ns, changed.after.size) == (7, 5, 8)
         await mount.top.writev(mount.me, fd, b"more", offset=8)
         await mount.top.flush(mount.me, fd)
         assert frames.seen[1:] == [["writev"]]
@@ -302,13 +302,105 @@ def test_attributes_are_set_even_if_a_write_before_them_has_failed() -> None:
     on_mounts(work, KINDS, "a")
 
 
-def test_a_mode_is_set_when_all_writes_are_stored() -> None:
-    """In a frame with a write it could take away the mark of a file that is being migrated unseen."""
+def test_what_changes_nothing_waits_for_what_is_set_behind_it() -> None:
+    """As tar does with each file."""
 
     async def work(mount: Mount) -> None:
         fd, frames = await new_file(mount), Frames(mount)
-        await mount.top.writev(mount.me, fd, b"x", offset=0)
-        await mount.top.setattr(mount.me, fd, SetAttr(mode=0o600))
-        assert frames.seen == [["writev"], ["setattr"]]
+        await mount.top.writev(mount.me, fd, b"data", offset=0)
+        for values in (SetAttr(mtime_ns=5), SetAttr(uid=0, gid=0), SetAttr(mode=0o644, atime_ns=6)):
+            changed = await mount.top.setattr(mount.me, fd, values)
+            assert changed.before.mode == 0, "it is not said to be so yet"
+            assert (changed.after.mode, changed.after.size, changed.after.mtime_ns) == (0o100644, 4, 5)
+        assert frames.seen == []
+        changed = await mount.top.setattr(mount.me, fd, SetAttr(mode=0o600))
+        assert frames.seen == [["writev", "setattr"]]
+        after = changed.after
+        assert (changed.before.mode, after.mode, after.size) == (0o100644, 0o100600, 4)
+        assert (after.atime_ns, after.mtime_ns) == (6, 5)
+        await mount.top.setattr(mount.me, fd, SetAttr(mode=0o600))  # it has this one now
+        assert frames.seen[1:] == []
+        await mount.top.flush(mount.me, fd)
+        assert frames.seen[1:] == [["setattr"]]
+        assert not mount.layers["write-behind"].state()["files"]
+
+    on_mounts(work, KINDS, "a")
+
+
+@pytest.mark.parametrize("wanted_by", ["time", "flush", "fsync", "stat", "lookup", "release", "truncate", "other file"])
+def test_attributes_that_wait_are_set_when_somebody_could_see_them(wanted_by: str) -> None:
+    async def work(mount: Mount) -> None:
+        fd, me = await new_file(mount), mount.me
+        loc = Loc(gfid=fd.gfid)
+        if wanted_by != "stat":
+            await mount.top.writev(me, fd, b"data", offset=0)
+        await mount.top.setattr(me, fd, SetAttr(mtime_ns=5))
+        wanted: dict[str, Any] = {
+            "time": settle, "flush": lambda: mount.top.flush(me, fd), "fsync": lambda: mount.top.fsync(me, fd),
+            "stat": lambda: mount.top.stat(me, loc), "lookup": lambda: mount.top.lookup(me, loc),
+            "release": lambda: mount.top.release(fd), "truncate": lambda: mount.top.truncate(me, fd, 4),
+            "other file": lambda: mount.top.rename(me, at("none"), at("other")),
+        }  # fmt: skip
+        answer: object = None
+        try:
+            answer = await wanted[wanted_by]()
+        except FopError:
+            assert wanted_by == "other file"
+        if isinstance(answer, Looked):
+            assert answer.iatt.mtime_ns == 5
+        if wanted_by != "truncate":
+            assert mount.brick.inodes[fd.gfid].iatt.mtime_ns == 5
+
+    on_mounts(work, KINDS, "a")
+
+
+def test_a_write_behind_attributes_comes_after_them() -> None:
+    async def work(mount: Mount) -> None:
+        fd, gate = await new_file(mount), Gate(mount)
+        await mount.top.writev(mount.me, fd, b"a", offset=0)
+        await mount.top.setattr(mount.me, fd, SetAttr(mtime_ns=5))
+        await mount.top.writev(mount.me, fd, b"b", offset=1)
+        gate.is_open.set()
+        await mount.top.flush(mount.me, fd)
+        assert gate.seen == [(0, b"a"), (1, b"b")]
+        assert mount.brick.inodes[fd.gfid].iatt.mtime_ns != 5
+
+    on_mounts(work, KINDS, "a")
+
+
+def test_attributes_that_change_something_or_are_not_known_do_not_wait() -> None:
+    async def work(mount: Mount, other: Mount) -> None:
+        me = mount.me
+        plain, set_id, seen, found = [await new_file(mount) for _ in range(4)]
+        await mount.top.setattr(me, set_id, SetAttr(mode=0o4755))
+        await other.top.stat(other.me, Loc(gfid=seen.gfid))
+        await mount.top.stat(me, seen)
+        await other.top.setattr(other.me, Loc(gfid=seen.gfid), SetAttr(uid=7))
+        await mount.top.release(found)
+        again = Fd(found.gfid, os.O_RDWR)
+        await mount.top.open(me, Loc(gfid=found.gfid), again, flags=os.O_RDWR)
+        frames = Frames(mount)
+        for fd, values in (
+            (plain, SetAttr(uid=1)), (plain, SetAttr(gid=1)), (plain, SetAttr(mode=0o600)), (set_id, SetAttr(uid=0)),
+            (seen, SetAttr(uid=0)), (again, SetAttr(mtime_ns=5)), (Loc(gfid=set_id.gfid), SetAttr(mtime_ns=5)),
+        ):  # fmt: skip
+            assert (await mount.top.setattr(me, fd, values)).before.mode, values
+        assert frames.seen == [["setattr"]] * 7
+
+    on_mounts(work, KINDS, "ab")
+
+
+def test_attributes_that_could_not_be_set_are_told_at_the_close() -> None:
+    async def work(mount: Mount) -> None:
+        fd = await new_file(mount)
+
+        async def fail(*_: Any, **__: Any) -> Any:
+            raise FopError(errno.EDQUOT)
+
+        await mount.top.setattr(mount.me, fd, SetAttr(mtime_ns=5))
+        mount.brick.setattr = fail  # type: ignore[method-assign]
+        with pytest.raises(OSError) as error:
+            await mount.top.flush(mount.me, fd)
+        assert error.value.errno == errno.EDQUOT
 
     on_mounts(work, KINDS, "a")

@@ -14,6 +14,7 @@ from repl.files.mount.inodes import Inode
 from repl.files.mount.wire import Op, Request, SetattrValid
 from repl.files.values import Caller, Fd, FopError, Iatt, Loc, SetAttr, Xattrs
 
+_OWNER = SetattrValid.UID | SetattrValid.GID
 CAPABILITY = b"security.capability"
 _CAPABILITY = CAPABILITY + b"\0"
 _GETXATTR_BYTES = wire.GETXATTR_IN.size
@@ -75,10 +76,14 @@ async def setattr(fs: Filesystem, request: Request) -> Any:
     iatt: Iatt | None = None
     if valid & SetattrValid.SIZE:
         iatt = (await fs.top.truncate(caller, _writable(fs, inode, valid, number), size)).after
-    if valid & SetattrValid.KILL_SUIDGID and wanted.mode is None:
+    # With a change of owner the bricks' kernels take the bits away.
+    if valid & SetattrValid.KILL_SUIDGID and wanted.mode is None and not valid & _OWNER:
         await drop_suid(fs, caller, inode)
     if wanted != SetAttr():
-        iatt = (await fs.top.setattr(caller, inode.target, wanted)).after
+        changed = await fs.top.setattr(caller, inode.target, wanted)
+        iatt = changed.after
+        if not changed.before.mode:  # how it is going to be, not how it is (write-behind)
+            return wire.ATTR_OUT.pack(0, 0, 0, *wire.attributes(iatt))
     if iatt is None:
         iatt = (await fs.top.stat(caller, inode.target)).iatt
     inode.directory = None

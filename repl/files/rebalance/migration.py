@@ -13,7 +13,7 @@ import errno
 import os
 import stat
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from repl.files.answers import GONE
 from repl.files.rebalance.at_once import AtOnce
@@ -90,7 +90,8 @@ class Migration(AtOnce):
             try:
                 return await self._move()
             except BaseException:
-                await self._take_back()
+                async with self._whole():
+                    await self._take_back()
                 raise
             finally:
                 await self._to.release(self._fd)
@@ -117,19 +118,24 @@ class Migration(AtOnce):
         await self._mark()
         await self._copy()
         async with self._names_locked():
-            async with self.dht.locked_inode(self.source, self._file, self.dht.migration_domain):
+            async with self._whole():
                 async with self._no_locks():
                     size = await self._switch()
             await self._clear_source()
         return size
 
+    def _whole(self) -> AbstractAsyncContextManager[None]:
+        """Clients that write in phase 1, or set a mode, take this lock as well."""
+        return self.dht.locked_inode(self.source, self._file, self.dht.migration_domain)
+
     # ---- phase 1 ----
 
     async def _mark(self) -> None:
         await self._put_marks()
-        changed = await self._from.setattr(self._caller, self._file, SetAttr(mode=self._mode | MIGRATING_BITS))
+        self._shown = self._mode | MIGRATING_BITS
+        changed = await self._from.setattr(self._caller, self._file, SetAttr(mode=self._shown))
         before = stat.S_IMODE(changed.before.mode)
-        if before not in (self._mode, self._mode | MIGRATING_BITS):
+        if before not in (self._mode, self._shown):
             await self._from.setattr(self._caller, self._file, SetAttr(mode=before))
             raise Disturbed("its mode has changed")
         await self._wait_for_writes()
@@ -164,7 +170,7 @@ class Migration(AtOnce):
         iatt = (await self._from.stat(self._caller, self._fd)).iatt
         await self._copy_attributes(SetAttr(mode=self._mode, uid=iatt.uid, gid=iatt.gid))  # times come last of all
         changed = await self._from.setattr(self._caller, self._file, SetAttr(mode=stat.S_IMODE(LINK_MODE)))
-        if stat.S_IMODE(changed.before.mode) != self._mode | MIGRATING_BITS:
+        if stat.S_IMODE(changed.before.mode) != self._shown:
             await self._from.setattr(self._caller, self._file, SetAttr(mode=stat.S_IMODE(changed.before.mode)))
             raise Disturbed("its mode has changed")
         await self._wait_for_writes()
@@ -198,9 +204,10 @@ class Migration(AtOnce):
             raise Disturbed("it has got another name")
         if INCOMING not in link.xattrs or MIGRATION not in there.xattrs:
             raise Disturbed("its marks are gone")
-        if stat.S_IMODE(there.iatt.mode) != self._mode | MIGRATING_BITS:
+        if stat.S_IMODE(there.iatt.mode) != self._shown:
             self._mode = stat.S_IMODE(there.iatt.mode)
             raise Disturbed("its mode has changed")
+        self._mode = int.from_bytes(there.xattrs[MIGRATION], "big")  # as a client has set it meanwhile
 
     async def _catch_up(self) -> int:
         """What was appended by those who did not know, and the attributes that it has changed."""

@@ -24,7 +24,6 @@ from repl.files.translators.distribute.marks import (
     INCOMING,
     LINK_MODE,
     LINKTO,
-    MIGRATING_BITS,
     MIGRATION,
     is_link,
     linkto_name,
@@ -88,6 +87,7 @@ class Mover:
         self._to = dht.subvolumes[target]
         self._caller: Caller = dht.owner()
         self._mode = 0
+        self._shown = stat.S_IMODE(LINK_MODE)  # its mode while it is marked
         self._first_size = 0
         self._names: list[Loc] = [self.loc]
         self._file = Loc(gfid=gfid)
@@ -225,13 +225,15 @@ class Mover:
 
     async def _take_back(self) -> None:
         """``linkto`` goes first: without ``migration`` it would make the source a link file.  After the switch there
-        is nothing to take back."""
+        is nothing to take back.  The file is locked: its mode is what a client has made of ``migration`` meanwhile."""
         dht, caller = self.dht, self._caller
         try:
             there = await self._from.stat(caller, self._fd, want=FILE_WANT)
             if is_link(there.xattrs):
                 return
-            if stat.S_IMODE(there.iatt.mode) in (self._mode | MIGRATING_BITS, stat.S_IMODE(LINK_MODE)):
+            if MIGRATION in there.xattrs:
+                self._mode = int.from_bytes(there.xattrs[MIGRATION], "big")
+            if stat.S_IMODE(there.iatt.mode) in (self._shown, stat.S_IMODE(LINK_MODE)):
                 await self._from.setattr(caller, self._file, SetAttr(mode=self._mode))
             for child, key in ((self._from, LINKTO), (self._from, MIGRATION), (self._to, INCOMING)):
                 await self._drop(child, key)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from repl.files.answers import good_of
 from repl.files.translator import Step, Translator
 from repl.files.translators.distribute.caches import FdState, state_of
-from repl.files.translators.distribute.marks import is_suspicious, looks_like_link
-from repl.files.translators.distribute.migrating import NONE, Migrating, Phase
+from repl.files.translators.distribute.marks import MIGRATION, is_suspicious
+from repl.files.translators.distribute.migrating import NONE, Migrating
 from repl.files.values import (
     Caller,
     Changed,
@@ -91,25 +93,36 @@ class Files(Migrating):
                 f"changing {target}", target.gfid, lambda c: c.setattr(caller, loc, attributes)
             )
             return changed
-        answer, index, phase = await self.at_place(
-            target, lambda c: c.setattr(caller, target, attributes), _of_change
-        )
-        if phase is NONE and attributes.mode is not None and is_suspicious(answer.before):
-            phase = await self._unmarked(target, index, answer.before)
+        try:
+            answer, index, phase = await self.at_place(
+                target, lambda c: c.setattr(caller, target, attributes), _of_change
+            )
+        except FopError as error:
+            if error.errno != errno.EBUSY or attributes.mode is None:
+                raise
+            return await self._set_marked(caller, target, attributes)
         if phase is not NONE:
             await self.repeat(
                 target, index, phase, lambda: self.setattr(caller, target, attributes), is_data=False
             )
         return changed_of(answer)
 
-    async def _unmarked(self, target: Target, index: int, before: Iatt) -> Phase:
-        """We have taken away a mark.  A migrator notices that, unless it is about to end: then the mark comes back."""
-        phase = await self.phase_of(index, target)
-        if phase.target is None or not looks_like_link(before):
-            return NONE
-        mark = SetAttr(mode=before.mode & 0o7777)
-        await self.subvolumes[index].setattr(self.owner(), target, mark)
-        return phase
+    async def _set_marked(self, caller: Caller, target: Target, attributes: SetAttr) -> Changed:
+        """Of a file whose mode shows that it is being moved, or was.  Its migrator has this lock when it ends."""
+        assert attributes.mode is not None
+        index = await self.place(target)
+        child, loc = self.need(index, target), Loc(gfid=target.gfid)
+        async with self.locked_inode(index, loc, self.migration_domain):
+            phase = await self.phase_of(index, target)
+            if phase.target is None:  # its migrator is dead, or has given up
+                return await child.setattr(self.owner(), target, attributes)
+            if not phase.is_link:
+                await child.setxattr(self.owner(), loc, {MIGRATION: stat.S_IMODE(attributes.mode).to_bytes(4, "big")})
+                changed = await child.setattr(caller, target, replace(attributes, mode=None))
+                changed.after.mode = stat.S_IFREG | stat.S_IMODE(attributes.mode)
+                return changed
+        await self.follow_move(target, index)
+        return await self.setattr(caller, target, attributes)
 
     async def getxattr(self, caller: Caller, target: Target, name: bytes | None = None) -> Xattrs:
         target = await self.by_gfid(target)
@@ -215,11 +228,21 @@ class Files(Migrating):
             is_append = bool(flags & os.O_APPEND)
             first = changed.before.size if is_append else offset
             last = max(changed.after.size if is_append else 0, first + len(data)) - 1
-            await self.repeat(
+            if phase.is_link or not await self.repeat(
                 fd, index, phase, lambda: self.writev(caller, fd, data, offset=offset, flags=flags),
                 first=first, last=last, is_append=is_append, changed=changed,
-            )  # fmt: skip
+            ):  # fmt: skip
+                await self._write_in_place(fd.gfid, data, first)
         return changed_of(answer)
+
+    async def _write_in_place(self, gfid: bytes, data: bytes | bytearray | memoryview, offset: int) -> None:
+        """What was appended at the source of a migration, where it was appended, in the file that has been moved."""
+        caller, fd = self.owner(), Fd(gfid, os.O_RDWR)
+        await self.open(caller, Loc(gfid=gfid), fd, flags=os.O_RDWR)
+        try:
+            await self.writev(caller, fd, data, offset=offset)
+        finally:
+            await self.release(fd)
 
     async def truncate(self, caller: Caller, target: Target, size: int) -> Changed:
         target = await self.by_gfid(target)
@@ -337,7 +360,7 @@ class Files(Migrating):
         if not is_simple or state.flags & os.O_APPEND:
             return await super().compound(caller, steps)
         answers = await self.need(state.index, fd).compound(caller, steps)
-        if any(isinstance(answer, Changed) and is_suspicious(answer.after) for answer in answers):
+        if any(_is_moving(answer) for answer in answers):
             return await super().compound(caller, steps)
         return answers
 
@@ -382,10 +405,15 @@ async def _both(child: Translator, caller: Caller, steps: list[Step]) -> Looked:
 
 
 def _is_repeatable(step: Step) -> bool:
-    """A write at a place, or attributes that have nothing to do with the marks of a migration."""
-    if step.fop == "setattr":
-        return step.args[1].mode is None
-    return step.fop == "writev" and not step.kwargs.get("flags", 0) & os.O_APPEND
+    """A write at a place, or attributes."""
+    return step.fop == "setattr" or step.fop == "writev" and not step.kwargs.get("flags", 0) & os.O_APPEND
+
+
+def _is_moving(answer: Any) -> bool:
+    """EBUSY: a mode would have taken the mark away."""
+    if isinstance(answer, OSError):
+        return answer.errno == errno.EBUSY
+    return isinstance(answer, Changed) and is_suspicious(answer.after)
 
 
 def _is_marked(answer: Any) -> bool:

@@ -50,6 +50,11 @@ def is_suspicious(iatt: Iatt) -> bool:
     return iatt.mode & 0o171000 == 0o101000
 
 
+def is_marked(iatt: Iatt) -> bool:
+    """It shows that it is being migrated, and not switched yet."""
+    return iatt.mode & MIGRATING_BITS == MIGRATING_BITS
+
+
 def looks_like_link(iatt: Iatt) -> bool:
     return iatt.mode == LINK_MODE
 

@@ -31,6 +31,7 @@ from repl.files.translators.distribute.marks import (
     INCOMING,
     LINKTO,
     is_link,
+    is_marked,
     is_migrating,
     is_suspicious,
     linkto_name,
@@ -55,8 +56,10 @@ class Phase:
     final_size: int = 0  # what the target has taken over
 
     def has_taken(self, changed: Changed) -> bool:
-        """An append that was carried out at the source in the last moment is at the target already."""
-        return self.is_link and self.first_size <= changed.before.size and changed.after.size <= self.final_size
+        """The place of an append that was carried out at the source is within what the target has taken over: it was
+        made before the switch, or in its last moment, and not when the source had been emptied already."""
+        is_in_time = is_marked(changed.after) or self.first_size <= changed.before.size
+        return self.is_link and is_in_time and changed.after.size <= self.final_size
 
 
 NONE = Phase()
@@ -134,7 +137,7 @@ class Migrating(Lookups):
                 return answer, index, phase
             await self.follow_move(target, index)
             if is_append and phase.has_taken(answer):
-                return answer, await self.place(target), NONE
+                return answer, await self.place(target), phase
         raise failure or FopError(errno.ESTALE, f"{self.name}: {target} does not keep still")
 
     async def phase_of(self, index: int, target: Target) -> Phase:
@@ -211,24 +214,25 @@ class Migrating(Lookups):
         self, target: Target, index: int, phase: Phase, again: Callable[[], Awaitable[Any]],
         *, first: int = 0, last: int = END, is_append: bool = False, changed: Changed | None = None,
         is_data: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> bool:  # fmt: skip
         """A change has been made at the source.  While the migration goes on the target gets the same contents; when
-        it is over, ``again`` does the change where the file is now."""
+        it is over, ``again`` does the change where the file is now.  False: its end has taken over the place of an
+        append, but perhaps not its bytes."""
         if phase.target is None:
-            return
+            return True
         async with self.locked_inode(index, Loc(gfid=target.gfid), self.migration_domain, first=first, last=last):
             now = await self.phase_of(index, target)
             if now.target is None:
-                return
+                return True
             if not now.is_link:
                 if is_data:
                     await self._mirror(target, index, now, first, last)
-                return
-        # The last bytes were taken over when the migration ended.
-        if is_append and changed is not None and changed.after.size <= now.final_size:
-            return  # it was made before the end, and taken over
+                return True
         await self.follow_move(target, index)
+        if is_append and changed is not None and changed.after.size <= now.final_size:
+            return False
         await again()
+        return True
 
     async def _mirror(self, target: Target, index: int, phase: Phase, first: int, last: int) -> None:
         """The change is at the source; if it cannot get to the target, the migration is over."""

@@ -343,10 +343,13 @@ class Posix(Translator):
         await self._run(attributes.access, self._brick, caller, loc, mask)
 
     async def setattr(self, caller: Caller, target: Target, attributes_: SetAttr) -> Changed:
-        return await self._run(self._setattr, target, attributes_)
+        return await self._run(self._setattr, caller, target, attributes_)
 
-    def _setattr(self, target: Target, values: SetAttr) -> Changed:
-        return attributes.setattr_node(self._node(target), values)
+    def _setattr(self, caller: Caller, target: Target, values: SetAttr) -> Changed:
+        node = self._node(target)
+        if values.mode is not None and not caller.is_internal:
+            attributes.check_marks(node)
+        return attributes.setattr_node(node, values)
 
     async def statfs(self, caller: Caller, loc: Loc) -> StatVfs:
         return await self._run(self._space.statfs)

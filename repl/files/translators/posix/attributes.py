@@ -12,7 +12,7 @@ import stat
 
 from repl.files.translators.posix import acl, calls
 from repl.files.translators.posix.brick import Brick, Node, iatt_of
-from repl.files.translators.posix.names import ANONYMOUS, check_name, handle_path, is_hidden
+from repl.files.translators.posix.names import ANONYMOUS, DHT_LINKTO, check_name, handle_path, is_hidden
 from repl.files.translators.posix.xattrs import CONTENT, wanted
 from repl.files.values import Caller, Changed, FopError, Loc, Looked, SetAttr, Want, Xattrs
 
@@ -75,6 +75,20 @@ def readlink(brick: Brick, loc: Loc) -> bytes:
     if node.fd >= 0:
         raise FopError(errno.EINVAL)
     return os.readlink(os.fsencode(node.path))
+
+
+def check_marks(node: Node) -> None:
+    """EBUSY: distribute shows clients with the sticky bit that the file is a link file, or is being moved.  A new mode
+    would hide that, if only for a moment (decision 0150)."""
+    if not (stat.S_ISREG(node.st.st_mode) and node.st.st_mode & stat.S_ISVTX):
+        return
+    try:
+        node.get(DHT_LINKTO)
+    except OSError as error:
+        if error.errno != errno.ENODATA:
+            raise
+        return  # a user's sticky bit
+    raise FopError(errno.EBUSY, "it is a link file, or is being moved")
 
 
 def setattr_node(node: Node, attributes: SetAttr) -> Changed:

@@ -22,6 +22,7 @@ LANDFILL = f"{HIDDEN}/landfill"  # trees to be removed
 ANONYMOUS = b".glusterfs-anonymous-inode-"  # where Gluster's heal keeps inodes whose new name it has not found yet
 NAME_BYTES_MAX = 255
 
+DHT_LINKTO = b"trusted.glusterfs.dht.linkto"
 GFID_KEY = "trusted.gfid"
 PRECONDITION = b"glusterfs.preop."  # in ``extra``, before a key: the directory must have this value
 GFID2PATH_PREFIX = "trusted.gfid2path."

@@ -5,7 +5,9 @@ Inputs: all operations.  Writes are copied nowhere: what is given to ``writev`` 
 Outputs: the same operations, with writes of one file joined and in the order in which they came as far as they overlap.
 What could see a write that is not stored yet waits for it: reads that reach it, attributes, size changes, locks,
 renames, fsync; a file is released after its last write.  An answer to ``writev`` has no attributes (mode 0).
-Errors: that of a write held back is told by the next write, fsync or flush of the same open file, or else logged.
+Attributes wait as well, behind the writes, where that takes nothing away: of a file that was made here and is still
+open, times, and an owner and a mode that it has already.  Such an answer has no ``before`` (mode 0).
+Errors: that of what was held back is told by the next write, fsync or flush of the same open file, or else logged.
 Source: spec 4.2.
 """
 
@@ -15,12 +17,15 @@ import asyncio
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
+from repl.files.events import ChildDown, ChildUp, Event, Invalidated, Reconnected, Unwatched
 from repl.files.options import Options
 from repl.files.translator import Context, Step, Translator
+from repl.files.translators.write_behind.made import Made, update
 from repl.files.translators.write_behind.options import OPTIONS
-from repl.files.translators.write_behind.queue import Queue, Write
+from repl.files.translators.write_behind.queue import Attributes, Queue, Write
 from repl.files.values import (
     NO_GFID,
     Caller,
@@ -37,7 +42,9 @@ from repl.files.values import (
     SyncKind,
     Target,
     Want,
+    Xattrs,
 )
+from repl.files.watching import copy_of
 from repl.limits import WRITE_BEHIND_BYTES_MAX, WRITE_BEHIND_FRAMES, WRITE_BEHIND_HOLD_S
 
 log = logging.getLogger(__name__)
@@ -54,6 +61,7 @@ class WriteBehind(Translator):
     def __init__(self, name: str, options: Options, subvolumes: Sequence[Translator], context: Context) -> None:
         super().__init__(name, options, subvolumes, context)
         self._queues: dict[bytes, Queue] = {}
+        self._made: dict[bytes, Made] = {}
         self._bytes = 0
         self._use(options)
 
@@ -81,6 +89,13 @@ class WriteBehind(Translator):
     def state(self) -> dict[str, object]:
         return {"files": len(self._queues), "bytes": self._bytes}
 
+    def notify(self, event: Event, child: Translator | None) -> None:
+        if isinstance(event, Invalidated):
+            self._made.pop(event.gfid, None)
+        elif isinstance(event, ChildDown | ChildUp | Reconnected | Unwatched):
+            self._made.clear()
+        super().notify(event, child)
+
     # ---- writing ----
 
     async def writev(
@@ -88,13 +103,18 @@ class WriteBehind(Translator):
     ) -> Changed:
         self._raise_error(fd)
         how = flags | fd.flags
+        if self._made:
+            self._note_write(fd, offset + len(data), is_append=bool(how & os.O_APPEND))
         if self._is_off or how & _SYNCED or (how & os.O_DIRECT and self._is_direct_strict) or not data:
             await self._settle(fd.gfid)
             self._raise_error(fd)
             return await self.child.writev(caller, fd, data, offset=offset, flags=flags)
         kept = bytes(data) if isinstance(data, bytearray) else data
         queue = await self._with_room(fd)
-        write = Write(caller, fd, kept, offset, flags, is_append=bool(how & os.O_APPEND))
+        self._add(queue, Write(caller, fd, kept, offset, flags, is_append=bool(how & os.O_APPEND)))
+        return Changed(Iatt(fd.gfid), Iatt(fd.gfid))
+
+    def _add(self, queue: Queue, write: Write) -> None:
         if queue.failed:
             for older in [failed for failed in queue.failed if failed.overlaps(write)]:
                 queue.failed.remove(older)  # done again it would undo this one
@@ -102,19 +122,22 @@ class WriteBehind(Translator):
         queue.add(write, self._aggregate)
         self._bytes += write.size
         self._push_soon(queue)
-        return Changed(Iatt(fd.gfid), Iatt(fd.gfid))
 
     async def _with_room(self, fd: Fd) -> Queue:
         while True:
-            queue = self._queues.get(fd.gfid)
-            if queue is None:
-                queue = self._queues[fd.gfid] = Queue(fd.gfid)
+            queue = self._queue(fd.gfid)
             if not self._has_room(queue):
                 self._push_now(queue)
             if self._has_room(queue):
                 return queue
             await queue.wait_change()
             self._raise_error(fd)
+
+    def _queue(self, gfid: bytes) -> Queue:
+        queue = self._queues.get(gfid)
+        if queue is None:
+            queue = self._queues[gfid] = Queue(gfid)
+        return queue
 
     def _has_room(self, queue: Queue) -> bool:
         return queue.waiting_bytes < self._window and (self._bytes < WRITE_BEHIND_BYTES_MAX or not queue.bytes)
@@ -160,12 +183,13 @@ class WriteBehind(Translator):
             except OSError as error:
                 return [error]
         try:
-            changed = await self.child.writev(
+            if isinstance(first, Attributes):
+                return [await self.child.setattr(first.caller, first.fd, first.values)]
+            return [await self.child.writev(
                 first.caller, first.fd, first.data, offset=first.offset, flags=first.flags
-            )
+            )]  # fmt: skip
         except OSError as error:
             return [error]
-        return [changed]
 
     def _answered(self, queue: Queue, writes: list[Write], answers: list[Any]) -> None:
         left: list[Write] = []
@@ -180,6 +204,9 @@ class WriteBehind(Translator):
         queue.put_back(left)
         queue.finish(writes)
         self._push(queue)
+        self._drop_empty(queue)
+
+    def _drop_empty(self, queue: Queue) -> None:
         if queue.is_empty:
             queue.is_wanted = False
             if self._queues.get(queue.gfid) is queue:
@@ -288,20 +315,58 @@ class WriteBehind(Translator):
         return entries
 
     async def setattr(self, caller: Caller, target: Target, attributes: SetAttr) -> Changed:
-        queue = self._queues.get(target.gfid)
+        made, queue = self._made.get(target.gfid), self._queues.get(target.gfid)
+        if made is not None and made.can_wait(target, attributes) and self._may_set_later(queue):
+            return self._set_later(made, caller, attributes)
         if queue is not None:
-            if attributes.mode is None and queue.is_waiting_for(target, caller):
-                changed = await self._write_and_set(queue, caller, target, attributes)
+            if isinstance(target, Fd) and queue.is_waiting_for(target, caller):
+                changed, attributes = await self._write_and_set(queue, caller, target, attributes)
                 if changed is not None:
-                    return changed
+                    return self._set(made, target, changed)
             await self._settle(target.gfid)
-        return await self.child.setattr(caller, target, attributes)
+        return self._set(made, target, await self.child.setattr(caller, target, attributes))
+
+    def _set(self, made: Made | None, target: Target, changed: Changed) -> Changed:
+        if made is not None and self._made.get(target.gfid) is made:
+            made.iatt = copy_of(changed.after)
+        return changed
+
+    def _may_set_later(self, queue: Queue | None) -> bool:
+        """What has failed is not done again behind attributes."""
+        return not self._is_off and self._aggregate > 0 and (queue is None or not queue.failed)
+
+    def _set_later(self, made: Made, caller: Caller, attributes: SetAttr) -> Changed:
+        fd = made.fd
+        self._raise_error(fd)
+        queue = self._queue(fd.gfid)
+        waiting = queue.attributes(caller, fd)
+        if waiting is None:
+            self._add(queue, Attributes(caller, fd, replace(attributes)))
+        else:
+            update(waiting.values, attributes)
+        return Changed(Iatt(fd.gfid), made.after(attributes, self.context.wall_ns()))
+
+    def _note_write(self, fd: Fd, end: int, *, is_append: bool) -> None:
+        made = self._made.get(fd.gfid)
+        if made is None:
+            return
+        if fd is made.fd and not is_append:
+            made.iatt.size = max(made.iatt.size, end)
+        else:
+            del self._made[fd.gfid]
 
     async def _write_and_set(
-        self, queue: Queue, caller: Caller, target: Target, attributes: SetAttr
-    ) -> Changed | None:
-        """What waits and the attributes in one frame; None: they have not been set."""
+        self, queue: Queue, caller: Caller, target: Fd, attributes: SetAttr
+    ) -> tuple[Changed | None, SetAttr]:
+        """What waits and the attributes in one frame; None: they have not been set, and what is to be set then."""
         queue.stop_timer()
+        waiting = queue.attributes(caller, target)
+        if waiting is not None:
+            queue.waiting.pop()
+            attributes = update(waiting.values, attributes)
+            if not queue.waiting:
+                self._drop_empty(queue)
+                return None, attributes
         writes = queue.take()
         steps = [*_steps_of(writes), Step("setattr", (target, attributes))]
         is_all = not queue.waiting
@@ -314,17 +379,27 @@ class WriteBehind(Translator):
             raise
         self._answered(queue, writes, answers[: len(writes)])
         if len(answers) <= len(writes):
-            return None
+            return None, attributes
         if isinstance(answers[-1], OSError):
             raise answers[-1]
         changed: Changed = answers[-1]
-        return changed
+        return changed, attributes
+
+    async def setxattr(self, caller: Caller, target: Target, values: Xattrs, *, flags: int = 0) -> None:
+        self._made.pop(target.gfid, None)  # a list of rights changes the mode
+        await self.child.setxattr(caller, target, values, flags=flags)
+
+    async def removexattr(self, caller: Caller, target: Target, name: bytes) -> None:
+        self._made.pop(target.gfid, None)
+        await self.child.removexattr(caller, target, name)
 
     async def truncate(self, caller: Caller, target: Target, size: int) -> Changed:
+        self._made.pop(target.gfid, None)
         await self._settle(target.gfid)
         return await self.child.truncate(caller, target, size)
 
     async def fallocate(self, caller: Caller, fd: Fd, *, mode: int, offset: int, length: int) -> Changed:
+        self._made.pop(fd.gfid, None)
         await self._settle(fd.gfid)
         return await self.child.fallocate(caller, fd, mode=mode, offset=offset, length=length)
 
@@ -362,7 +437,10 @@ class WriteBehind(Translator):
     ) -> Looked:
         if not flags & os.O_EXCL:
             await self._settle_all()
-        return await self.child.create(caller, loc, fd, flags=flags, mode=mode, gfid=gfid, extra=extra)
+        looked = await self.child.create(caller, loc, fd, flags=flags, mode=mode, gfid=gfid, extra=extra)
+        if looked.iatt.gfid == gfid:  # it was not there
+            self._made[gfid] = Made(fd, looked.iatt)
+        return looked
 
     async def flush(self, caller: Caller, fd: Fd) -> None:
         if self.options["flush-behind"]:
@@ -386,6 +464,9 @@ class WriteBehind(Translator):
         return await self.child.fsync(caller, fd, kind)
 
     async def release(self, fd: Fd) -> None:
+        made = self._made.get(fd.gfid)
+        if made is not None and made.fd is fd:
+            del self._made[fd.gfid]
         await self._close(fd)
         await self.child.release(fd)
 
@@ -396,6 +477,11 @@ class WriteBehind(Translator):
             log.error("volume '%s': %s: a write failed and nobody was left to be told: %s", self.name, fd, error)
 
     async def compound(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
+        if self._made:
+            for step in steps:
+                for target in step.args if step.fop not in _LOOKING else ():
+                    if isinstance(target, Loc | Fd):
+                        self._made.pop(target.gfid, None)
         if not self._queues and not any(step.fop == "writev" for step in steps):
             return await self.child.compound(caller, steps)
         gfids = {target.gfid for step in steps for target in step.args if isinstance(target, Loc | Fd)}
@@ -412,8 +498,13 @@ class WriteBehind(Translator):
 
 
 def _steps_of(writes: list[Write]) -> list[Step]:
-    return [Step("writev", (w.fd, w.data), {"offset": w.offset, "flags": w.flags}) for w in writes]
+    return [
+        Step("setattr", (w.fd, w.values)) if isinstance(w, Attributes) else
+        Step("writev", (w.fd, w.data), {"offset": w.offset, "flags": w.flags})
+        for w in writes
+    ]  # fmt: skip
 
 
+_LOOKING = frozenset(("lookup", "open", "stat", "access", "getxattr", "readv", "readlink", "flush", "fsync"))
 _NAMING = frozenset(("lookup", "create", "rename", "link", "unlink"))
 _TELLING = frozenset(("writev", "fsync", "flush"))

@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from typing import TypeAlias
 
-from repl.files.values import END, Caller, Fd
+from repl.files.values import END, Caller, Fd, SetAttr
 from repl.limits import WRITE_BEHIND_FRAME_BYTES, WRITE_BEHIND_FRAME_WRITES
 
 Data: TypeAlias = bytes | memoryview
@@ -60,6 +60,21 @@ class Write:
             self.last = other.last
 
 
+class Attributes(Write):
+    """Attributes that are to be set behind what is written so far.  They stand for the whole file: nothing overtakes
+    them, and they overtake nothing."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, caller: Caller, fd: Fd, values: SetAttr) -> None:
+        super().__init__(caller, fd, b"", 0, 0, is_append=False)
+        self.last = END
+        self.values = values
+
+    def can_take(self, other: Write, most: int) -> bool:
+        return False
+
+
 class Queue:
     def __init__(self, gfid: bytes) -> None:
         self.gfid = gfid
@@ -86,8 +101,14 @@ class Queue:
         else:
             self.waiting.append(write)
 
+    def attributes(self, caller: Caller, fd: Fd) -> Attributes | None:
+        """What waits to be set behind everything else, on behalf of the same."""
+        last = self.waiting[-1] if self.waiting else None
+        is_same = isinstance(last, Attributes) and last.fd is fd and last.caller == caller
+        return last if is_same and isinstance(last, Attributes) else None
+
     def take(self) -> list[Write]:
-        """Writes of one open file for one frame, the oldest first; they count as running."""
+        """Writes of one open file for one frame, the oldest first; they count as running.  Attributes end a frame."""
         taken: list[Write] = []
         size = 0
         while self.waiting and len(taken) < WRITE_BEHIND_FRAME_WRITES:
@@ -98,6 +119,8 @@ class Queue:
                 break
             size += write.size
             taken.append(self.waiting.popleft())
+            if isinstance(write, Attributes):
+                break
         self.waiting_bytes -= size
         self.running += taken
         self.frames += bool(taken)
