@@ -394,17 +394,23 @@ class Exerciser:
         self.random = random.Random(seed)
         self.mounts = mounts
         self.model = bytearray()
+        self.mtime_ns = 0  # 0: not known, because data were written since it was set
+        self.owner, self.mode = 0, 0o644
         self.files: list[tuple[Mount, Fd]] = []
         self.gfid = b""
 
     async def run(self, steps: int) -> None:
-        self.gfid = await put(self.mounts[0], "f", b"")
+        maker, made = self.mounts[0], Fd(new_gfid(), os.O_RDWR)
+        self.gfid = made.gfid
+        await maker.top.create(maker.me, at("f"), made, flags=os.O_RDWR | os.O_EXCL, mode=0o644, gfid=made.gfid)
+        self.files.append((maker, made))
         for mount in self.mounts:
-            for flags in (os.O_RDWR, os.O_RDWR, os.O_RDONLY):
+            for flags in (os.O_RDWR, os.O_RDWR, os.O_RDONLY)[mount is maker :]:
                 self.files.append((mount, await opened(mount, self.gfid, flags)))
         for _ in range(steps):
             step = self.random.choice((self.write, self.write, self.append, self.read, self.read, self.size,
-                                       self.truncate, self.punch, self.again, self.sync, self.rest))  # fmt: skip
+                                       self.truncate, self.punch, self.attributes, self.attributes, self.again,
+                                       self.sync, self.rest))  # fmt: skip
             mount, fd = self.random.choice([pair for pair in self.files if pair[1].is_writable or step == self.read])
             await step(mount, fd)
             if len(self.mounts) > 1 and step != self.again:  # the other one sees what is closed
@@ -414,7 +420,30 @@ class Exerciser:
         offset = self.random.randrange(400_000)
         return offset, min(self.random.choice((1, 100, 4096, 70_000, 300_000)), 400_000 - offset)
 
+    async def attributes(self, mount: Mount, fd: Fd) -> None:
+        """Often what they are already, on the way of tar: times, owner, mode."""
+        for _ in range(self.random.choice((1, 3))):
+            dice = self.random.random()
+            if dice < 0.4:
+                self.mtime_ns = self.random.randrange(1 << 40)
+                values = SetAttr(mtime_ns=self.mtime_ns, atime_ns=1)
+            elif dice < 0.7:
+                self.owner = self.random.choice((0, 0, 0, 7))
+                values = SetAttr(uid=self.owner, gid=self.owner)
+            else:
+                self.mode = self.random.choice((0o644, 0o644, 0o600))
+                values = SetAttr(mode=self.mode)
+            target = fd if self.random.random() < 0.8 else Loc(gfid=self.gfid)
+            after = (await mount.top.setattr(mount.me, target, values)).after
+            self.check(after)
+            assert after.size == len(self.model)
+
+    def check(self, iatt: Iatt) -> None:
+        assert (iatt.uid, iatt.gid, iatt.mode) == (self.owner, self.owner, 0o100000 | self.mode)
+        assert self.mtime_ns in (0, iatt.mtime_ns)
+
     def put(self, offset: int, data: bytes) -> None:
+        self.mtime_ns = 0
         self.model.extend(bytes(max(0, offset - len(self.model))))
         self.model[offset : offset + len(data)] = data
 
@@ -442,7 +471,9 @@ class Exerciser:
 
     async def size(self, mount: Mount, fd: Fd) -> None:
         target = fd if self.random.random() < 0.5 else Loc(gfid=self.gfid)
-        assert (await mount.top.stat(mount.me, target)).iatt.size == len(self.model)
+        looked = await mount.top.stat(mount.me, target)
+        assert looked.iatt.size == len(self.model)
+        self.check(looked.iatt)
         assert (await mount.top.lookup(mount.me, at("f"))).iatt.size == len(self.model)
 
     async def truncate(self, mount: Mount, fd: Fd) -> None:
@@ -454,6 +485,7 @@ class Exerciser:
     async def punch(self, mount: Mount, fd: Fd) -> None:
         offset, size = self.span()
         await mount.top.fallocate(mount.me, fd, mode=3, offset=offset, length=size)
+        self.mtime_ns = 0
         end = min(offset + size, len(self.model))
         self.model[offset:end] = bytes(max(0, end - offset))
 
