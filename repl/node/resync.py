@@ -75,6 +75,7 @@ class ResyncControl:
     async def begin(self, volume: Volume) -> None:
         """The handshake has decided: the source sends its bitmap first."""
         volume.waiting_for_sync_uuid = Promise()
+        volume.has_sources_bitmap = False
         if volume.state.conn == _C.WF_BITMAP_S:
             self._node.ask(ec.BitmapSend(volume.number))
 
@@ -86,6 +87,7 @@ class ResyncControl:
             if volume.state.conn == _C.WF_BITMAP_S:
                 self._child(self._become_source(volume), "become resync source")
             elif volume.state.conn == _C.WF_BITMAP_T:
+                volume.has_sources_bitmap = True
                 self._child(self._answer_bitmap(volume), "send own bitmap")
         elif volume.state.conn in _TARGETS:
             self._child(self._target_finished(volume, event.value), "resync target end")
@@ -196,6 +198,8 @@ class ResyncControl:
             if not expected and not volume.expects_sync_uuid:
                 # differs: DRBD would take the UUID over when the connection breaks (decision 0006).
                 raise ProtocolError(f"P_SYNC_UUID came in {volume.state.conn}; it is ignored.")
+            if volume.state.conn == _C.WF_BITMAP_T and not (volume.has_sources_bitmap or volume.expects_sync_uuid):
+                raise self._skipped_bitmap(volume)
             await volume.waiting_for_sync_uuid
         await self._target_may_start(volume)
         if not _goes_on(volume, volume.state):
@@ -215,6 +219,19 @@ class ResyncControl:
         if volume.state.conn not in _RUNNING:
             return
         self._child(self._save_progress(volume), "save resync progress")
+
+    def _skipped_bitmap(self, volume: Volume) -> RetryDrop:
+        """It would come behind this packet, on the same socket.
+
+        differs: DRBD waits for it.  But its source sends none when a start that it had decided on before the last
+        connection was lost is carried out on this one (decision 0006).
+        """
+        settings = self._node.settings
+        return RetryDrop(
+            f"{settings.resource}/{volume.number}: {settings.peer} has begun the resync without sending its bitmap; "
+            "connecting again.",
+            reason="resync-without-bitmap",
+        )
 
     async def _target_finished(self, volume: Volume, failed: int) -> None:
         node = self._node

@@ -97,6 +97,7 @@ class Volume:
         self.peer_skips = False  # this node has agreed that the peer does it
         self.expects_sync_uuid = False  # a full sync was agreed with the peer as its source
         self.waiting_for_sync_uuid: Promise[None] = Promise()
+        self.has_sources_bitmap = False  # of this exchange, all of it
 
     @property
     def attached(self) -> bool:

@@ -96,6 +96,7 @@ TRAPS = {
         (
             _T + "test_sync_uuid_out_of_place_changes_no_generation",
             _O + "test_sync_uuid_to_a_source_changes_no_generation",
+            "tests/sim/test_resync_without_bitmap.py",
         ),
         (CHECKED,),
     ),
