@@ -376,10 +376,25 @@ class Translator:
                 break
         return answers
 
+    # ---- what a cache does at once: without a coroutine, or not at all ----
 
     def known(self, parent: bytes, name: bytes) -> Iatt | bool | None:
         """What a lookup would answer without asking anybody: attributes, False for ENOENT; None: it has to be asked."""
         return self.subvolumes[0].known(parent, name) if self.subvolumes and self._passes_on("lookup") else None
+
+    def open_known(self, caller: Caller, loc: Loc, fd: Fd, flags: int) -> Iatt | None:
+        """``open`` and ``stat``, of a file that is to be read only.  None: it has not been opened."""
+        is_passed = self.subvolumes and self._passes_on("open") and self._passes_on("stat")
+        return self.subvolumes[0].open_known(caller, loc, fd, flags) if is_passed else None
+
+    def read_known(self, fd: Fd, size: int, offset: int) -> bytes | bytearray | memoryview | None:
+        """``readv``'s data.  None: they have to be read."""
+        is_passed = self.subvolumes and self._passes_on("readv")
+        return self.subvolumes[0].read_known(fd, size, offset) if is_passed else None
+
+    def release_known(self, fd: Fd) -> bool:
+        """``release`` of what no brick has opened.  False: it has to be released."""
+        return bool(self.subvolumes) and self._passes_on("release") and self.subvolumes[0].release_known(fd)
 
     def begin_call(self, round: Round, number: int, operation: str, caller: Caller, values: list[Any]) -> bool:
         """The operation is sent, without waiting for anything, and ``round`` will have its answer as the one of

@@ -64,10 +64,40 @@ async def open(fs: Filesystem, request: Request) -> Any:
     return NO_ANSWER
 
 
+def open_quickly(fs: Filesystem, request: Request) -> bool:
+    """To read a file whose contents a cache knows."""
+    flags, kill = wire.OPEN_IN.unpack_from(request.body)
+    if flags & (os.O_ACCMODE | os.O_TRUNC) or kill:
+        return False
+    inode = fs.inodes[request.nodeid]
+    fd = Fd(inode.gfid, flags & OPEN_FLAGS_KEPT)
+    iatt = fs.top.open_known(fs.caller(request), inode.loc, fd, fd.flags)
+    if iatt is None:
+        return False
+    keeps = not inode.note(iatt)
+    if not keeps:
+        fs.connection.invalidate_attributes(inode.nodeid)
+    handle = fs.inodes.open(inode, fd)
+    body = wire.OPEN_OUT.pack(handle.number, open_flags(fs, flags, keeps_cache=keeps), 0)
+    if not fs.connection.answer(request.unique, body):
+        _closed(fs, handle)
+        fs.top.release_known(fd)
+    return True
+
+
 async def read(fs: Filesystem, request: Request) -> Any:
     number, offset, size, *_ = wire.READ_IN.unpack_from(request.body)
     answer = await fs.top.readv(fs.caller(request), handle_of(fs, number).fd, size=size, offset=offset)
     return answer.data
+
+
+def read_quickly(fs: Filesystem, request: Request) -> bool:
+    number, offset, size, *_ = wire.READ_IN.unpack_from(request.body)
+    data = fs.top.read_known(fs.inodes.handle(number).fd, size, offset)
+    if data is None:
+        return False
+    fs.connection.answer(request.unique, data)
+    return True
 
 
 async def write(fs: Filesystem, request: Request) -> Any:
@@ -120,12 +150,27 @@ async def release(fs: Filesystem, request: Request) -> Any:
     return NO_ANSWER
 
 
+def release_quickly(fs: Filesystem, request: Request) -> bool:
+    """Of a file that no brick has opened."""
+    number, _, _, _ = wire.RELEASE_IN.unpack_from(request.body)
+    handle = fs.inodes.handle(number)
+    if handle.inode.locks or not fs.top.release_known(handle.fd):
+        return False
+    fs.connection.answer(request.unique)
+    _closed(fs, handle)
+    return True
+
+
 async def _release(fs: Filesystem, handle: Handle) -> None:
+    _closed(fs, handle)
+    await fs.top.release(handle.fd)
+
+
+def _closed(fs: Filesystem, handle: Handle) -> None:
     inode = handle.inode
     fs.inodes.close(handle.number)
     if inode.lookups <= 0:
         fs.dropped(fs.inodes.forget(inode.nodeid, 0))
-    await fs.top.release(handle.fd)
 
 
 async def fallocate(fs: Filesystem, request: Request) -> Any:
@@ -185,4 +230,6 @@ HANDLERS = {
     Op.IOCTL: ioctl,
 }
 
-QUICK: dict[int, Callable[[Filesystem, Request], bool]] = {Op.FLUSH: flush_quickly}
+QUICK: dict[int, Callable[[Filesystem, Request], bool]] = {
+    Op.OPEN: open_quickly, Op.READ: read_quickly, Op.FLUSH: flush_quickly, Op.RELEASE: release_quickly,
+}  # fmt: skip

@@ -142,6 +142,12 @@ class IoStats(Around):
         self._closed(fd)
         await self.child.release(fd)
 
+    def release_known(self, fd: Fd) -> bool:
+        is_released = self.is_idle and self.child.release_known(fd)
+        if is_released:
+            self._closed(fd)
+        return is_released
+
     def _now_us(self) -> int:
         """The loop's own clock stands still within a turn of the loop (uvloop: a millisecond): too coarse here."""
         wall_ns = self.context.wall_ns()

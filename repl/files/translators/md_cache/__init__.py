@@ -12,6 +12,7 @@ Source: spec 4.5; listing ahead and names are our own.
 from __future__ import annotations
 
 import errno
+import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -188,6 +189,16 @@ class MdCache(Dropping):
             return False if folder.is_whole else None
         known = self._fresh(gfid)
         if known is None or known.iatt is None:
+            return None
+        self.hits += 1
+        return copy_of(known.iatt)
+
+    def open_known(self, caller: Caller, loc: Loc, fd: Fd, flags: int) -> Iatt | None:
+        """As ``_open_and_stat``: only of a file whose attributes are known."""
+        known = self._fresh(loc.gfid)
+        if known is None or known.iatt is None or flags & os.O_TRUNC:
+            return None
+        if self.child.open_known(caller, loc, fd, flags) is None:
             return None
         self.hits += 1
         return copy_of(known.iatt)

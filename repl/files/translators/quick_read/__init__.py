@@ -28,6 +28,7 @@ from repl.files.values import (
     Changed,
     Entry,
     Fd,
+    Iatt,
     Loc,
     Lock,
     LockCommand,
@@ -177,6 +178,28 @@ class QuickRead(DataCache):
             return
         await super().open(caller, loc, fd, flags=flags)
 
+    def open_known(self, caller: Caller, loc: Loc, fd: Fd, flags: int) -> Iatt | None:
+        content = self._can_wait(loc, flags)
+        if content is None:
+            return None
+        self._habit.read()
+        self._open_later(caller, loc, fd, flags, content)
+        return copy_of(content.iatt)
+
+    def read_known(self, fd: Fd, size: int, offset: int) -> bytes | bytearray | memoryview | None:
+        content = None if fd.flags & os.O_DIRECT else self._known(fd.gfid)
+        if content is None:
+            return None
+        self.hits += 1
+        return self._part_of(content, size, offset)
+
+    def release_known(self, fd: Fd) -> bool:
+        late: Late | None = fd.contexts.get(self)
+        if late is None or late.opening is not None:
+            return False
+        self._no_longer_late(fd)
+        return True
+
     def _open_later(self, caller: Caller, loc: Loc, fd: Fd, flags: int, content: Content) -> None:
         fd.contexts[self] = Late(caller, Loc(gfid=loc.gfid, path=loc.path), flags, content)
         self._late.setdefault(loc.gfid, set()).add(fd)
@@ -225,9 +248,11 @@ class QuickRead(DataCache):
         return await self._fetch(caller, fd, size, offset)
 
     @staticmethod
-    def _part(content: Content, size: int, offset: int) -> Read:
-        data = content.data if offset == 0 and size >= len(content.data) else content.data[offset : offset + size]
-        return Read(data, copy_of(content.iatt))
+    def _part_of(content: Content, size: int, offset: int) -> bytes | bytearray | memoryview:
+        return content.data if offset == 0 and size >= len(content.data) else content.data[offset : offset + size]
+
+    def _part(self, content: Content, size: int, offset: int) -> Read:
+        return Read(self._part_of(content, size, offset), copy_of(content.iatt))
 
     async def _check(self, caller: Caller, fd: Fd, content: Content) -> Content | None:
         now = self.context.now()
