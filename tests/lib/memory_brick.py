@@ -23,6 +23,7 @@ from typing import Any
 
 from repl.files.events import ChildDown, ChildUp, Event, Invalidated
 from repl.files.options import Options
+from repl.files.replaced import replaced_xattrs
 from repl.files.translator import FOPS, Context, Step, Translator
 from repl.files.values import (
     NEW_LOCK,
@@ -201,6 +202,10 @@ class MemoryBrick(Translator):
     def _looked(self, inode: Inode, parent: Inode | None = None, want: Want = ()) -> Looked:
         return Looked(_copy(inode.iatt), _copy(parent.iatt) if parent else None, self._wanted(inode, want))
 
+    def _renamed(self, inode: Inode, parent: Inode, replaced: Inode | None) -> Looked:
+        xattrs = {} if replaced is None else replaced_xattrs(replaced.iatt.gfid, replaced.iatt.mode)
+        return Looked(_copy(inode.iatt), _copy(parent.iatt), xattrs)
+
     def _make(self, caller: Caller, loc: Loc, gfid: bytes, mode: int, extra: Xattrs | None) -> tuple[Inode, Inode]:
         parent = self._directory(loc.parent)
         if parent.iatt.nlink == 0:
@@ -322,6 +327,8 @@ class MemoryBrick(Translator):
     async def rename(self, caller: Caller, source: Loc, target: Loc, *, flags: int = 0) -> Looked:
         old, new = self._directory(source.parent), self._directory(target.parent)
         inode = self._child(old, source.name)
+        if any(source.gfid) and source.gfid != inode.iatt.gfid:
+            raise FopError(errno.ESTALE, self.name)
         there = self._child(new, target.name) if target.name in new.entries else None
         if flags & NOREPLACE and there is not None:
             raise FopError(errno.EEXIST, self.name)
@@ -330,7 +337,7 @@ class MemoryBrick(Translator):
                 raise FopError(errno.ENOENT, self.name)
             self._swap(old, source.name, inode, new, target.name, there)
         elif there is inode:
-            return self._looked(inode, new)
+            return self._renamed(inode, new, there)
         else:
             self._check_inside(inode, new)
             if there is not None:
@@ -347,7 +354,7 @@ class MemoryBrick(Translator):
         self._changed(caller, inode)
         self._changed(caller, old, names=(source.name,))
         self._changed(caller, new, names=(target.name,))
-        return self._looked(inode, new)
+        return self._renamed(inode, new, None if flags else there)
 
     def _swap(self, old: Inode, name: bytes, inode: Inode, new: Inode, other_name: bytes, other: Inode) -> None:
         old.entries[name] = (old.entries[name][0], other.iatt.gfid)

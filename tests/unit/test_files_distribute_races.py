@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 from repl.files.values import FopError
-from tests.lib.distributed import Client, World
+from tests.lib.distributed import LINKTO, Client, World
 from tests.lib.virtual_loop import run
 
 EXPECTED = (errno.EPERM, errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR, errno.ESTALE)
@@ -90,7 +90,7 @@ def test_distribute_clients_that_change_the_same_names(seed: int, has_folders: b
         # Files that were caught between creation and writing have nothing in them; they are not what this is about.
         for brick in world.bricks:
             for gfid, inode in brick.inodes.items():
-                if inode.iatt.is_regular and not inode.data and b"trusted.glusterfs.dht.linkto" not in inode.xattrs:
+                if inode.iatt.is_regular and not inode.data and LINKTO not in inode.xattrs:
                     inode.data[:] = gfid[-4:]
         await check_whole(world)
 
@@ -131,5 +131,141 @@ def test_distribute_name_that_is_replaced_is_never_missing(seed: int) -> None:
 
         await asyncio.gather(write(), read())
         assert await world.client().names() == ["target"]
+
+    run(scenario())
+
+
+class Held:
+    """A client that stops once before an operation on a brick, until it may go on."""
+
+    def __init__(self, client: Client, brick: int, fop: str) -> None:
+        self.is_there, self.may_go = asyncio.Event(), asyncio.Event()
+
+        async def pause(where: str, what: str) -> None:
+            if (where, what) == (f"brick{brick}", fop) and not self.is_there.is_set():
+                self.is_there.set()
+                await self.may_go.wait()
+
+        client.pause = pause
+
+    async def reached(self, work: asyncio.Task[None]) -> None:
+        """Or the work is over."""
+        waiting = asyncio.create_task(self.is_there.wait())
+        await asyncio.wait((waiting, work), return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+
+
+async def pair(world: World) -> tuple[Client, Client]:
+    clients = world.client(), world.client()
+    for client in clients:
+        await client.look("")
+    await clients[0].mkdir("any")  # the layout of the root is known and counts
+    await clients[0].rmdir("any")
+    return clients
+
+
+async def check_contents(world: World) -> None:
+    for brick in world.bricks:
+        for gfid, inode in brick.inodes.items():
+            if inode.iatt.is_regular and LINKTO not in inode.xattrs:
+                inode.data[:] = gfid[-4:]
+    await check_whole(world)
+
+
+def test_distribute_rename_over_what_becomes_another_name_of_the_file_keeps_both() -> None:
+    async def scenario() -> None:
+        world = World(3)
+        first, other = await pair(world)
+        start, far = world.name_on(first, 1), world.name_on(first, 2)
+        target = world.name_on(first, 1, "t")
+        await first.write(start)
+        await first.rename(start, far)
+        assert world.data_at(far) == [1]
+        held = Held(first, 1, "rename")
+        renaming = asyncio.create_task(first.rename(far, target))
+        await held.is_there.wait()
+        await other.link(far, target)  # without locks: the name belongs where the data are
+        held.may_go.set()
+        await renaming
+        assert await world.client().names() == sorted([far, target])
+        await check_contents(world)
+        await other.unlink(far)
+        await check_contents(world)
+        assert len(world.stored(far)) == 0
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("is_moved_again", [False, True])
+def test_distribute_rename_over_what_has_just_been_moved_leaves_nothing_behind(is_moved_again: bool) -> None:
+    async def scenario() -> None:
+        world = World(3)
+        first, other = await pair(world)
+        source, target = world.name_on(first, 1), world.name_on(first, 1, "t")
+        far, further = world.name_on(first, 2), world.name_on(first, 0)
+        for name in (source, target, far, further):
+            await first.write(name)
+        held = Held(first, 1, "rename")
+        renaming = asyncio.create_task(first.rename(source, target))
+        await held.is_there.wait()
+        await other.rename(far, target)  # a link file is there now, and data elsewhere
+        if is_moved_again:  # and again before anybody can look after what was replaced
+            locking = Held(first, 1, "entrylk")
+            held.may_go.set()
+            await locking.reached(renaming)
+            await other.rename(further, target)
+            locking.may_go.set()
+        held.may_go.set()
+        await renaming
+        assert world.data_at(target) == ([0] if is_moved_again else [1])
+        await check_contents(world)
+
+    run(scenario())
+
+
+def test_distribute_rename_of_what_becomes_a_directory_takes_all_of_it() -> None:
+    async def scenario() -> None:
+        world = World(3)
+        first, other = await pair(world)
+        source, target = world.name_on(first, 1), world.name_on(first, 1, "t")
+        await first.write(source)
+        held = Held(first, 1, "rename")
+        renaming = asyncio.create_task(first.rename(source, target))
+        await held.is_there.wait()
+        await other.unlink(source)
+        making = Held(other, 0, "mkdir")
+        made = asyncio.create_task(other.mkdir(source))
+        await making.is_there.wait()
+        locking = Held(first, 1, "entrylk")
+        held.may_go.set()
+        await locking.reached(renaming)
+        making.may_go.set()
+        locking.may_go.set()
+        await asyncio.gather(renaming, made)
+        assert not world.stored(source)
+        assert list(world.stored(target)) == [0, 1, 2]
+        await check_whole(world)
+
+    run(scenario())
+
+
+def test_distribute_link_file_that_goes_is_not_in_the_way_of_another_name() -> None:
+    async def scenario() -> None:
+        world = World(3)
+        first, other = await pair(world)
+        source, far, free = world.name_on(first, 1), world.name_on(first, 2), world.name_on(first, 2, "t")
+        await first.write(source)
+        await first.link(source, far)
+        making = Held(first, 2, "mknod")
+        renaming = asyncio.create_task(first.rename(source, free))
+        await making.is_there.wait()
+        held = Held(first, 2, "lookup")  # another name's link file was in the way: what is it?
+        making.may_go.set()
+        await held.is_there.wait()
+        await other.unlink(far)
+        held.may_go.set()
+        await renaming
+        assert await world.client().names() == [free]
+        await check_contents(world)
 
     run(scenario())

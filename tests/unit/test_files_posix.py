@@ -10,11 +10,13 @@ import random
 import stat
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from repl.errors import ConfigError
+from repl.files.replaced import Replaced, replaced_of
 from repl.files.translator import Step
 from repl.files.translators.posix import Posix
 from repl.files.translators.posix.brick import Node
@@ -216,6 +218,21 @@ def test_hard_links_count_what_users_see_and_are_limited(tmp_path: Path) -> None
         assert len(notes) == 2
 
     on_brick(work, tmp_path, max_hardlinks="3")
+
+
+def test_rename_tells_what_it_replaced_and_refuses_another_file_than_was_meant(tmp_path: Path) -> None:
+    async def work(brick: Posix) -> None:
+        first, second = await new_file(brick, "first"), await new_file(brick, "second")
+        await brick.setattr(ME, second, SetAttr(mode=0o1000))
+        await fails(brick.rename(ME, replace(at("first"), gfid=second.gfid), at("second")), errno.ESTALE)
+        looked = await brick.rename(ME, replace(at("first"), gfid=first.gfid), at("second"))
+        assert replaced_of(looked) == Replaced(second.gfid, stat.S_IFREG | 0o1000)
+        assert replaced_of(await brick.rename(ME, at("second"), at("third"))) is None
+        await brick.link(ME, Loc(gfid=first.gfid), at("fourth"))
+        replaced = replaced_of(await brick.rename(ME, at("third"), at("fourth")))
+        assert replaced is not None and replaced.gfid == first.gfid  # two names of one file
+
+    on_brick(work, tmp_path)
 
 
 def test_full_space_of_attributes_is_no_reason_not_to_rename_or_link(

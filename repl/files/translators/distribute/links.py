@@ -87,6 +87,13 @@ class Links(Directories):
 
     async def make_link(self, index: int, loc: Loc, gfid: bytes, target: int) -> None:
         """A link file; another name of the same file may have one already.  EEXIST."""
+        for _ in range(_TRIES):
+            if await self._link_made(index, loc, gfid, target):
+                return
+        raise FopError(errno.EEXIST, f"{self.names[index]}: {loc}")
+
+    async def _link_made(self, index: int, loc: Loc, gfid: bytes, target: int) -> bool:
+        """False: the other name's, which was in the way, has gone in this moment."""
         caller, child = self.owner(), self.subvolumes[index]
         value = linkto_value(self.names[target])
         try:
@@ -95,19 +102,27 @@ class Links(Directories):
             if error.errno != errno.EEXIST:
                 raise
         else:
-            return
+            return True
         # Is it the name that is there, or the gfid?
         try:
             looked = await child.lookup(caller, Loc(gfid=gfid), want=FILE_WANT)
+            if not is_link(looked.xattrs):
+                raise FopError(errno.EEXIST, f"{self.names[index]}: {loc}")
+            await child.link(caller, Loc(gfid=gfid), name_of(loc))
         except FopError as error:
             if error.errno not in GONE:
                 raise
-            raise FopError(errno.EEXIST, f"{self.names[index]}: {loc}") from error
-        if not is_link(looked.xattrs):
-            raise FopError(errno.EEXIST, f"{self.names[index]}: {loc}")
-        await child.link(caller, Loc(gfid=gfid), name_of(loc))
-        if looked.xattrs[LINKTO] != value:
-            await child.setxattr(caller, Loc(gfid=gfid), {LINKTO: value})
+        else:
+            if looked.xattrs[LINKTO] != value:
+                await child.setxattr(caller, Loc(gfid=gfid), {LINKTO: value})
+            return True
+        try:
+            await child.lookup(caller, name_of(loc))
+        except FopError as error:
+            if error.errno not in GONE:
+                raise
+            return False
+        raise FopError(errno.EEXIST, f"{self.names[index]}: {loc}")
 
     async def repair_link(self, loc: Loc, index: int, command: LockCommand = LockCommand.TRY) -> None:
         """Make the name's link file lead to where the data are; a finished migration's marks go."""

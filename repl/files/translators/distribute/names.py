@@ -19,7 +19,15 @@ from repl.files.translator import Step
 from repl.files.translators.distribute.caches import Directory
 from repl.files.translators.distribute.files import Files
 from repl.files.translators.distribute.links import name_of
-from repl.files.translators.distribute.marks import FILE_WANT, PRECONDITION, is_link, is_suspicious, looks_like_link
+from repl.files.translators.distribute.marks import (
+    FILE_WANT,
+    LINKTO,
+    PRECONDITION,
+    is_link,
+    is_suspicious,
+    linkto_name,
+    looks_like_link,
+)
 from repl.files.translators.distribute.space import Room, room_of, total
 from repl.files.values import Caller, Fd, FopError, Loc, LockCommand, Looked, StatVfs, Xattrs
 
@@ -223,22 +231,19 @@ class Names(Files):
 
     async def with_layout(self, caller: Caller, step: Step, loc: Loc, index: int) -> Looked:
         """A change of a name on one subvolume, and a look at whether the name still belongs there."""
-        return (await self.with_layouts(caller, [step], loc, index))[0]
-
-    async def with_layouts(self, caller: Caller, steps: list[Step], loc: Loc, index: int) -> list[Looked]:
         directory = Loc(gfid=loc.parent)
         answers = await self.subvolumes[index].compound(
-            caller, [*steps, Step("stat", (directory,), {"want": (self.layout_key,)})]
+            caller, [step, Step("stat", (directory,), {"want": (self.layout_key,)})]
         )
-        for answer in answers[: len(steps)]:
-            if isinstance(answer, OSError):
-                raise answer
+        if isinstance(answers[0], OSError):
+            raise answers[0]
         known = self.directories.get(loc.parent)
         there = answers[-1].xattrs.get(self.layout_key) if not isinstance(answers[-1], OSError) else None
         if known is None or there != known.raw.get(index):
             self.directories.drop(loc.parent)
             await self.verify_names([(index, loc)])
-        return answers[: len(steps)]
+        looked: Looked = answers[0]
+        return looked
 
     async def remove_left_over(self, place: int, loc: Loc) -> bool:
         """Data at a name that has no link file (we hold the name's lock): a crash left them, nobody can reach them.
@@ -278,15 +283,19 @@ class Names(Files):
             return await self.clear_unreachable(loc, index) or looked
 
     async def clear_unreachable(self, loc: Loc, index: int) -> Looked | None:
-        """The name's link file is gone: what it led to goes too.  The name is locked."""
+        """A link file of the name is gone: what it led to goes too, unless another one there leads to it by now.  The
+        name is locked."""
         caller = self.owner()
         answers = await self.ask(self.up_ones, lambda i, c: c.lookup(caller, loc, want=FILE_WANT))
         found: dict[int, Looked] = good_of(answers)
         if any(a.iatt.is_directory for a in found.values()):
             return None
-        if index in found and is_link(found[index].xattrs):
-            return None  # a new one
-        others = [i for i in found if i != index]
+        reached: set[int] = set()
+        at: int | None = index
+        while at is not None and at not in reached:
+            reached.add(at)
+            at = self.number_of.get(linkto_name(found[at].xattrs.get(LINKTO, b""))) if at in found else None
+        others = [i for i in found if i not in reached]
         removed: dict[int, Looked] = good_of(await self.ask(others, lambda i, c: c.unlink(caller, loc)))
         return next((a for i, a in removed.items() if not is_link(found[i].xattrs)), None)
 

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from repl.files.answers import GONE
+from repl.files.replaced import Replaced, replaced_of
 from repl.files.translator import Step
 from repl.files.translators.distribute.links import name_of
-from repl.files.translators.distribute.marks import FILE_WANT, LINK_MODE, LINKTO, is_link, is_suspicious, linkto_value
+from repl.files.translators.distribute.marks import LINK_MODE, LINKTO, is_suspicious, linkto_value
 from repl.files.translators.distribute.trees import Trees
 from repl.files.values import Caller, FopError, Loc, Looked
 
@@ -85,17 +86,19 @@ class Renames(Trees):
         if plan.is_alone and not is_suspicious(found.iatt):
             try:
                 # If there is something now, perhaps a link file, others take part.
-                return await self._move(caller, plan, NOREPLACE if plan.there is None else 0)
+                return await self._move_alone(caller, plan)
             except FopError as error:
                 gone = errno.ENOENT if plan.there is not None else errno.EEXIST
-                if error.errno not in (errno.EEXIST, gone) or flags == NOREPLACE:
+                if error.errno not in (errno.EEXIST, errno.ESTALE, gone) or flags == NOREPLACE:
                     raise
         async with self.names_kept(source, target):
             (at, found), current = await asyncio.gather(self.find(caller, source), self._current(caller, target))
+            if found.iatt.is_directory:
+                raise FopError(errno.ESTALE, f"{self.name}: {source} has been replaced")
             plan = await self._plan(source, target, at, found, current, flags)
             if plan.there is not None and plan.there.iatt.gfid == plan.gfid:
                 return found
-            return await (self._move if plan.is_single else self._move_across)(caller, plan, flags)
+            return await (self._move(caller, plan, flags) if plan.is_single else self._move_across(caller, plan))
 
     async def _plan(
         self, source: Loc, target: Loc, at: int, found: Looked, current: tuple[int, Looked] | None, flags: int
@@ -123,36 +126,49 @@ class Renames(Trees):
         if plan.there is not None and plan.there_at is not None:
             await self.keep_open(plan.there.iatt.gfid, plan.there_at)
 
+    async def _move_alone(self, caller: Caller, plan: Plan) -> Looked:
+        """Without locks.  Who holds them may have moved either name a moment ago: the answer tells."""
+        await self._keep_replaced(plan)
+        # What has come to the old name since, perhaps one copy of a directory, stays there.
+        source = replace(plan.source, gfid=plan.gfid)
+        step = Step("rename", (source, plan.target), {"flags": NOREPLACE if plan.there is None else 0})
+        looked = await self.with_layout(caller, step, plan.target, plan.at)
+        replaced = replaced_of(looked)
+        if _is_same(replaced, looked):
+            return self.shown(looked, ())
+        if await self._is_elsewhere(plan, looked):
+            async with self.names_kept(plan.source, plan.target) as (_, hashed):
+                looked = await self._follow_file(caller, plan)
+                await self.clear_unreachable(plan.target, hashed)
+        elif replaced is not None and replaced.mode == LINK_MODE:
+            async with self.names_kept(plan.target) as (hashed,):
+                await self.clear_unreachable(plan.target, hashed)
+        return self._moved(plan, looked)
+
     async def _move(self, caller: Caller, plan: Plan, flags: int) -> Looked:
+        """Both names are locked."""
         child = self.need(plan.at, plan.source)
         await self._keep_replaced(plan)
         if plan.at != plan.hashed and plan.there_at == plan.at:
             await self._prepare_link(plan)
-        # A link file at the new name does not make it taken.
-        step = Step("rename", (plan.source, plan.target), {"flags": flags if plan.is_alone else 0})
         if plan.is_alone:
-            looked = await self._move_alone(caller, plan, step)
-        else:
-            looked = await child.rename(caller, *step.args, **step.kwargs)
+            step = Step("rename", (plan.source, plan.target), {"flags": flags})
+            looked = await self.with_layout(caller, step, plan.target, plan.at)
+        else:  # a link file at the new name does not make it taken
+            looked = await child.rename(caller, plan.source, plan.target)
         plan.gfid = looked.iatt.gfid  # another file may have got the old name in the last moment
-        if is_suspicious(looked.iatt) and (await self.settled_phase(plan.at, Loc(gfid=plan.gfid))).is_link:
-            self.files.drop(plan.gfid)
-            self.known_names.drop((plan.target.parent, plan.target.name))
-            # The file has been moved away a moment ago; its name follows it.
-            return await self._follow_file(caller, plan)
-        await self._clean_up(plan)
+        if _is_same(replaced_of(looked), looked):
+            await self._clean_up(plan, keeps_source=True)  # its new name has come in this moment: it keeps both
+            return self.shown(looked, ())
+        if await self._is_elsewhere(plan, looked):
+            looked = await self._follow_file(caller, plan)
+        else:
+            await self._clean_up(plan)
         return self._moved(plan, looked)
 
-    async def _move_alone(self, caller: Caller, plan: Plan, step: Step) -> Looked:
-        """Without locks: what is replaced is looked at in the same breath."""
-        if plan.there is None:
-            return await self.with_layout(caller, step, plan.target, plan.at)
-        look = Step("lookup", (plan.target,), {"want": FILE_WANT})
-        replaced, looked = await self.with_layouts(caller, [look, step], plan.target, plan.at)
-        if is_link(replaced.xattrs):  # somebody has moved what was there a moment ago
-            async with self.names_kept(plan.target) as (index,):
-                await self.clear_unreachable(plan.target, index)
-        return looked
+    async def _is_elsewhere(self, plan: Plan, looked: Looked) -> bool:
+        """What was renamed is a link file by now."""
+        return is_suspicious(looked.iatt) and (await self.settled_phase(plan.at, Loc(gfid=plan.gfid))).is_link
 
     async def _prepare_link(self, plan: Plan) -> None:
         """The new name stays where its link file says; a directory adopted from others may lack the link file."""
@@ -164,18 +180,23 @@ class Renames(Trees):
             await self.make_link(plan.hashed, plan.target, plan.gfid, plan.at)
 
     async def _follow_file(self, caller: Caller, plan: Plan) -> Looked:
-        at, answers = await self.locate(plan.gfid)
-        looked: Looked = await self.subvolumes[at].rename(caller, plan.source, plan.target)
-        plan.at = at
-        if at != plan.hashed:
-            await self.replace_link(plan.hashed, plan.target, plan.gfid, at)
-        await self._clean_up(plan)
-        return self._moved(plan, looked)
+        """The file has been moved away a moment ago, only its link file was renamed: its name follows.  Both names are
+        locked."""
+        self.files.drop(plan.gfid)
+        self.known_names.drop((plan.target.parent, plan.target.name))
+        at, _ = await self.locate(plan.gfid)
+        looked: Looked = await self.need(at, plan.source).rename(caller, plan.source, plan.target)
+        had, plan.at = plan.at, at
+        await self.repair_link_locked(plan.target, plan.hashed)
+        # What has the old name where the link file was is another file; what it led to has lost that name.
+        await self._clean_up(plan, keeps_source=plan.source_hashed == had)
+        await self.clear_unreachable(plan.source, plan.source_hashed)
+        return looked
 
-    async def _clean_up(self, plan: Plan) -> None:
+    async def _clean_up(self, plan: Plan, *, keeps_source: bool = False) -> None:
         """After the moment of the rename: link files of the old name, data of the old target."""
         caller, work = self.owner(), []
-        if plan.source_hashed != plan.at:
+        if plan.source_hashed != plan.at and not keeps_source:
             work.append(self.undo(self.subvolumes[plan.source_hashed].unlink(caller, plan.source)))
         if plan.there_at is not None and plan.there_at not in (plan.at, plan.hashed) and self.up[plan.there_at]:
             work.append(self._drop_replaced(plan, plan.there_at))
@@ -209,7 +230,7 @@ class Renames(Trees):
 
     # ---- across subvolumes ----
 
-    async def _move_across(self, caller: Caller, plan: Plan, flags: int) -> Looked:
+    async def _move_across(self, caller: Caller, plan: Plan) -> Looked:
         data, holder, own = self.need(plan.at, plan.source), self.subvolumes[plan.hashed], self.owner()
         hidden = Loc(parent=plan.target.parent, name=self.hidden_name(plan.gfid))
         await self._keep_replaced(plan)
@@ -296,6 +317,11 @@ class Renames(Trees):
         self.directories.drop(there.iatt.gfid)
         looked.parent = None
         return looked
+
+
+def _is_same(replaced: Replaced | None, looked: Looked) -> bool:
+    """Two names of one file: nothing was done."""
+    return replaced is not None and replaced.gfid == looked.iatt.gfid
 
 
 __all__ = ["Renames"]

@@ -16,6 +16,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from repl.files.replaced import replaced_xattrs
 from repl.files.translators.posix import calls
 from repl.files.translators.posix.brick import Brick, iatt_of
 from repl.files.translators.posix.names import (
@@ -201,6 +202,8 @@ class Remover:
         if flags not in (0, calls.RENAME_NOREPLACE, calls.RENAME_EXCHANGE):
             raise FopError(errno.EINVAL, f"rename flags {flags:#x}")
         old = self._name(source)
+        if any(source.gfid) and source.gfid != old.gfid:
+            raise FopError(errno.ESTALE, f"{source} is something else by now")
         new_directory = self._brick.directory(target.parent)
         try:
             new: _Name | None = self._name(target)
@@ -215,7 +218,8 @@ class Remover:
         elif new is None or new.gfid != old.gfid:  # two names of one file: nothing happens, POSIX says
             self._move(old, target, new_directory, new)
         st = os.stat(target.name, dir_fd=new_directory, follow_symlinks=False)
-        return Looked(iatt_of(st, old.gfid), iatt_of(os.fstat(new_directory), target.parent))
+        replaced = replaced_xattrs(new.gfid, new.st.st_mode) if new is not None and not flags else {}
+        return Looked(iatt_of(st, old.gfid), iatt_of(os.fstat(new_directory), target.parent), replaced)
 
     def _move(self, old: _Name, target: Loc, directory: int, new: _Name | None) -> None:
         _check_kinds(old, new)
