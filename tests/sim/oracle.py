@@ -32,7 +32,7 @@ class Copies:
         self.primary_died = False  # and nobody has been served since
         self.merged = False  # they agreed on one content after that
         self._died_whole = False  # it had everything then; its disk failed after that
-        self._last_source = -1  # of a resync since it died
+        self._last_source = -1  # of a resync since it died, until both had the same
         self.drained = False  # the last Primary was demoted in order
         self.lost_power = [False, False]  # since they were holders
         self.crashed = [False, False]
@@ -66,7 +66,7 @@ class Copies:
         self._follow_time_alone(index, role, good=good, peer_there=connected and peer_disk >= DiskState.INCONSISTENT)
         if conn in SOURCES and all(self.alone) and self.won != index:
             self.won, self._is_won_base = index, False
-        if conn in SOURCES and self.primary_died:
+        if conn in SOURCES and self.primary_died and not self.merged:
             self._last_source = index
         if conn in TARGETS:
             self._check_target(index)
@@ -183,7 +183,8 @@ class Copies:
 
     def _degrade(self, index: int) -> None:
         """A Primary without good data of its own is as safe as the one node that has it."""
-        if index != self.primary and self.holders == {index}:
+        was_overwritten = self.merged and self._is_primary_back
+        if index != self.primary and self.holders == {index} and not was_overwritten:
             self.degraded = self.allowed(index)
             self._degraded_holder = index
 
@@ -219,6 +220,11 @@ class Copies:
             return ACKED
         return CAUSAL
 
+    @property
+    def _is_primary_back(self) -> bool:
+        """A pair in sync has what the dead Primary's disk kept: the one that alone had everything was its target."""
+        return self._died_whole and self._last_source == self.primary
+
     def source(self) -> int:
         """Whose content a pair in sync has."""
         if self.primary in self.holders or self.primary == -1:
@@ -229,13 +235,14 @@ class Copies:
         """The audit mode for what this node would serve."""
         merged = self.merged or (self._c.volume_in_sync(self._number) and self.primary_died)
         if self.degraded is not None and (merged or index == self._degraded_holder or index in self.holders):
+            if merged and self._is_primary_back:
+                return TAGS  # blocks that the source's disk had lost are the other one's
             return self.degraded  # but one that has lost its disk before and nothing was resynced to since
         if self.won is not None and (self.won != self.source() or not (self._is_won_base or self.won == self.primary)):
             return TAGS  # who was served last has lost, even if it is Primary again and reads from the winner already
         if any(self.faulty) and self._net.protocol < 3 and (self.merged or self.primary_died):
             return TAGS  # a Primary without its disk and without its link has nothing, whoever is the source then
-        source = self.primary if self._died_whole and self._last_source == self.primary else self.source()
-        found = self.allowed(source if merged else index)
+        found = self.allowed((self.primary if self._is_primary_back else self.source()) if merged else index)
         return ACKED if found == STRICT and self.reads_ahead else found
 
     # ---- checks ----
@@ -257,7 +264,7 @@ class Copies:
         self.primary = server
         self._is_won_base = self.won == copy
         self.reads_ahead = False
-        self.primary_died = self.merged = self.drained = False
+        self.primary_died = self.merged = self.drained = self._died_whole = False
         self.degraded = None
         self.holders = {copy}
         for node in self.holders:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from tests.lib.tools import require_sim
 
 
@@ -163,3 +165,55 @@ def test_loser_of_a_split_brain_that_is_promoted_in_its_resync_may_lack_what_it_
         assert oracle.volumes[0].mode(1) == TAGS
         oracle.take_over(0)  # audits
         assert oracle.volumes[0].mode(1) == ACKED
+
+
+@pytest.mark.parametrize("power", [True, False], ids=["power", "process"])
+@pytest.mark.parametrize("then", ["peer-power", "peer-power-before", "peer-resyncs-it"])
+def test_primary_that_comes_back_as_the_source_decides_what_both_have(power: bool, then: str) -> None:
+    """Its disk may have failed meanwhile, its peer had everything and is overwritten: what befalls that one does not
+    count any more (pass_on seed 7772)."""
+    require_sim()
+    from tests.sim.cluster import QUICK_NET, Cluster, Load, Setup
+    from tests.sim.oracle import Oracle
+    from tests.sim.world import ACKED, CAUSAL, FLUSHED, STRICT, TAGS, SimFailure
+
+    setup = Setup(net=replace(QUICK_NET, strict_flush=False), overrides={"on_io_error": "pass_on"})
+    with Cluster(1, setup) as cluster:
+        cluster.connect_fresh()
+        oracle = Oracle(cluster)
+        oracle.begin()
+        cluster.ask(0, "primary")
+        oracle.take_over(0)
+        app = cluster.serve(0)
+        app.load(Load(think_max_ms=3, queue_depth=4, read_percent=0))
+        cluster.run(300)
+        if power:
+            cluster.shells[0].power_off()
+            oracle.power_lost(0)
+        else:
+            cluster.shells[0].crash()
+            oracle.process_died(0)
+        oracle.disk_fault(0, 0)  # that nothing meets
+        oracle.disk_healed(0)
+        if then == "peer-power-before":
+            cluster.shells[1].power_off()
+            oracle.power_lost(1)
+        for node in (0, 1):
+            cluster.restart(node)
+        cluster.until(lambda: cluster.in_sync, 30_000, "the content of node 0 on both")
+        if then == "peer-power":
+            cluster.shells[1].power_off()
+            oracle.power_lost(1)
+            cluster.restart(1)
+        elif then == "peer-resyncs-it":
+            cluster.ask(0, "invalidate", volume=0)
+            cluster.until(lambda: not cluster.in_sync, 5000, "a resync of node 0")
+        cluster.until(lambda: cluster.in_sync, 30_000, "in sync")
+        for mode in (ACKED, CAUSAL) if power else ():  # what was in the lost cache had no order
+            with pytest.raises(SimFailure):
+                cluster.check_audit(0, mode)
+        cluster.check_audit(0, FLUSHED if power else STRICT)
+        expected = TAGS if power or then == "peer-power-before" else CAUSAL
+        assert [oracle.volumes[0].mode(node) for node in (0, 1)] == [expected] * 2
+        cluster.ask(0, "primary")
+        oracle.take_over(0)  # audits
