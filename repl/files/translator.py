@@ -217,7 +217,8 @@ class Translator:
         return await self.child.link(caller, source, loc)
 
     async def unlink(self, caller: Caller, loc: Loc) -> Looked:
-        """Remove a name; answers the inode as it is afterwards (``nlink`` 0: it was the last)."""
+        """Remove a name; answers the inode as it is afterwards (``nlink`` 0: it was the last).  With a gfid: ESTALE if
+        the name has another one."""
         return await self.child.unlink(caller, loc)
 
     async def rmdir(self, caller: Caller, loc: Loc, *, recursive: bool = False) -> Looked:

@@ -292,10 +292,15 @@ class MemoryBrick(Translator):
     async def unlink(self, caller: Caller, loc: Loc) -> Looked:
         parent = self._directory(loc.parent)
         inode = self._child(parent, loc.name)
+        self._check_meant(loc, inode)
         if inode.iatt.is_directory:
             raise FopError(errno.EISDIR, self.name)
         self._remove(caller, parent, loc.name, inode)
         return self._looked(inode, parent)
+
+    def _check_meant(self, loc: Loc, inode: Inode) -> None:
+        if any(loc.gfid) and loc.gfid != inode.iatt.gfid:
+            raise FopError(errno.ESTALE, self.name)
 
     def _remove(self, caller: Caller, parent: Inode, name: bytes, inode: Inode) -> None:
         parent.entries.pop(name)
@@ -327,8 +332,7 @@ class MemoryBrick(Translator):
     async def rename(self, caller: Caller, source: Loc, target: Loc, *, flags: int = 0) -> Looked:
         old, new = self._directory(source.parent), self._directory(target.parent)
         inode = self._child(old, source.name)
-        if any(source.gfid) and source.gfid != inode.iatt.gfid:
-            raise FopError(errno.ESTALE, self.name)
+        self._check_meant(source, inode)
         there = self._child(new, target.name) if target.name in new.entries else None
         if flags & NOREPLACE and there is not None:
             raise FopError(errno.EEXIST, self.name)

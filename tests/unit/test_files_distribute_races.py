@@ -269,3 +269,42 @@ def test_distribute_link_file_that_goes_is_not_in_the_way_of_another_name() -> N
         await check_contents(world)
 
     run(scenario())
+
+
+@pytest.mark.parametrize("has_link", [False, True])
+def test_distribute_rename_takes_only_its_own_old_name_away(has_link: bool) -> None:
+    """Not the file that another client has made there meanwhile."""
+
+    async def scenario() -> None:
+        world = World(3)
+        first, other = await pair(world)
+        third = world.client()
+        start, target = world.name_on(first, 1), world.name_on(first, 1 if has_link else 2, "t")
+        old, brick = (world.name_on(first, 2), 2) if has_link else (start, 1)
+        removing = Held(other, 2, "unlink")
+        if has_link:  # one who is about to remove a file removes the link file that has taken its place
+            await other.write(old)
+            unlinking = asyncio.create_task(other.unlink(old))
+            await removing.is_there.wait()
+        await first.write(start)
+        if has_link:
+            await first.rename(start, old)
+        held = Held(first, brick, "unlink")
+        renaming = asyncio.create_task(first.rename(old, target))
+        await held.is_there.wait()
+        if has_link:
+            waiting = Held(other, 2, "entrylk")
+            removing.may_go.set()
+            await waiting.is_there.wait()
+            waiting.may_go.set()
+        else:
+            unlinking = asyncio.create_task(other.unlink(old))
+            await unlinking
+        made = await third.write(old)
+        held.may_go.set()
+        await asyncio.gather(renaming, unlinking)
+        assert (await world.client().look(old)).iatt.gfid == made
+        assert await world.client().names() == sorted([old, target])
+        await check_contents(world)
+
+    run(scenario())

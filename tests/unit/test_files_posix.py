@@ -231,6 +231,10 @@ def test_rename_tells_what_it_replaced_and_refuses_another_file_than_was_meant(t
         await brick.link(ME, Loc(gfid=first.gfid), at("fourth"))
         replaced = replaced_of(await brick.rename(ME, at("third"), at("fourth")))
         assert replaced is not None and replaced.gfid == first.gfid  # two names of one file
+        await fails(brick.unlink(ME, replace(at("third"), gfid=second.gfid)), errno.ESTALE)
+        await brick.unlink(ME, replace(at("third"), gfid=first.gfid))
+        await fails(brick.unlink(ME, replace(at("fourth"), gfid=second.gfid)), errno.ESTALE)  # the last name
+        await brick.unlink(ME, replace(at("fourth"), gfid=first.gfid))
 
     on_brick(work, tmp_path)
 

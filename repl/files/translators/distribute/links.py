@@ -35,6 +35,11 @@ def name_of(loc: Loc) -> Loc:
     return Loc(NO_GFID, loc.parent, loc.name, loc.path) if any(loc.gfid) else loc
 
 
+def of_file(loc: Loc, gfid: bytes) -> Loc:
+    """The name as long as it leads to the file: who takes it away means nothing that has come there since."""
+    return Loc(gfid, loc.parent, loc.name, loc.path)
+
+
 class Links(Directories):
     # ---- where names belong ----
 
@@ -159,6 +164,20 @@ class Links(Directories):
         """Of a link file on its way to another name; link files are never listed."""
         return b".glusterfs-dht-" + gfid.hex().encode() + b"-" + self.context.random.randbytes(4).hex().encode()
 
+    async def remove_link(self, index: int, loc: Loc, gfid: bytes) -> None:
+        """The name's link file, which has the file's gfid as a rule."""
+        caller, child = self.owner(), self.subvolumes[index]
+        try:
+            await child.unlink(caller, of_file(loc, gfid))
+        except FopError as error:
+            if error.errno != errno.ESTALE:
+                raise
+        else:
+            return
+        looked = await child.lookup(caller, name_of(loc), want=FILE_WANT)
+        if is_link(looked.xattrs):
+            await child.unlink(caller, of_file(loc, looked.iatt.gfid))
+
     async def replace_link(self, index: int, loc: Loc, gfid: bytes, target: int) -> None:
         """What is at the name gives way to a link file, in one step."""
         hidden = Loc(parent=loc.parent, name=self.hidden_name(gfid))
@@ -190,7 +209,7 @@ class Links(Directories):
             if self.data_among(found) is not None or any(a.iatt.is_directory for a in found.values()):
                 return
             if index in found and all(e.errno in GONE for e in errors_of(answers).values()):
-                await self.subvolumes[index].unlink(caller, loc)
+                await self.subvolumes[index].unlink(caller, of_file(loc, found[index].iatt.gfid))
 
     def _later(self, work: Callable[[], Awaitable[Any]], name: str) -> None:
         async def guarded() -> None:

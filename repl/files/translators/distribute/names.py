@@ -18,7 +18,7 @@ from repl.files.answers import GONE, errors_of, good_of
 from repl.files.translator import Step
 from repl.files.translators.distribute.caches import Directory
 from repl.files.translators.distribute.files import Files
-from repl.files.translators.distribute.links import name_of
+from repl.files.translators.distribute.links import name_of, of_file
 from repl.files.translators.distribute.marks import (
     FILE_WANT,
     LINKTO,
@@ -143,7 +143,7 @@ class Names(Files):
                 call = getattr(self.subvolumes[place], fop)
                 looked: Looked = await call(caller, loc, *args, gfid=gfid, extra=extra, **kwargs)
             except OSError:
-                await self.undo(self.subvolumes[index].unlink(self.owner(), name_of(loc)))
+                await self.undo(self.subvolumes[index].unlink(self.owner(), of_file(loc, gfid)))
                 raise
             return looked
 
@@ -208,7 +208,7 @@ class Names(Files):
         if place == index:
             looked: Looked = await self.with_layout(caller, Step("link", (source, loc)), loc, place)
             if is_suspicious(looked.iatt) and (await self.settled_phase(place, source)).is_link:
-                await self.undo(self.subvolumes[place].unlink(caller, loc))
+                await self.undo(self.subvolumes[place].unlink(caller, of_file(loc, source.gfid)))
                 raise FopError(errno.ESTALE, f"{self.name}: {source} has moved")
             return looked, place
         async with self.names_kept(loc) as (index,):
@@ -220,12 +220,12 @@ class Names(Files):
                 looked = await child.link(caller, source, loc)
             except FopError as error:
                 if error.errno != errno.EEXIST or not await self.remove_left_over(place, loc):
-                    await self.undo(self.subvolumes[index].unlink(self.owner(), name_of(loc)))
+                    await self.undo(self.subvolumes[index].unlink(self.owner(), of_file(loc, source.gfid)))
                     raise
                 looked = await child.link(caller, source, loc)
             if is_suspicious(looked.iatt) and (await self.settled_phase(place, source)).is_link:
                 await self.undo(child.unlink(caller, loc))
-                await self.undo(self.subvolumes[index].unlink(self.owner(), name_of(loc)))
+                await self.undo(self.subvolumes[index].unlink(self.owner(), of_file(loc, source.gfid)))
                 raise FopError(errno.ESTALE, f"{self.name}: {source} has moved")
             return looked, place
 
@@ -339,5 +339,5 @@ class Names(Files):
         caller = self.owner()
         others = [i for i in self.up_ones if i != place]
         answers = await self.ask(others, lambda i, c: c.lookup(caller, loc, want=FILE_WANT))
-        links = [i for i, a in good_of(answers).items() if is_link(a.xattrs)]
-        await self.ask(links, lambda i, c: c.unlink(caller, loc))
+        links = {i: a.iatt.gfid for i, a in good_of(answers).items() if is_link(a.xattrs)}
+        await self.ask(list(links), lambda i, c: c.unlink(caller, of_file(loc, links[i])))

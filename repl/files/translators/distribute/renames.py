@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from repl.files.answers import GONE
 from repl.files.replaced import Replaced, replaced_of
 from repl.files.translator import Step
-from repl.files.translators.distribute.links import name_of
+from repl.files.translators.distribute.links import name_of, of_file
 from repl.files.translators.distribute.marks import LINK_MODE, LINKTO, is_suspicious, linkto_value
 from repl.files.translators.distribute.trees import Trees
 from repl.files.values import Caller, FopError, Loc, Looked
@@ -130,7 +130,7 @@ class Renames(Trees):
         """Without locks.  Who holds them may have moved either name a moment ago: the answer tells."""
         await self._keep_replaced(plan)
         # What has come to the old name since, perhaps one copy of a directory, stays there.
-        source = replace(plan.source, gfid=plan.gfid)
+        source = of_file(plan.source, plan.gfid)
         step = Step("rename", (source, plan.target), {"flags": NOREPLACE if plan.there is None else 0})
         looked = await self.with_layout(caller, step, plan.target, plan.at)
         replaced = replaced_of(looked)
@@ -195,9 +195,9 @@ class Renames(Trees):
 
     async def _clean_up(self, plan: Plan, *, keeps_source: bool = False) -> None:
         """After the moment of the rename: link files of the old name, data of the old target."""
-        caller, work = self.owner(), []
+        work = []
         if plan.source_hashed != plan.at and not keeps_source:
-            work.append(self.undo(self.subvolumes[plan.source_hashed].unlink(caller, plan.source)))
+            work.append(self.undo(self.remove_link(plan.source_hashed, plan.source, plan.gfid)))
         if plan.there_at is not None and plan.there_at not in (plan.at, plan.hashed) and self.up[plan.there_at]:
             work.append(self._drop_replaced(plan, plan.there_at))
         if work:
@@ -248,7 +248,7 @@ class Renames(Trees):
         # The file has its new name: the rest may happen in any order.
         await asyncio.gather(
             self.undo(holder.unlink(own, hidden)),  # it is still there where both were the same link file
-            self.undo(data.unlink(own, plan.source)),
+            self.undo(data.unlink(own, of_file(plan.source, plan.gfid))),
             self._clean_up(plan),
         )
         looked.iatt.nlink = max(looked.iatt.nlink - 1, 1)

@@ -28,7 +28,7 @@ from repl.files.translators.posix.names import (
     gfid2path,
     handle_path,
 )
-from repl.files.values import FopError, Loc, Looked, gfid_text
+from repl.files.values import NO_GFID, FopError, Loc, Looked, gfid_text
 from repl.limits import POSIX_UNLINK_INLINE_BYTES
 
 _O_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -88,6 +88,7 @@ class Remover:
         if looked is not None:
             return looked
         name = self._name(loc)
+        _check_meant(loc, name.gfid)
         if name.is_directory:
             raise FopError(errno.EISDIR)
         if not name.is_last:
@@ -118,6 +119,7 @@ class Remover:
         if found is None:
             return None
         iatt = found[0]
+        _check_meant(loc, iatt.gfid)
         if iatt.is_directory or iatt.nlink > 1 or self._is_open(iatt.gfid) or self._frees_late(iatt.blocks):
             return None
         above = brick.native.remove(brick.root, directory, loc.name, iatt.gfid, loc.parent)
@@ -202,8 +204,7 @@ class Remover:
         if flags not in (0, calls.RENAME_NOREPLACE, calls.RENAME_EXCHANGE):
             raise FopError(errno.EINVAL, f"rename flags {flags:#x}")
         old = self._name(source)
-        if any(source.gfid) and source.gfid != old.gfid:
-            raise FopError(errno.ESTALE, f"{source} is something else by now")
+        _check_meant(source, old.gfid)
         new_directory = self._brick.directory(target.parent)
         try:
             new: _Name | None = self._name(target)
@@ -282,6 +283,12 @@ class Remover:
             calls.unlink(f"{UNFINISHED}/{gfid_text(name.gfid)}", dir_fd=self._brick.root)
         else:
             self._forget_name(name.gfid, target)
+
+
+def _check_meant(loc: Loc, gfid: bytes) -> None:
+    """Who names a file as well means no other."""
+    if loc.gfid not in (NO_GFID, gfid):
+        raise FopError(errno.ESTALE, f"{loc} is something else by now")
 
 
 def _check_kinds(old: _Name, new: _Name | None) -> None:

@@ -407,7 +407,7 @@ class Entries(Lookups):
                 answer: Looked | None = self.settle_at_once(tenure, Kind.ENTRY, answers, caller.pid)
                 if answer is not None:
                     return answer
-            return await self._removed(tenure, answers, caller)
+            return await self._removed(tenure, answers, caller, has_gfid=loc.gfid != NO_GFID)
 
     async def _keep_open_files(self, loc: Loc) -> None:
         """What is open and loses its name must be open on all copies, or a copy's loss would end it."""
@@ -415,13 +415,15 @@ class Entries(Lookups):
         for state in list(inode.fds) if inode else ():
             await self.ensure_open(state, self.up)
 
-    async def _removed(self, tenure: Tenure, answers: Answers, caller: Caller) -> Looked:
-        """A child that did not have the name has missed nothing."""
-        good = good_of(answers)
+    async def _removed(
+        self, tenure: Tenure, answers: Answers, caller: Caller, *, has_gfid: bool = False
+    ) -> Looked:
+        """A child that did not have the name has missed nothing; one that has another file there (ESTALE) has."""
+        good, gone = good_of(answers), (errno.ENOENT, errno.ENOENT if has_gfid else errno.ESTALE)
         if good:
             some = next(iter(good.values()))
             for i, error in errors_of(answers).items():
-                if error.errno in (errno.ENOENT, errno.ESTALE):
+                if error.errno in gone:
                     answers[i] = some
         answer: Looked = await self.settle(tenure, Kind.ENTRY, answers, pid=caller.pid)
         if not good:
