@@ -10,10 +10,11 @@ from collections import Counter
 
 import pytest
 
-from repl.files.values import FopError
+from repl.files.values import ROOT_GFID, FopError, Loc, SetAttr
 from tests.lib.distributed import LINKTO, Client, World
 from tests.lib.virtual_loop import run
 
+LAYOUT = b"trusted.glusterfs.dht"
 EXPECTED = (errno.EPERM, errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR, errno.ESTALE)
 
 
@@ -306,5 +307,31 @@ def test_distribute_rename_takes_only_its_own_old_name_away(has_link: bool) -> N
         assert (await world.client().look(old)).iatt.gfid == made
         assert await world.client().names() == sorted([old, target])
         await check_contents(world)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_distribute_rename_under_locks_goes_on_when_the_layout_changes(moves: bool) -> None:
+    async def scenario() -> None:
+        world = World(3)
+        first, other = await pair(world)
+        source, target = world.name_on(first, 1), world.name_on(first, 1, "t")
+        await first.write(source)
+        found = await first.look(source)
+        await first.dht.setattr(first.caller, Loc(gfid=found.iatt.gfid), SetAttr(mode=0o1644))  # as if it were moved
+        held = Held(first, 1, "rename")
+        renaming = asyncio.create_task(first.rename(source, target))
+        await held.is_there.wait()
+        one, another = (brick.inodes[ROOT_GFID].xattrs for brick in world.bricks[:2])
+        if moves:
+            one[LAYOUT], another[LAYOUT] = another[LAYOUT], one[LAYOUT]
+        else:
+            another[LAYOUT] = bytes([0, 0, 0, 1]) + another[LAYOUT][4:]
+        held.may_go.set()
+        await renaming
+        await first.idle()
+        assert world.links_at(target) == ([0] if moves else [])  # it belongs there now
+        assert await other.names() == [target]
 
     run(scenario())

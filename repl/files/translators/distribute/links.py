@@ -84,7 +84,8 @@ class Links(Directories):
     async def verify_names(self, pairs: Sequence[tuple[int, Loc]]) -> None:
         """A new layout may have come in the middle of a change: then the link file is missing where it counts now."""
         for place, loc in pairs:
-            if not await self.is_fresh(loc, place):
+            is_fresh = await self.is_fresh(loc, place)
+            if not is_fresh or (await self.hashed(loc))[1] != place:  # the other name may have told already
                 _, index = await self.hashed_up(loc)
                 await self.repair_link(loc, index, LockCommand.WAIT)
 

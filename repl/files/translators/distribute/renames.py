@@ -151,11 +151,8 @@ class Renames(Trees):
         await self._keep_replaced(plan)
         if plan.at != plan.hashed and plan.there_at == plan.at:
             await self._prepare_link(plan)
-        if plan.is_alone:
-            step = Step("rename", (plan.source, plan.target), {"flags": flags})
-            looked = await self.with_layout(caller, step, plan.target, plan.at)
-        else:  # a link file at the new name does not make it taken
-            looked = await child.rename(caller, plan.source, plan.target)
+        # A link file at the new name does not make it taken.
+        looked = await child.rename(caller, plan.source, plan.target, flags=flags if plan.is_alone else 0)
         plan.gfid = looked.iatt.gfid  # another file may have got the old name in the last moment
         if _is_same(replaced_of(looked), looked):
             await self._clean_up(plan, keeps_source=True)  # its new name has come in this moment: it keeps both
