@@ -25,6 +25,7 @@ from repl.files.events import ChildDown, ChildUp, Event, Invalidated
 from repl.files.options import Options
 from repl.files.replaced import replaced_xattrs
 from repl.files.translator import FOPS, Context, Step, Translator
+from repl.files.translators.posix.names import gfid2path
 from repl.files.values import (
     NEW_LOCK,
     ROOT_GFID,
@@ -414,12 +415,18 @@ class MemoryBrick(Translator):
     async def getxattr(self, caller: Caller, target: Target, name: bytes | None = None) -> Xattrs:
         inode = self.inode(target)
         if name is None:
-            return {k: v for k, v in inode.xattrs.items() if caller.is_internal or not k.startswith(HIDDEN)}
+            notes = self._noted_names(inode) if caller.is_internal and not inode.iatt.is_directory else {}
+            return notes | {k: v for k, v in inode.xattrs.items() if caller.is_internal or not k.startswith(HIDDEN)}
         if name == b"glusterfs.gfidtopath":
             return {name: self._path(inode)}
         if name not in inode.xattrs:
             raise FopError(errno.ENODATA, self.name)
         return {name: inode.xattrs[name]}
+
+    def _noted_names(self, inode: Inode) -> Xattrs:
+        names = [(p, n) for p, i in self.inodes.items() for n, (_, g) in i.entries.items() if g == inode.iatt.gfid]
+        notes = [gfid2path(parent, name) for parent, name in names]
+        return {key.encode(): value for key, value in notes}
 
     def _path(self, inode: Inode) -> bytes:
         """One of its paths."""

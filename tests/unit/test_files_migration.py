@@ -54,6 +54,54 @@ def assert_clean(world: World, name: str) -> None:
     assert inode.iatt.gfid not in world.bricks[0].inodes or world.bricks[0].inodes[inode.iatt.gfid].opened
 
 
+def test_migration_brings_no_name_back_whose_link_file_was_left_over() -> None:
+    async def scenario() -> None:
+        world = World(2)
+        client, mover = world.client(), world.client()
+        name = await misplaced(world, client)
+        target = world.bricks[1]
+        gfid = (await client.look(name)).iatt.gfid
+        # A crash, or a rename while the layout changed, has left them.
+        for left in (b"before", b".glusterfs-dht-left"):
+            await target.link(client.caller, Loc(gfid=gfid), Loc(parent=ROOT_GFID, name=left))
+        await mover.look("")
+        assert (await migration(mover, name).run()).outcome is Outcome.MOVED
+        assert_clean(world, name)
+        assert (await client.look(name)).iatt.nlink == 1
+        assert await world.client().names() == [name]
+
+    run(scenario())
+
+
+def test_migration_waits_for_a_name_that_is_being_made() -> None:
+    async def scenario() -> None:
+        world = World(2)
+        client, mover = world.client(), world.client()
+        name = await misplaced(world, client)
+        other = world.name_on(client, 1, "other")
+        is_there, may_go = asyncio.Event(), asyncio.Event()
+
+        async def pause(brick: str, fop: str) -> None:
+            if (brick, fop) == ("brick0", "link"):
+                is_there.set()
+                await may_go.wait()
+
+        client.pause = pause
+        linking = asyncio.create_task(client.link(name, other))
+        await is_there.wait()  # its link file has been made
+        await mover.look("")
+        moved = await migration(mover, name).run()
+        assert moved.outcome is Outcome.SKIPPED
+        assert "in use" in moved.reason
+        may_go.set()
+        await linking
+        reader = world.client()
+        assert await reader.names() == sorted([name, other])
+        assert await reader.read(other) == await reader.read(name) == b"data"
+
+    run(scenario())
+
+
 def test_migration_carries_everything() -> None:
     async def scenario() -> None:
         world = World(2)

@@ -64,6 +64,8 @@ class AtOnce(Mover):
             else:
                 return
             await self._prepare_name(self.loc)  # with another name it is there, or somebody else was faster
+        there = link or await self._to.lookup(caller, self._file)
+        await self._drop_other_names(there.iatt.nlink)
         await self._to.setxattr(caller, self._file, {INCOMING: value})
         if link is None or link.iatt.size or INCOMING in link.xattrs:
             await self._to.truncate(caller, self._file, 0)

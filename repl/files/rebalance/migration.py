@@ -111,6 +111,7 @@ class Migration(AtOnce):
         """A link file that leads to the source, with all names, marked and empty."""
         for name in self._names:
             await self._prepare_name(name)
+        await self._drop_other_names((await self._to.lookup(self._caller, self._file)).iatt.nlink)
         await self._to.setxattr(self._caller, self._file, {INCOMING: linkto_value(self.dht.names[self.source])})
         await self._to.truncate(self._caller, self._file, 0)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from repl.files.answers import GONE, errors_of, good_of
 from repl.files.translator import Translator
 from repl.files.translators.distribute import Distribute
-from repl.files.translators.distribute.links import name_of
+from repl.files.translators.distribute.links import name_of, of_file
 from repl.files.translators.distribute.marks import (
     FILE_WANT,
     INCOMING,
@@ -133,12 +133,42 @@ class Mover:
         """The brick notes the names of each file.  Raises ``Skipped`` if it does not know them all."""
         if count == 1:
             return [self.loc]
-        notes = await self._from.getxattr(self._caller, self._file)
-        names = [parse_gfid2path(value) for key, value in notes.items() if key.startswith(GFID2PATH_PREFIX.encode())]
-        found = [Loc(parent=name[0], name=name[1]) for name in names if name is not None]
+        found = await self._noted_names(self._from)
         if len(found) != count or self.loc.name not in [loc.name for loc in found if loc.parent == self.loc.parent]:
             raise Skipped("not all of its names are known")
         return found
+
+    async def _noted_names(self, child: Translator) -> list[Loc]:
+        notes = await child.getxattr(self._caller, self._file)
+        names = [parse_gfid2path(value) for key, value in notes.items() if key.startswith(GFID2PATH_PREFIX.encode())]
+        return [Loc(parent=name[0], name=name[1]) for name in names if name is not None]
+
+    async def _drop_other_names(self, nlink: int) -> None:
+        """The link file at the target is about to be the file, under all its names: those that lead nowhere go first,
+        or they would be names of the file again.  Another name's lock is only tried: ours are held."""
+        if nlink <= len(self._names):
+            return
+        noted = await self._noted_names(self._to)
+        if len(noted) != nlink:
+            raise Skipped("not all names of its link file are known")
+        ours = {(name.parent, name.name) for name in self._names}
+        for other in noted:
+            if (other.parent, other.name) not in ours:
+                await self._drop_other_name(other)
+
+    async def _drop_other_name(self, name: Loc) -> None:
+        dht, file = self.dht, self._file.gfid
+        try:
+            _, index = await dht.hashed_up(name)
+            async with dht.locked_names((index, name), command=LockCommand.TRY):
+                dht.need_all(f"a name of the link file {name}")
+                found = good_of(await dht.ask(dht.everyone, lambda i, c: c.lookup(self._caller, name, want=FILE_WANT)))
+                if any(there.iatt.gfid == file and not is_link(there.xattrs) for there in found.values()):
+                    raise Disturbed("it has got another name")
+                await self._to.unlink(self._caller, of_file(name, file))
+        except FopError as error:
+            if error.errno != errno.ESTALE:
+                raise Skipped(f"another name of its link file is in use: {error}") from error
 
     @asynccontextmanager
     async def _names_locked(self) -> AsyncIterator[None]:
