@@ -335,3 +335,23 @@ def test_distribute_rename_under_locks_goes_on_when_the_layout_changes(moves: bo
         assert await other.names() == [target]
 
     run(scenario())
+
+
+def test_distribute_rename_whose_link_file_is_tidied_away_begins_again() -> None:
+    async def scenario() -> None:
+        world = World(3)
+        first, other = await pair(world)
+        source, target = world.name_on(first, 1), world.name_on(first, 2, "t")
+        await first.write(source)
+        held = Held(first, 2, "rename")
+        renaming = asyncio.create_task(first.rename(source, target))
+        await held.is_there.wait()
+        (hidden,) = (name for name in world.bricks[2].inodes[ROOT_GFID].entries if name.startswith(b".glusterfs-dht-"))
+        await other.dht.remove_stale(Loc(parent=ROOT_GFID, name=hidden), 2)  # as a rebalance does
+        assert hidden not in world.bricks[2].inodes[ROOT_GFID].entries
+        held.may_go.set()
+        await renaming
+        assert await other.names() == [target]
+        await check_contents(world)
+
+    run(scenario())

@@ -236,8 +236,10 @@ class Renames(Trees):
             looked = await self._second_name(caller, plan)
             try:
                 await holder.rename(own, hidden, plan.target)
-            except OSError:
+            except OSError as error:
                 await self.undo(data.unlink(own, plan.target))
+                if error.errno == errno.ENOENT:  # a rebalance has taken it for something left over
+                    raise FopError(errno.ESTALE, f"{self.name}: the link file of {plan.target} is gone") from error
                 raise
         except OSError:
             await self.undo(holder.unlink(own, hidden))
