@@ -10,6 +10,8 @@ from collections import Counter
 
 import pytest
 
+from repl.files.rebalance.migration import Migration
+from repl.files.rebalance.mover import Outcome
 from repl.files.values import ROOT_GFID, FopError, Loc, SetAttr
 from tests.lib.distributed import LINKTO, Client, World
 from tests.lib.virtual_loop import run
@@ -353,5 +355,39 @@ def test_distribute_rename_whose_link_file_is_tidied_away_begins_again() -> None
         await renaming
         assert await other.names() == [target]
         await check_contents(world)
+
+    run(scenario())
+
+
+def test_distribute_lookup_by_an_old_layout_finds_what_has_been_moved() -> None:
+    async def scenario() -> None:
+        world = World(3)
+        first, reader = await pair(world)
+        start, name = world.name_on(first, 1), world.name_on(first, 2, "t")
+        await first.write(start, b"data")
+        await first.rename(start, name)
+        assert (world.data_at(name), world.links_at(name)) == ([1], [2])
+        await reader.look(name)
+        await asyncio.sleep(2)  # what it knows of the layout has to be asked for again
+        one, another = (world.bricks[i].inodes[ROOT_GFID].xattrs for i in (0, 2))
+        not_complete = bytes([0, 0, 0, 1])
+        one[LAYOUT], another[LAYOUT] = not_complete + another[LAYOUT][4:], not_complete + one[LAYOUT][4:]
+        mover = world.client()
+        await mover.look("")
+        loc = Loc(parent=ROOT_GFID, name=name.encode())
+        assert (await Migration(mover.dht, loc, 1, 0).run()).outcome is Outcome.MOVED
+        assert world.links_at(name) == [2]  # it leads where nothing is any more, until the rebalance comes by
+        tries = 0
+
+        async def pause(brick: str, fop: str) -> None:
+            nonlocal tries
+            if (brick, fop) == ("brick2", "lookup"):
+                tries += 1
+                if tries == 5:
+                    await world.bricks[2].unlink(mover.caller, loc)
+
+        reader.pause = pause
+        assert await reader.read(name) == b"data"
+        assert tries >= 5
 
     run(scenario())

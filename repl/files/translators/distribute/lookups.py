@@ -66,7 +66,10 @@ class Lookups(Links):
             if error.errno == errno.ENOENT and self.is_final(known):
                 if await self.still_true(known, index):
                     raise
-                return None
+                if not is_last:
+                    return None
+                known, index = await self.hashed(loc)  # its link file went with the layout that we knew
+                index = index if index is not None and self.up[index] else None
             return await self._find_everywhere(caller, loc, want, known, index)
         if first.iatt.is_directory:
             return index, await self._found_directory(caller, loc, want, index, first)
