@@ -156,6 +156,41 @@ def test_set_uid_goes_when_somebody_else_writes(mount: Mount) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o777
 
 
+def test_set_id_bits_go_with_every_change_of_owner(mount: Mount, tmp_path: Path) -> None:
+    """As on the local disk: whoever is named, and of a file that its maker has open as well."""
+    for folder in (mount.path, tmp_path):
+        fd = os.open(folder / "made", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        os.write(fd, b"x")
+        os.fchmod(fd, 0o6755)
+        os.fchown(fd, 0, 0)
+        assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o755, folder
+        os.fchmod(fd, 0o4711)
+        os.chown(folder / "made", 12, 34)
+        os.close(fd)
+        found = (folder / "made").stat()
+        assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o711, 12, 34), folder
+
+
+def test_what_tar_sets_is_there_at_once(mount: Mount) -> None:
+    """Times, owner and mode of a file that is still open, looked at by its descriptor, its name and the local tools."""
+    path = mount.path / "made"
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    os.write(fd, b"data")
+    os.utime(fd, ns=(1_000_000_001, 2_000_000_002))
+    found = os.fstat(fd)
+    assert (found.st_atime_ns, found.st_mtime_ns, found.st_size) == (1_000_000_001, 2_000_000_002, 4)
+    os.fchown(fd, 0, 0)
+    found = path.stat()
+    assert (found.st_mtime_ns, found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (2_000_000_002, 0, 0, 0o600)
+    os.fchmod(fd, 0o640)
+    os.write(fd, b" and more")
+    os.utime(fd, ns=(3, 4))
+    os.close(fd)
+    found = path.stat()
+    assert (found.st_mtime_ns, found.st_size, stat.S_IMODE(found.st_mode)) == (4, 13, 0o640)
+    assert path.read_bytes() == b"data and more"
+
+
 def test_holes_allocation_and_copies_within(mount: Mount) -> None:
     path = mount.path / "f"
     with open(path, "w+b", buffering=0) as file:

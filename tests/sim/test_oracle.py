@@ -4,10 +4,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.lib.tools import require_sim
+
+if TYPE_CHECKING:
+    from tests.sim.cluster import Cluster
+    from tests.sim.oracle import Oracle
+
+
+def node_dies(cluster: Cluster, oracle: Oracle, node: int, *, power: bool) -> None:
+    """With its disk's cache, or its process alone."""
+    if power:
+        cluster.shells[node].power_off()
+        oracle.power_lost(node)
+    else:
+        cluster.shells[node].crash()
+        oracle.process_died(node)
 
 
 def test_second_death_of_a_former_primary_changes_nothing_of_what_its_peer_has_taken_over() -> None:
@@ -27,12 +42,7 @@ def test_second_death_of_a_former_primary_changes_nothing_of_what_its_peer_has_t
             app = cluster.serve(0)
             app.load(Load(think_max_ms=3, queue_depth=4, read_percent=20))
             cluster.run(300)
-            if power:
-                cluster.shells[0].power_off()
-                oracle.power_lost(0)
-            else:
-                cluster.shells[0].crash()
-                oracle.process_died(0)
+            node_dies(cluster, oracle, 0, power=power)
             cluster.restart(0)
             cluster.until(lambda c=cluster: c.in_sync, 30_000, "the content of node 0 on both")
             cluster.shells[0].crash()
@@ -187,12 +197,7 @@ def test_primary_that_comes_back_as_the_source_decides_what_both_have(power: boo
         app = cluster.serve(0)
         app.load(Load(think_max_ms=3, queue_depth=4, read_percent=0))
         cluster.run(300)
-        if power:
-            cluster.shells[0].power_off()
-            oracle.power_lost(0)
-        else:
-            cluster.shells[0].crash()
-            oracle.process_died(0)
+        node_dies(cluster, oracle, 0, power=power)
         oracle.disk_fault(0, 0)  # that nothing meets
         oracle.disk_healed(0)
         if then == "peer-power-before":

@@ -253,11 +253,10 @@ def test_migration_under_writers(seed: int) -> None:
     run(scenario())
 
 
-@pytest.mark.parametrize("step", range(2, 40))
-def test_a_new_mode_does_not_hide_a_migration_from_writers(step: int) -> None:
-    """One client sets a mode at some step of the migration, and another writes before anybody can look again."""
+def test_a_new_mode_does_not_hide_a_migration_from_writers() -> None:
+    """One client sets a mode at each step of the migration, and another writes before anybody can look again."""
 
-    async def scenario() -> None:
+    async def is_reached(step: int) -> bool:
         world = World(2)
         client, writer, mover = world.client(), world.client(), world.client()
         name = await misplaced(world, client, b"." * 50)
@@ -278,20 +277,24 @@ def test_a_new_mode_does_not_hide_a_migration_from_writers(step: int) -> None:
 
         mover.pause, client.pause = set_mode, write_behind_it
         moved = await migration(mover, name).run()
-        if not tasks:  # it has fewer steps
-            return
+        if not tasks:
+            return False
         await asyncio.gather(*tasks)
         if len(tasks) == 1:
             await writer.dht.writev(writer.caller, other, b"seen", offset=10)
         reader = world.client()
-        assert await reader.read(name) == b"." * 10 + b"seen" + b"." * 36, moved
-        assert (await reader.look(name)).iatt.mode == 0o100640
+        assert await reader.read(name) == b"." * 10 + b"seen" + b"." * 36, (step, moved)
+        assert (await reader.look(name)).iatt.mode == 0o100640, step
         assert moved.outcome is Outcome.MOVED
         await client.dht.release(fd)
         await writer.dht.release(other)
         assert_clean(world, name)
+        return True
 
-    run(scenario())
+    step = 2
+    while run(is_reached(step)):
+        step += 1
+    assert step > 25
 
 
 def test_an_append_that_the_end_of_a_migration_overtakes_leaves_no_hole() -> None:
@@ -325,7 +328,9 @@ def test_an_append_that_the_end_of_a_migration_overtakes_leaves_no_hole() -> Non
         assert (await migration(mover, name).run()).outcome is Outcome.MOVED
         is_over.set()
         await asyncio.gather(*tasks)
-        assert await world.client().read(name) == (b"head,one,two," if tasks else b"head,")
+        has_phases = at_once.REBALANCE_AT_ONCE_BYTES_MAX < 0  # nobody appends to what is moved at once
+        assert bool(tasks) is has_phases
+        assert await world.client().read(name) == (b"head,one,two," if has_phases else b"head,")
 
     run(scenario())
 

@@ -104,8 +104,7 @@ class Queue:
     def attributes(self, caller: Caller, fd: Fd) -> Attributes | None:
         """What waits to be set behind everything else, on behalf of the same."""
         last = self.waiting[-1] if self.waiting else None
-        is_same = isinstance(last, Attributes) and last.fd is fd and last.caller == caller
-        return last if is_same and isinstance(last, Attributes) else None
+        return last if isinstance(last, Attributes) and last.fd is fd and last.caller == caller else None
 
     def take(self) -> list[Write]:
         """Writes of one open file for one frame, the oldest first; they count as running.  Attributes end a frame."""
