@@ -335,6 +335,33 @@ def test_an_append_that_the_end_of_a_migration_overtakes_leaves_no_hole() -> Non
     run(scenario())
 
 
+def test_a_migration_that_cannot_be_taken_back_ends_as_what_ended_it() -> None:
+    async def scenario() -> None:
+        world = World(2)
+        client, mover = world.client(), world.client()
+        name = await misplaced(world, client)
+        await mover.look(name)
+        source = world.bricks[0]
+        unlocked = source.inodelk
+
+        async def no_more_locks(caller: Any, domain: str, loc: Any, command: LockCommand, lock: Lock) -> None:
+            if lock.type is not LockType.UNLOCK:
+                raise FopError(errno.ENOTCONN)
+            await unlocked(caller, domain, loc, command, lock)
+
+        async def cancel(_brick: str, _fop: str) -> None:
+            if source.inodelk is unlocked and world.stored(name)[0].iatt.mode & 0o1000:
+                source.inodelk = no_more_locks  # type: ignore[method-assign]
+                work.cancel()
+
+        mover.pause = cancel
+        work = asyncio.ensure_future(migration(mover, name).run())
+        await asyncio.wait([work])
+        assert work.cancelled()
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_migration_under_truncation(seed: int) -> None:
     async def scenario() -> None:

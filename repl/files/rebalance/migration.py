@@ -90,8 +90,7 @@ class Migration(AtOnce):
             try:
                 return await self._move()
             except BaseException:
-                async with self._whole():
-                    await self._take_back()
+                await self.dht.undo(self._give_up())
                 raise
             finally:
                 await self._to.release(self._fd)
@@ -124,6 +123,10 @@ class Migration(AtOnce):
                     size = await self._switch()
             await self._clear_source()
         return size
+
+    async def _give_up(self) -> None:
+        async with self._whole():
+            await self._take_back()
 
     def _whole(self) -> AbstractAsyncContextManager[None]:
         """Clients that write in phase 1, or set a mode, take this lock as well."""
