@@ -12,11 +12,11 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from nbd.client import NbdClient
 from repl.errors import PeerLost
-from tests.lib.tagged import SECTOR_BYTES, Kind, TaggedWriter, decode
+from tests.lib.tagged import SECTOR_BYTES, Kind, Sector, TaggedWriter, decode
 from tests.lib.wait import wait_for
 
 BLOCK_SECTORS = 8
@@ -45,22 +45,45 @@ class TaggedRegion:
         return self.in_order and self.writer.request >= self.blocks
 
     def write_next(self, client: NbdClient, *, fua: bool = False) -> None:
-        block = self.writer.request if self.in_order else self._random.randrange(self.blocks)
+        self.write(client, self.writer.request if self.in_order else self._random.randrange(self.blocks), fua=fua)
+
+    def write(self, client: NbdClient, block: int, count: int = 1, *, fua: bool = False) -> None:
         at = self.offset_sectors + block * BLOCK_SECTORS
-        data = self.writer.payload(offset_sectors=at, sectors=BLOCK_SECTORS)
+        data = self.writer.payload(offset_sectors=at, sectors=count * BLOCK_SECTORS)
         request = self.writer.request
-        self.unanswered.setdefault(block, []).append(request)
+        self._sent(block, count, request)
         client.write(at * SECTOR_BYTES, data, fua=fua)
-        self.acknowledged[block] = request
-        self.unanswered[block] = []
+        self._answered(block, count, request)
+
+    def zero(self, client: NbdClient, block: int, count: int = 1) -> None:
+        at = self.offset_sectors + block * BLOCK_SECTORS
+        self._sent(block, count, 0)
+        client.zero(at * SECTOR_BYTES, count * BLOCK_SECTORS * SECTOR_BYTES)
+        self._answered(block, count, 0)
+
+    def trim(self, client: NbdClient, block: int, count: int = 1) -> None:
+        """What was there before may still be read afterwards, or zeroes."""
+        at = self.offset_sectors + block * BLOCK_SECTORS
+        self._sent(block, count, 0)
+        client.trim(at * SECTOR_BYTES, count * BLOCK_SECTORS * SECTOR_BYTES)
         self.acknowledged_count += 1
 
-    def problems(self, read: Read) -> list[str]:
+    def _sent(self, block: int, count: int, request: int) -> None:
+        for one in range(block, block + count):
+            self.unanswered.setdefault(one, []).append(request)
+
+    def _answered(self, block: int, count: int, request: int) -> None:
+        for one in range(block, block + count):
+            self.acknowledged[one] = request
+            self.unanswered[one] = []
+        self.acknowledged_count += 1
+
+    def problems(self, read: Read, block: int = 0, count: int | None = None) -> list[str]:
         """What an exact copy may not have: lost, torn, misdirected or foreign sectors (the first few)."""
         found: list[str] = []
-        for sector in self._sectors(read):
-            block = (sector.position - self.offset_sectors) // BLOCK_SECTORS
-            allowed = {self.acknowledged.get(block, 0), *self.unanswered.get(block, ())}
+        for sector in self._sectors(read, block, self.blocks - block if count is None else count):
+            here = (sector.position - self.offset_sectors) // BLOCK_SECTORS
+            allowed = {self.acknowledged.get(here, 0), *self.unanswered.get(here, ())}
             request = sector.tag.request if sector.tag is not None else 0
             is_good = sector.kind is Kind.TAGGED and sector.tag is not None and sector.tag.writer == self.writer.writer
             if (is_good and request in allowed) or (sector.kind is Kind.ZERO and 0 in allowed):
@@ -74,7 +97,7 @@ class TaggedRegion:
         """``in_order`` only: how many blocks are there; asserts that they are the first ones, whole."""
         blocks = 0
         is_over = False
-        for sector in self._sectors(read):
+        for sector in self._sectors(read, 0, self.blocks):
             if sector.kind is Kind.ZERO:
                 is_over = True
                 continue
@@ -83,9 +106,10 @@ class TaggedRegion:
             blocks = max(blocks, (sector.position - self.offset_sectors) // BLOCK_SECTORS + 1)
         return blocks
 
-    def _sectors(self, read: Read):
-        end = self.offset_sectors + self.blocks * BLOCK_SECTORS
-        for at in range(self.offset_sectors, end, READ_SECTORS):
+    def _sectors(self, read: Read, block: int, count: int) -> Iterator[Sector]:
+        first = self.offset_sectors + block * BLOCK_SECTORS
+        end = first + count * BLOCK_SECTORS
+        for at in range(first, end, READ_SECTORS):
             count = min(READ_SECTORS, end - at)
             data = read(at * SECTOR_BYTES, count * SECTOR_BYTES)
             yield from decode(data, offset_sectors=at, run=self.writer.run)

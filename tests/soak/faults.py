@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The faults of a soak, done to two real nodes.
+
+Each takes a ``Step``, does what its name says, undoes it and returns what a reader of the log wants to know.  A fault
+that would lose data by itself, as killing the Primary for good, first waits until both disks are good: that this
+happens in time is a promise of its own (P10).
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+from tests.lib.chaos_proxy import Direction, Mode
+from tests.lib.cluster import ALICE, BOB, Cluster
+from tests.lib.load import TaggedRegion
+from tests.soak import clients
+from tests.soak.plan import Step
+
+WHOLE_S = 90.0  # with load on a busy machine; P10 itself would be 3 x (timeout + ping + connect-int), plus the resync
+GONE_S = 30.0
+MID_PACKET_BYTES_MAX = 1 << 20
+
+
+class Faults:
+    """``primary``: the node that serves; the clients look there, None while nobody does."""
+
+    def __init__(self, cluster: Cluster, vanishing: TaggedRegion, clients: list[clients.SoakClient], seed: int) -> None:
+        self.cluster = cluster
+        self.serving: str | None = ALICE
+        self.primary = ALICE
+        self._vanishing = vanishing
+        self._clients = clients
+        self._random = random.Random(seed)
+        self._faults: dict[str, Callable[[Step], str]] = {
+            "cut": self._cut,
+            "drop": lambda step: self._mode(step, Mode.DROP, None),
+            "drop-one-way": lambda step: self._mode(step, Mode.DROP, self._direction(step)),
+            "hold": lambda step: self._mode(step, Mode.HOLD, None),
+            "hold-one-way": lambda step: self._mode(step, Mode.HOLD, self._direction(step)),
+            "split": lambda step: self._mode(step, Mode.SPLIT, None),
+            "reset": self._reset,
+            "reset-mid-packet": self._reset_mid_packet,
+            "kill-secondary": self._kill_secondary,
+            "kill-primary-and-promote": self._kill_and_promote,
+            "kill-primary-and-return": self._kill_and_return,
+            "kill-both": self._kill_both,
+            "freeze-secondary": lambda step: self._freeze(step, self.secondary),
+            "freeze-primary": lambda step: self._freeze(step, self.primary),
+            "restart-secondary": self._restart_secondary,
+            "switch-roles": self._switch_roles,
+            "disconnect": self._disconnect,
+            "detach-secondary": lambda step: self._detach(step, self.secondary),
+            "detach-primary": lambda step: self._detach(step, self.primary),
+            "invalidate-secondary": self._invalidate,
+            "pause-sync": self._pause_sync,
+            "verify": self._verify,
+            "suspend-io": self._suspend_io,
+            "vanish": self._vanish,
+            "flush-storm": self._flush_storm,
+        }
+
+    @property
+    def secondary(self) -> str:
+        return BOB if self.primary == ALICE else ALICE
+
+    def url(self) -> str | None:
+        return None if self.serving is None else self.cluster.url(self.serving)
+
+    def provoke(self, step: Step) -> str:
+        return self._faults[step.fault.name](step)
+
+    # ---- states ----
+
+    def is_whole(self) -> bool:
+        """Both disks are good and hold the same, but for what is on its way."""
+        status = self.cluster.status(self.primary)
+        volume = status["volumes"][0]
+        return status["connection"] == "Connected" and volume["disk"] == volume["peer_disk"] == "UpToDate"
+
+    def wait_whole(self) -> None:
+        self.cluster.wait("both UpToDate again", self.is_whole, WHOLE_S)
+
+    def _states(self) -> str:
+        return f"{self.primary}: {self.cluster.states(self.primary)}"
+
+    def _wait_alone(self, name: str) -> None:
+        self.cluster.wait(f"{name} alone", lambda: self.cluster.status(name)["connection"] != "Connected", GONE_S)
+
+    # ---- link ----
+
+    def _cut(self, step: Step) -> str:
+        for proxy in self.cluster.proxies.values():
+            proxy.cut()
+        time.sleep(step.seconds)
+        for proxy in self.cluster.proxies.values():
+            proxy.mend()
+        return self._states()
+
+    def _direction(self, step: Step) -> Direction:
+        return Direction.THERE if step.pick < 0.5 else Direction.BACK
+
+    def _mode(self, step: Step, mode: Mode, direction: Direction | None) -> str:
+        for proxy in self.cluster.proxies.values():
+            proxy.set(mode, direction)
+        time.sleep(step.seconds)
+        states = self._states()
+        for proxy in self.cluster.proxies.values():
+            proxy.set(Mode.PASS)
+        return states
+
+    def _reset(self, step: Step) -> str:
+        for proxy in self.cluster.proxies.values():
+            proxy.reset()
+        return self._states()
+
+    def _reset_mid_packet(self, step: Step) -> str:
+        for proxy in self.cluster.proxies.values():
+            proxy.reset_within(1 + int(step.pick * MID_PACKET_BYTES_MAX))
+        time.sleep(step.seconds)
+        return self._states()
+
+    # ---- nodes ----
+
+    def _start(self, name: str) -> None:
+        self.cluster.start(name)
+
+    def _kill_secondary(self, step: Step) -> str:
+        name = self.secondary
+        self.cluster.kill(name)
+        time.sleep(step.seconds)
+        self._start(name)
+        return f"{name} was away"
+
+    def _kill_and_promote(self, step: Step) -> str:
+        self.wait_whole()
+        dead = self.primary
+        self.serving = None
+        self.cluster.kill(dead)
+        self.primary = self.secondary
+        self._wait_alone(self.primary)
+        self.cluster.call(self.primary, "primary")
+        self.serving = self.primary
+        time.sleep(step.seconds)
+        self._start(dead)
+        return f"{self.primary} took over from {dead}"
+
+    def _kill_and_return(self, step: Step) -> str:
+        self.serving = None
+        self.cluster.kill(self.primary)
+        time.sleep(step.seconds)
+        self._start(self.primary)
+        self.cluster.wait("a good disk", lambda: self._may_promote(self.primary), WHOLE_S)
+        self.cluster.call(self.primary, "primary")
+        self.serving = self.primary
+        return f"{self.primary} was away"
+
+    def _may_promote(self, name: str) -> bool:
+        """Its own disk is good.  Who comes back may be a target first: its peer was told of more than it."""
+        return bool(self.cluster.volume(name)["disk"] == "UpToDate")
+
+    def _kill_both(self, step: Step) -> str:
+        self.serving = None
+        for name in (self.primary, self.secondary) if step.pick < 0.5 else (self.secondary, self.primary):
+            self.cluster.kill(name)
+        time.sleep(step.seconds)
+        self.cluster.start()
+        self.wait_whole()
+        if step.pick < 0.25:
+            self.primary = self.secondary
+        self.cluster.call(self.primary, "primary")
+        self.serving = self.primary
+        return f"{self.primary} serves"
+
+    def _freeze(self, step: Step, name: str) -> str:
+        process = self.cluster.nodes[name].process
+        assert process is not None
+        process.freeze()
+        time.sleep(step.seconds)
+        process.thaw()
+        return f"{name} stood for {step.seconds:.1f} s"
+
+    def _restart_secondary(self, step: Step) -> str:
+        name = self.secondary
+        status = self.cluster.stop(name)
+        assert status == 0, f"repld of {name} ended with {status}"
+        time.sleep(step.seconds)
+        self._start(name)
+        return f"{name} was restarted"
+
+    # ---- operator ----
+
+    def _switch_roles(self, step: Step) -> str:
+        self.wait_whole()
+        self.serving = None
+        for client in self._clients:
+            client.pause(WHOLE_S)
+        before = self.primary
+        self.cluster.wait(f"{before} is not used", lambda: not self.cluster.volume(before)["open"], GONE_S)
+        self.wait_whole()
+        self.cluster.call(before, "secondary")
+        self.primary = self.secondary
+        self.cluster.call(self.primary, "primary")
+        self.serving = self.primary
+        for client in self._clients:
+            client.resume()
+        return f"{before} handed over to {self.primary}"
+
+    def _disconnect(self, step: Step) -> str:
+        name = self.primary if step.pick < 0.5 else self.secondary
+        self.wait_whole()
+        self.cluster.call(name, "disconnect")
+        time.sleep(step.seconds)
+        self.cluster.call(name, "connect")
+        return f"{name} was StandAlone"
+
+    def _detach(self, step: Step, name: str) -> str:
+        self.wait_whole()
+        self.cluster.call(name, "detach")
+        time.sleep(step.seconds)
+        states = self._states()
+        self.cluster.call(name, "attach")
+        return states
+
+    def _invalidate(self, step: Step) -> str:
+        self.wait_whole()
+        self.cluster.call(self.secondary, "invalidate")
+        return f"{self.secondary} gets everything anew"
+
+    def _pause_sync(self, step: Step) -> str:
+        name = self.primary if step.pick < 0.5 else self.secondary
+        self.cluster.call(name, "pause-sync")
+        time.sleep(step.seconds)
+        states = self._states()
+        self.cluster.call(name, "resume-sync")
+        return states
+
+    def _verify(self, step: Step) -> str:
+        self.wait_whole()
+        return f"{self.verify()} blocks, no difference"
+
+    def verify(self) -> int:
+        """An online verify of everything, which must come to its end and find nothing; how many blocks it read."""
+        self.cluster.call(self.primary, "verify", start_sector=0)
+        found = self.cluster.call(self.primary, "wait-verify")
+        assert found["state"] == "complete" and found["differing_blocks"] == 0, f"online verify: {found}"
+        return int(found["blocks"])
+
+    def _suspend_io(self, step: Step) -> str:
+        self.cluster.call(self.primary, "suspend-io")
+        time.sleep(step.seconds)
+        self.cluster.call(self.primary, "resume-io")
+        return f"{self.primary} was suspended"
+
+    # ---- clients ----
+
+    def _vanish(self, step: Step) -> str:
+        count = clients.vanish(self.cluster.url(self.primary), self._vanishing, self._random, step.seconds)
+        return f"{count} clients vanished"
+
+    def _flush_storm(self, step: Step) -> str:
+        return f"{clients.flush_storm(self.cluster.url(self.primary), step.seconds)} flushes"
