@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import random
@@ -21,7 +22,7 @@ from repl.files import volfile
 from repl.files.events import Contended
 from repl.files.graph import Graph
 from repl.files.translator import Context
-from repl.files.values import ROOT_GFID, Caller, Fd, Loc, SetAttr
+from repl.files.values import ROOT_GFID, Caller, Fd, FopError, Loc, SetAttr
 from tests.lib.ports import free_port
 from tests.lib.process import Process
 from tests.lib.wait import wait_for, wait_for_async
@@ -317,6 +318,46 @@ def test_a_split_brain_is_listed_explained_and_ended(bricks: Bricks) -> None:
     assert bricks.ask(do="resolve", policy="source-brick", source="c1", path="/f") == ["Healed /f."]
     assert bricks.tree(0) == bricks.tree(1)
     assert bricks.tree(0)["f"][2] == b"side 1"
+    assert bricks.pending(0) == bricks.pending(1) == []
+
+
+def test_a_directory_that_one_side_removed_comes_back_with_what_the_other_one_made_in_it(bricks: Bricks) -> None:
+    """One in which nobody has made anything does not, and nobody can any more who sees both sides."""
+
+    async def go_on(removed: bytes) -> None:
+        volume = Volume(bricks)
+        await volume.start(2)
+        with pytest.raises(FopError) as caught:
+            await volume.make(b"f", b"", removed)
+        assert caught.value.errno == errno.ESTALE
+        await volume.graph.stop()
+
+    async def change(alive: int) -> bytes:
+        volume, removed = Volume(bricks), b""
+        await volume.start(1 if alive < 2 else 2)
+        if alive == 2:
+            await volume.mkdir(b"d")
+            removed = await volume.mkdir(b"gone")
+        elif alive == 0:
+            found = await volume.top.lookup(volume.caller, Loc(parent=ROOT_GFID, name=b"d"))
+            await volume.make(b"f", b"acknowledged", found.iatt.gfid)
+        else:
+            for name in (b"d", b"gone"):
+                await volume.top.rmdir(volume.caller, Loc(parent=ROOT_GFID, name=name))
+        await volume.graph.stop()
+        return removed
+
+    removed = asyncio.run(change(2))
+    for alive in (0, 1):
+        bricks.kill(1 - alive)
+        asyncio.run(change(alive))
+        bricks.start(1 - alive)
+    asyncio.run(go_on(removed))
+    bricks.heal()
+    wait_for(bricks.is_healed, 30, "the heal")
+    assert bricks.tree(0) == bricks.tree(1)
+    assert set(bricks.tree(1)) == {"d", "d/f"}
+    assert bricks.tree(1)["d/f"][2] == b"acknowledged"
     assert bricks.pending(0) == bricks.pending(1) == []
 
 

@@ -58,3 +58,24 @@ def test_a_name_in_split_brain_is_not_changed(fop: str) -> None:
         await client.afr.unlink(client.caller, at(b"c"))
 
     play(2, scene, quorum_type="none", **HEALS_OFF)
+
+
+@pytest.mark.parametrize("fop", ["rename", "unlink"])
+def test_the_other_side_s_file_is_not_taken_for_the_one_that_is_meant(fop: str) -> None:
+    """A client that has looked at the name on one side, and reaches the other side only (decision 0155)."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+        one, _ = await split_name(world, client)
+        world.crash(0)
+        before = world.tree(1)
+        meant = Loc(one, ROOT_GFID, b"a")
+        with pytest.raises(FopError) as caught:
+            if fop == "rename":
+                await client.afr.rename(client.caller, meant, at(b"c"))
+            else:
+                await client.afr.unlink(client.caller, meant)
+        assert caught.value.errno == errno.ESTALE
+        assert world.tree(1) == before
+
+    play(2, scene, quorum_type="none", **HEALS_OFF)

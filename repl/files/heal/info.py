@@ -8,8 +8,10 @@ Inputs: a replicate volume.  Outputs: ``BrickInfo`` for each child, as ``gluster
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import os
+import stat
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -20,6 +22,7 @@ from repl.files.translators.replicate.changelog import DIRTY, Kind, accusations,
 from repl.files.translators.replicate.decide import Witness, is_doubtful, judge
 from repl.files.translators.replicate.heal_aside import list_all
 from repl.files.translators.replicate.heal_locks import LockStep, names_lock, range_lock, send, take, unlock_step
+from repl.files.translators.replicate.heal_own import has_gone_on
 from repl.files.translators.replicate.healing import Split
 from repl.files.values import Caller, Loc, Looked, gfid_text
 from repl.limits import HEAL_BATCH_NAMES, HEAL_NAMES_MAX
@@ -119,18 +122,32 @@ async def _split_names(afr: Replicate, gfid: bytes, found: Examined, caller: Cal
     """Names that mean different inodes where no copy of the directory is old."""
     verdict = judge(found.copies, Kind.ENTRY, afr.quorum)
     trusted = afr.everyone if verdict.is_split else verdict.sources
-    if not verdict.is_split and is_doubtful(found.copies, Kind.ENTRY, trusted):
-        return []  # of changes that nobody acknowledged: a heal chooses
+    # Of changes that nobody acknowledged a heal chooses.
+    is_chosen = not verdict.is_split and is_doubtful(found.copies, Kind.ENTRY, trusted)
+    if is_chosen and afr.quorum.is_majority:
+        return []
     names: dict[bytes, dict[int, tuple[bytes, int]]] = {}
-    for i in bits(trusted):
+    for i in bits(trusted if afr.quorum.is_majority else afr.everyone):
         for entry in (await list_all(afr.subvolumes[i], caller, gfid))[:HEAL_NAMES_MAX]:
             names.setdefault(entry.name, {})[i] = (entry.gfid, entry.kind)
     splits = []
     for name, there in names.items():
-        if len(set(there.values())) > 1:
-            word = "type" if len({kind for _, kind in there.values()}) > 1 else "gfid"
-            splits.append(Split(word, name))
+        good = {about for i, about in there.items() if trusted >> i & 1}
+        if len(good) > 1 and not is_chosen:
+            splits.append(Split("type" if len({kind for _, kind in good}) > 1 else "gfid", name))
+        elif good and await _is_held(afr, caller, {i: a for i, a in there.items() if a not in good}, trusted):
+            splits.append(Split("gfid", name))
     return splits
+
+
+async def _is_held(afr: Replicate, caller: Caller, there: dict[int, tuple[bytes, int]], trusted: int) -> bool:
+    """Good copies have something else there, but one side has gone on in its directory (decision 0152)."""
+    for i, (gfid, kind) in there.items():
+        if stat.S_ISDIR(kind) and not trusted >> i & 1:
+            with contextlib.suppress(OSError):  # it is gone, or cannot be asked
+                if await has_gone_on(afr, caller, i, gfid, trusted):
+                    return True
+    return False
 
 
 async def path_of(afr: Replicate, gfid: bytes, caller: Caller) -> str:

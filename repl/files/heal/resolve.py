@@ -127,7 +127,7 @@ async def _resolve_name(
         winner = _pick_name(afr, found, policy, what)
     if winner not in found:
         raise HealRefused(f"{afr.names[winner]} has no {what}.")
-    outcome = await afr.healer.heal_name(parent, name, How(winner=winner))
+    outcome = await afr.healer.heal_name(parent, name, How(winner=winner, only_name=name))
     if outcome.status in (Status.SPLIT, Status.FAILED, Status.AWAY):
         raise HealRefused(f"Healing {what} failed: {outcome.reason or outcome.status.value}.")
     await afr.healer.heal(parent, How())

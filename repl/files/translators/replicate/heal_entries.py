@@ -195,6 +195,9 @@ class EntryHeal:
     async def _repair(self, healer: NameHeal, names: list[bytes]) -> bool:
         """True: all are settled.  What could not be is tried once more: another name may have been in its way."""
         left = await self._repair_once(healer, names)
+        if healer.unseen:
+            await healer.look_below()
+            left = await self._repair_once(healer, left)
         if left and len(left) < len(names):
             left = await self._repair_once(healer, left)
         return not left

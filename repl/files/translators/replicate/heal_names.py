@@ -28,7 +28,8 @@ from repl.files.translators.replicate.changelog import (
 )
 from repl.files.translators.replicate.decide import Witness, favorite
 from repl.files.translators.replicate.heal_aside import Aside
-from repl.files.translators.replicate.heal_locks import range_lock, send, take, unlock_step
+from repl.files.translators.replicate.heal_locks import names_lock, range_lock, send, take, unlock_step
+from repl.files.translators.replicate.heal_own import has_changed, has_gone_on
 from repl.files.translators.replicate.heal_places import Places
 from repl.files.translators.replicate.heal_run import Run
 from repl.files.translators.replicate.healing import Status
@@ -56,8 +57,8 @@ class Gone(enum.Enum):
     """What came of taking a name away."""
 
     YES = "it is gone"
-    KEPT = "it is the last one that the inode has on any copy"
-    LATER = "the inode is being healed"
+    KEPT = "it is the last one that the inode has on any copy, or of a directory that was changed there alone"
+    LATER = "the inode is being healed, or has to be looked at without the lock"
 
 
 class _Entangled(Exception):
@@ -73,6 +74,21 @@ class NameHeal:
         self.places = Places(run, aside, judged.trusted)
         self._alone = asyncio.Lock()
         self._putting = asyncio.Lock()
+        self._gone_on: dict[tuple[int, bytes], bool] = {}  # by child and directory, as far as they were looked at
+        self.unseen: set[tuple[int, bytes]] = set()  # those that have to be
+
+    async def look_below(self) -> None:
+        """Without the lock, because it can take long: how far old copies have gone on in directories that are to lose
+        their names there."""
+        unseen, self.unseen = self.unseen, set()
+        for index, gfid in sorted(unseen):
+            self.run.go_on()
+            try:
+                found = await has_gone_on(self.afr, self.run.caller, index, gfid, self.judged.trusted)
+            except OSError as error:
+                self.run.note(Status.FAILED, str(error))
+            else:
+                self._gone_on[index, gfid] = found
 
     async def heal(self, name: bytes) -> bool:
         """OSError: a child could not do it."""
@@ -87,7 +103,7 @@ class NameHeal:
         run = self.run
         loc = Loc(parent=run.gfid, name=name)
         there = await self._look(loc)
-        present = {i: a for i, a in there.items() if self.judged.trusted >> i & 1}
+        present = {i: a for i, a in there.items() if self.judged.trusted >> i & 1 or self._is_named_winner(i, name)}
         if not present:
             if (kept := await self._expunge_all(loc, there)) is None:
                 return False
@@ -119,6 +135,11 @@ class NameHeal:
         for i in bits(run.mask & ~same):
             is_done &= await self._impunge(i, loc, present[good], same, is_alone=is_alone)
         return is_done
+
+    def _is_named_winner(self, index: int, name: bytes) -> bool:
+        """An administrator wants this copy to decide, old or not: each side has gone on alone."""
+        how = self.run.how
+        return not self.afr.quorum.is_majority and index == how.winner and name == how.only_name
 
     async def _look(self, loc: Loc) -> dict[int, Looked]:
         answers = await self.afr.ask(
@@ -255,6 +276,12 @@ class NameHeal:
     async def _expunge(self, index: int, loc: Loc, iatt: Iatt, *, is_replaced: bool = False) -> Gone:
         child, caller = self.afr.subvolumes[index], self.run.caller
         victim = Loc(iatt.gfid, loc.parent, loc.name)
+        if self._may_have_gone_on(index, iatt, is_replaced=is_replaced):
+            if (has_gone_on := self._gone_on.get((index, iatt.gfid))) is None:
+                self.unseen.add((index, iatt.gfid))
+                return Gone.LATER
+            if has_gone_on:
+                return self._keep(victim, is_replaced=is_replaced)
         if not iatt.is_directory and (iatt.nlink > 1 or await self.aside.is_dead(iatt.gfid, index)):
             await child.unlink(caller, victim)
             return Gone.YES
@@ -262,6 +289,18 @@ class NameHeal:
             await (child.rmdir(caller, victim, recursive=True) if iatt.is_directory else child.unlink(caller, victim))
             return Gone.YES
         return await self._put_aside(index, victim, is_replaced=is_replaced)
+
+    def _may_have_gone_on(self, index: int, iatt: Iatt, *, is_replaced: bool) -> bool:
+        """Names may have been acknowledged on this copy alone, in a directory that the good ones have not any more."""
+        if self.afr.quorum.is_majority or self.judged.trusted >> index & 1 or not iatt.is_directory:
+            return False
+        return not is_replaced or self.run.how.winner < 0  # whoever named a winner has looked
+
+    def _keep(self, victim: Loc, *, is_replaced: bool) -> Gone:
+        """A removal can be undone; where the good copies have something else there, nobody can tell."""
+        if is_replaced:
+            self.run.split("gfid", f"{victim.name!r}: replaced on one side, changed on the other one", victim.name)
+        return Gone.KEPT
 
     async def _put_aside(self, index: int, victim: Loc, *, is_replaced: bool) -> Gone:
         """One name of an inode at a time: the last one that it has on any copy stays, unless somebody removed it.
@@ -282,10 +321,29 @@ class NameHeal:
         try:
             if not is_replaced and await self.aside.is_last_name(victim.gfid, index, self.places.lasts):
                 return Gone.KEPT
+            if (index, victim.gfid) in self._gone_on:
+                return await self._put_aside_unchanged(index, victim)
             await self.aside.put(index, victim, victim.gfid)
             return Gone.YES
         finally:
             await send(afr, sum(1 << i for i in got), caller, [unlock_step(lock)])
+
+    async def _put_aside_unchanged(self, index: int, victim: Loc) -> Gone:
+        """A directory in which nobody has gone on, and cannot meanwhile."""
+        afr, caller = self.afr, self.afr.owner()
+        lock = names_lock(afr.domain, Loc(gfid=victim.gfid))
+        got = await take(afr, 1 << index, caller, lock, [], waits=False)
+        if not got:
+            self.run.note(Status.LATER, f"{victim.name!r} is in use")
+            return Gone.LATER
+        try:
+            if await has_changed(afr, caller, index, victim.gfid, self.judged.trusted):
+                self.run.note(Status.LATER, f"{victim.name!r} has been changed meanwhile")
+                return Gone.LATER
+            await self.aside.put(index, victim, victim.gfid)
+            return Gone.YES
+        finally:
+            await send(afr, 1 << index, caller, [unlock_step(lock)])
 
     # ---- giving a name ----
 

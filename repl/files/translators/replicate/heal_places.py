@@ -45,7 +45,8 @@ class Places:
             run.outcome.more.append(other.parent)
             run.note(Status.LATER, f"{loc.name!r} has another place on {self.afr.names[index]}, which is old")
             return False
-        is_other_newer = here.ctime_ns > good.ctime_ns
+        # Where others have something else at that place, moved there as well it would be in its way for ever.
+        is_other_newer = here.ctime_ns > good.ctime_ns and not await self._at(other, same) - {good.gfid}
         if is_same:
             if is_other_newer:
                 await self._rename(same, loc, other)

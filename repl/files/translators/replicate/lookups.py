@@ -11,26 +11,23 @@ looked at again while the name is locked, before they are called a split-brain.
 from __future__ import annotations
 
 import errno
-import logging
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from repl.files.answers import GONE, Answers, errors_of, good_of
 from repl.files.translators.replicate.base import bits, heard, mask_of, telling_error
-from repl.files.translators.replicate.changelog import DIRTY, KINDS, Kind, unpack
+from repl.files.translators.replicate.changelog import KINDS, Kind
 from repl.files.translators.replicate.decide import owners_differ
 from repl.files.translators.replicate.inodes import InodeState
+from repl.files.translators.replicate.left_over import is_left_over
 from repl.files.translators.replicate.reads import with_size
 from repl.files.translators.replicate.ruling import Look
 from repl.files.translators.replicate.writes import Writes
 from repl.files.values import NO_GFID, ROOT_GFID, Caller, FopError, Loc, LockCommand, LockType, Looked, Want
 
-log = logging.getLogger(__name__)
-
 _HEALS_MAX = 3  # of a name, for one lookup
 CONTENT = b"glusterfs.content"
-PATHS = b"glusterfs.gfidtopath"
 
 
 class Lookups(Writes):
@@ -190,37 +187,14 @@ class Lookups(Writes):
             raise telling_error(errors)
         if not missing or not _agree(found):
             return found
-        legitimate = {}
-        for i, answer in found.items():
-            counts = [unpack(answer.xattrs.get(self.keys[j])) for j in bits(missing)]
-            if all(any(c) for c in counts) or any(unpack(answer.xattrs.get(DIRTY))):
-                legitimate[i] = answer
-        if legitimate:
-            return found
-        tenured = self.inodes.peek(next(iter(found.values())).iatt.gfid)
+        gfid = next(iter(found.values())).iatt.gfid
+        tenured = self.inodes.peek(gfid)
         if tenured is not None and (tenured.tenure or tenured.fds):
             return found
-        for i, answer in found.items():
-            if await self._are_behind(i, missing, answer.iatt.gfid):
-                return found
+        said = {i: answer.xattrs for i, answer in found.items()}
+        if not await is_left_over(self, gfid, missing, said):
+            return found
         raise FopError(errno.ESTALE, f"{self.name}: some copies do not have it, and those that do cannot say why")
-
-    async def _are_behind(self, index: int, missing: int, gfid: bytes) -> bool:
-        """Children that lack it have not got so far yet: this one accuses all of them of a directory on the way to it
-        (a brick that took its place empty is accused at the root only)."""
-        child, caller, keys = self.subvolumes[index], self.owner(), [self.keys[j] for j in bits(missing)]
-        at = ROOT_GFID
-        try:
-            path = (await child.getxattr(caller, Loc(gfid=gfid), PATHS))[PATHS].split(b"\n")[0]
-            for name in path.split(b"/")[1:]:
-                looked = await child.lookup(caller, Loc(gfid=at), want=self.want_keys)
-                keys = [key for key in keys if not unpack(looked.xattrs.get(key))[Kind.ENTRY]]
-                if not keys:
-                    return True
-                at = (await child.lookup(caller, Loc(parent=at, name=name))).iatt.gfid
-        except (OSError, KeyError):
-            log.debug("%s: no way to %s", self.name, gfid.hex())
-        return False
 
     # ---- heals: see Replicate ----
 

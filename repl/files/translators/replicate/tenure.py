@@ -27,7 +27,7 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from repl.files.answers import AWAY
+from repl.files.answers import AWAY, GONE
 from repl.files.translator import Step, Translator
 from repl.files.translators.replicate.base import bits
 from repl.files.translators.replicate.changelog import (
@@ -37,10 +37,13 @@ from repl.files.translators.replicate.changelog import (
     Kind,
     accusations,
     accused,
+    delta,
     minus_one,
     plus_one,
+    unpack,
 )
 from repl.files.translators.replicate.inodes import UNKNOWN
+from repl.files.translators.replicate.left_over import is_left_over
 from repl.files.translators.replicate.order import Order
 from repl.files.values import END, FopError, Loc, Lock, LockCommand, LockType, SyncKind, XattrOp, Xattrs
 from repl.limits import FILES_CONTENDED_S
@@ -128,6 +131,8 @@ class Tenure:
         lost = await self._settle_open(answers, values, kind)
         try:
             self._check_copies(answers, kind)
+            if self.is_entry and not afr.quorum.is_majority:
+                await self._need_directory(answers, kind)
             if lost:
                 await self.blame(kind, lost)
         except BaseException:
@@ -203,6 +208,18 @@ class Tenure:
         if not self.good(kind):
             self.doubt(kind)
             raise self.no_good_copy(kind)
+
+    async def _need_directory(self, answers: dict[int, list[Any]], kind: Kind) -> None:
+        """Where one copy is enough: what would be made in a directory that the other ones have removed, and this one
+        has not yet, would go with it (decision 0152)."""
+        gone = sum(1 << i for i, a in answers.items() if isinstance(a[-1], OSError) and a[-1].errno in GONE)
+        if not gone:
+            return
+        said = {i: dict(answers[i][1]) for i in bits(self.active)}
+        for i in bits(self.dirty[kind] & self.active):
+            said[i][DIRTY] = delta(_less(unpack(said[i].get(DIRTY)), kind))
+        if await is_left_over(self.afr, self.inode.gfid, gone, said):
+            raise FopError(errno.ESTALE, f"{self.afr.name}: {self.loc} has been removed on other copies")
 
     def good(self, kind: Kind) -> int:
         """Children of the tenure whose copy is good."""
