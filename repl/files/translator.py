@@ -227,7 +227,8 @@ class Translator:
 
     async def rename(self, caller: Caller, source: Loc, target: Loc, *, flags: int = 0) -> Looked:
         """``flags``: RENAME_NOREPLACE 1, RENAME_EXCHANGE 2.  ``source`` with a gfid: ESTALE if the name has another
-        one.  The answer tells what was replaced (``replaced_of``)."""
+        one.  ``target`` with a gfid: ESTALE if that name has another one, or (the source's may be new there) none.
+        The answer tells what was replaced (``replaced_of``)."""
         return await self.child.rename(caller, source, target, flags=flags)
 
     async def readlink(self, caller: Caller, loc: Loc) -> bytes:

@@ -28,6 +28,7 @@ from repl.files.translator import FOPS, Context, Step, Translator
 from repl.files.translators.posix.names import gfid2path
 from repl.files.values import (
     NEW_LOCK,
+    NO_GFID,
     ROOT_GFID,
     Caller,
     Changed,
@@ -335,6 +336,10 @@ class MemoryBrick(Translator):
         inode = self._child(old, source.name)
         self._check_meant(source, inode)
         there = self._child(new, target.name) if target.name in new.entries else None
+        if there is not None:
+            self._check_meant(target, there)
+        elif target.gfid not in (NO_GFID, inode.iatt.gfid):
+            raise FopError(errno.ESTALE, self.name)
         if flags & NOREPLACE and there is not None:
             raise FopError(errno.EEXIST, self.name)
         if flags & EXCHANGE:

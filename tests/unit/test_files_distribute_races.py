@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
-from collections import Counter
 
 import pytest
 
@@ -14,45 +13,11 @@ from repl.files.rebalance.migration import Migration
 from repl.files.rebalance.mover import Outcome
 from repl.files.values import ROOT_GFID, FopError, Loc, SetAttr
 from tests.lib.distributed import LINKTO, Client, World
+from tests.lib.distributed_meetings import Held, check_contents, check_whole, pair, slow_down
 from tests.lib.virtual_loop import run
 
 LAYOUT = b"trusted.glusterfs.dht"
 EXPECTED = (errno.EPERM, errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR, errno.ESTALE)
-
-
-def slow_down(client: Client, dice: random.Random) -> None:
-    async def pause(_brick: str, _fop: str) -> None:
-        await asyncio.sleep(dice.choice((0, dice.random())))
-
-    client.pause = pause
-
-
-async def check_whole(world: World, folder: str = "", found: Counter[bytes] | None = None) -> Counter[bytes]:
-    """Everything that is listed can be reached, once, and says what was written into it; gfid -> names."""
-    client = world.client()
-    is_top = found is None
-    found = Counter() if found is None else found
-    entries = await client.entries(folder)
-    names = [entry.name for entry in entries]
-    assert len(set(names)) == len(names), names
-    nlinks: dict[bytes, int] = {}
-    for entry in entries:
-        path = f"{folder}/{entry.name.decode()}"
-        looked = await client.look(path)
-        assert looked.iatt.gfid == entry.gfid
-        if looked.iatt.is_directory:
-            assert len(world.stored(path)) == len(world.bricks), path
-            await check_whole(world, path, found)
-        else:
-            found[entry.gfid] += 1
-            nlinks[entry.gfid] = looked.iatt.nlink
-            assert len(world.data_at(path)) == 1, (path, world.data_at(path))
-            assert await client.read(path) == entry.gfid[-4:]
-    if is_top:
-        for gfid, nlink in nlinks.items():
-            assert found[gfid] == nlink, gfid
-    await client.idle()
-    return found
 
 
 async def work(client: Client, dice: random.Random, paths: list[str], *, has_folders: bool) -> None:
@@ -136,43 +101,6 @@ def test_distribute_name_that_is_replaced_is_never_missing(seed: int) -> None:
         assert await world.client().names() == ["target"]
 
     run(scenario())
-
-
-class Held:
-    """A client that stops once before an operation on a brick, until it may go on."""
-
-    def __init__(self, client: Client, brick: int, fop: str) -> None:
-        self.is_there, self.may_go = asyncio.Event(), asyncio.Event()
-
-        async def pause(where: str, what: str) -> None:
-            if (where, what) == (f"brick{brick}", fop) and not self.is_there.is_set():
-                self.is_there.set()
-                await self.may_go.wait()
-
-        client.pause = pause
-
-    async def reached(self, work: asyncio.Task[None]) -> None:
-        """Or the work is over."""
-        waiting = asyncio.create_task(self.is_there.wait())
-        await asyncio.wait((waiting, work), return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-
-
-async def pair(world: World) -> tuple[Client, Client]:
-    clients = world.client(), world.client()
-    for client in clients:
-        await client.look("")
-    await clients[0].mkdir("any")  # the layout of the root is known and counts
-    await clients[0].rmdir("any")
-    return clients
-
-
-async def check_contents(world: World) -> None:
-    for brick in world.bricks:
-        for gfid, inode in brick.inodes.items():
-            if inode.iatt.is_regular and LINKTO not in inode.xattrs:
-                inode.data[:] = gfid[-4:]
-    await check_whole(world)
 
 
 def test_distribute_rename_over_what_becomes_another_name_of_the_file_keeps_both() -> None:

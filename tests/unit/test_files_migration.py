@@ -19,6 +19,7 @@ from repl.files.rebalance.progress import Progress
 from repl.files.translator import Step
 from repl.files.values import ROOT_GFID, Fd, FopError, Loc, Lock, LockCommand, LockType, SetAttr
 from tests.lib.distributed import Client, Died, World
+from tests.lib.distributed_meetings import Held, misplaced, slow_down
 from tests.lib.virtual_loop import run
 
 LINKTO = b"trusted.glusterfs.dht.linkto"
@@ -30,16 +31,6 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     """Small files are moved at once; all can be moved like large ones."""
     if request.param == "in phases":
         monkeypatch.setattr(at_once, "REBALANCE_AT_ONCE_BYTES_MAX", -1)
-
-
-async def misplaced(world: World, client: Client, data: bytes = b"data", head: str = "name") -> str:
-    """A file whose data are on brick 0 and whose name belongs to brick 1."""
-    await client.look("")
-    first, name = world.name_on(client, 0, f"first-{head}"), world.name_on(client, 1, head)
-    await client.write(first, data)
-    await client.rename(first, name)
-    assert (world.data_at(name), world.links_at(name)) == ([0], [1])
-    return name
 
 
 def migration(client: Client, name: str) -> Migration:
@@ -79,21 +70,14 @@ def test_migration_waits_for_a_name_that_is_being_made() -> None:
         client, mover = world.client(), world.client()
         name = await misplaced(world, client)
         other = world.name_on(client, 1, "other")
-        is_there, may_go = asyncio.Event(), asyncio.Event()
-
-        async def pause(brick: str, fop: str) -> None:
-            if (brick, fop) == ("brick0", "link"):
-                is_there.set()
-                await may_go.wait()
-
-        client.pause = pause
+        held = Held(client, 0, "link")
         linking = asyncio.create_task(client.link(name, other))
-        await is_there.wait()  # its link file has been made
+        await held.is_there.wait()  # its link file has been made
         await mover.look("")
         moved = await migration(mover, name).run()
         assert moved.outcome is Outcome.SKIPPED
         assert "in use" in moved.reason
-        may_go.set()
+        held.may_go.set()
         await linking
         reader = world.client()
         assert await reader.names() == sorted([name, other])
@@ -203,11 +187,7 @@ def test_migration_under_writers(seed: int) -> None:
         name = await misplaced(world, clients[0], b"." * 120)
         for client in (*clients, mover):
             await client.look(name)
-
-            async def pause(_brick: str, _fop: str) -> None:
-                await asyncio.sleep(dice.choice((0, 0, dice.random())))
-
-            client.pause = pause
+            slow_down(client, dice, often=2)
         expected: dict[int, bytes] = {}
         appended: list[bytes] = []
 
@@ -371,11 +351,7 @@ def test_migration_under_truncation(seed: int) -> None:
         name = await misplaced(world, client, b"x" * 100)
         await mover.look(name)
         for each in (client, mover):
-
-            async def pause(_brick: str, _fop: str) -> None:
-                await asyncio.sleep(dice.choice((0, dice.random())))
-
-            each.pause = pause
+            slow_down(each, dice)
         model = bytearray(b"x" * 100)
 
         async def change() -> None:

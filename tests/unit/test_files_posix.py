@@ -225,7 +225,11 @@ def test_rename_tells_what_it_replaced_and_refuses_another_file_than_was_meant(t
         first, second = await new_file(brick, "first"), await new_file(brick, "second")
         await brick.setattr(ME, second, SetAttr(mode=0o1000))
         await fails(brick.rename(ME, replace(at("first"), gfid=second.gfid), at("second")), errno.ESTALE)
-        looked = await brick.rename(ME, replace(at("first"), gfid=first.gfid), at("second"))
+        for gfid, target in ((first.gfid, "second"), (second.gfid, "free")):
+            await fails(brick.rename(ME, at("first"), replace(at(target), gfid=gfid)), errno.ESTALE)
+        await brick.rename(ME, at("first"), replace(at("free"), gfid=first.gfid))  # it says what will be there
+        await brick.rename(ME, at("free"), at("first"))
+        looked = await brick.rename(ME, replace(at("first"), gfid=first.gfid), replace(at("second"), gfid=second.gfid))
         assert replaced_of(looked) == Replaced(second.gfid, stat.S_IFREG | 0o1000)
         assert replaced_of(await brick.rename(ME, at("second"), at("third"))) is None
         await brick.link(ME, Loc(gfid=first.gfid), at("fourth"))

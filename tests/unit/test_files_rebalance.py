@@ -17,6 +17,7 @@ from repl.files.rebalance.tidying import parallel_of
 from repl.files.translators.distribute.layout import LAST_HASH, unpack_range
 from repl.files.values import ROOT_GFID, FopError, Loc, StatVfs
 from tests.lib.distributed import LINKTO, Client, Died, World
+from tests.lib.distributed_meetings import slow_down
 from tests.lib.memory_brick import MemoryBrick
 from tests.lib.virtual_loop import run
 
@@ -274,11 +275,7 @@ def test_rebalance_under_load(seed: int) -> None:
         mover = world.client()
         for client in (*workers, mover):
             await client.look("")
-
-            async def pause(_brick: str, _fop: str) -> None:
-                await asyncio.sleep(dice.choice((0, dice.random())))
-
-            client.pause = pause
+            slow_down(client, dice)
         expected = await tree(world.client())
         is_over = False
 

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 
 from repl.files.answers import GONE
 from repl.files.translators.distribute import Distribute
-from repl.files.translators.distribute.links import name_of
+from repl.files.translators.distribute.links import name_of, of_file
 from repl.files.translators.distribute.marks import FILE_WANT, is_link
 from repl.files.values import Entry, Fd, FopError, Loc
 
@@ -78,5 +78,5 @@ async def _judge(dht: Distribute, loc: Loc, index: int, hashed: int) -> bool:
             if place == index or found.iatt.gfid == there.iatt.gfid:
                 return False
         log.info("%s on '%s' is left over from an interrupted rename and is removed", loc, dht.names[index])
-        await dht.undo(child.unlink(caller, loc))
+        await dht.undo(child.unlink(caller, of_file(loc, there.iatt.gfid)))
         return True

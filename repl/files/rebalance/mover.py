@@ -188,7 +188,7 @@ class Mover:
         if there.iatt.is_directory or not is_link(there.xattrs):
             raise Skipped("something else is where it belongs")
         if there.iatt.gfid != gfid or linkto_name(there.xattrs[LINKTO]) != dht.names[self.source]:
-            await dht.replace_link(self.target, name, gfid, self.source)
+            await dht.replace_link(self.target, name, gfid, self.source, there.iatt.gfid)
 
     # ---- the file ----
 
@@ -246,10 +246,10 @@ class Mover:
             await dht.undo(self._from.truncate(self._caller, self._fd, 0))
         for name, hashed in places:
             if hashed is not None and hashed not in (self.source, self.target):
-                await dht.undo(dht.replace_link(hashed, name, self._file.gfid, self.target))
+                await dht.undo(dht.repair_link_locked(name, hashed))
         for name, hashed in places:
             if hashed != self.source:
-                await dht.undo(self._from.unlink(self._caller, name))
+                await dht.undo(self._from.unlink(self._caller, of_file(name, self._file.gfid)))
 
     # ---- giving up ----
 

@@ -7,45 +7,54 @@ file in one step; until its mark goes it counts as a link file itself, so that t
 
 from __future__ import annotations
 
+import errno
 import stat
 
 from repl.files.answers import GONE
 from repl.files.rebalance.mover import Moved, Outcome, of_users
 from repl.files.translators.distribute import Distribute
-from repl.files.translators.distribute.links import name_of
+from repl.files.translators.distribute.links import name_of, of_file
 from repl.files.translators.distribute.marks import FILE_WANT, LINKTO, is_link, linkto_value
+from repl.files.translators.distribute.renames import NOREPLACE
 from repl.files.values import Caller, FopError, Loc, Looked, SetAttr
 
 
 async def move_special(dht: Distribute, loc: Loc, source: int, target: int) -> Moved:
     loc, caller = name_of(loc), dht.owner()
     async with dht.locked_names((target, loc)):
-        try:
-            found = await dht.subvolumes[source].lookup(caller, loc, want=FILE_WANT)
-        except FopError as error:
-            if error.errno not in GONE:
-                raise
+        answers = await dht.ask((source, target), lambda i, c: c.lookup(caller, loc, want=FILE_WANT))
+        found, there = answers[source], answers[target]
+        for answer in (found, there):
+            if isinstance(answer, OSError) and answer.errno not in GONE:
+                raise answer
+        if isinstance(found, OSError):
             return Moved(Outcome.GONE)
         if is_link(found.xattrs) or found.iatt.is_regular or found.iatt.is_directory:
             return Moved(Outcome.GONE)
         if found.iatt.nlink > 1:
             return Moved(Outcome.SKIPPED, reason="it has several names")
-        hidden = Loc(parent=loc.parent, name=dht.hidden_name(found.iatt.gfid))
-        gfid = await _make(dht, hidden, found, source, target)
+        if isinstance(there, Looked) and not is_link(there.xattrs):
+            return Moved(Outcome.SKIPPED, reason="something else is where it belongs")
+        new = Loc(dht.context.new_gfid(), loc.parent, dht.hidden_name(found.iatt.gfid))
+        await _make(dht, new, found, source, target)
+        # Neither what a client has put in the place of the link file meanwhile goes, nor what it has put on its own.
+        place, flags = (of_file(loc, there.iatt.gfid), 0) if isinstance(there, Looked) else (loc, NOREPLACE)
         try:
-            await dht.subvolumes[target].rename(caller, hidden, loc)
-        except OSError:
-            await dht.undo(dht.subvolumes[target].unlink(caller, hidden))
-            raise
-        await dht.subvolumes[target].removexattr(caller, Loc(gfid=gfid), LINKTO)
-        await dht.undo(dht.subvolumes[source].unlink(caller, loc))
+            await dht.subvolumes[target].rename(caller, new, place, flags=flags)
+        except FopError as error:
+            await dht.undo(dht.subvolumes[target].unlink(caller, new))
+            if error.errno not in (errno.ESTALE, errno.EEXIST):
+                raise
+            return Moved(Outcome.GONE, reason=str(error))
+        await dht.subvolumes[target].removexattr(caller, Loc(gfid=new.gfid), LINKTO)
+        await dht.undo(dht.subvolumes[source].unlink(caller, of_file(loc, found.iatt.gfid)))
         dht.files.drop(found.iatt.gfid)
         dht.known_names.drop((loc.parent, loc.name))
         return Moved(Outcome.MOVED)
 
 
-async def _make(dht: Distribute, hidden: Loc, found: Looked, source: int, target: int) -> bytes:
-    iatt, gfid, ours = found.iatt, dht.context.new_gfid(), dht.owner()
+async def _make(dht: Distribute, new: Loc, found: Looked, source: int, target: int) -> None:
+    iatt, gfid, hidden, ours = found.iatt, new.gfid, name_of(new), dht.owner()
     caller = Caller(uid=iatt.uid, gid=iatt.gid, client=ours.client, is_internal=True)
     child, file = dht.subvolumes[target], Loc(gfid=iatt.gfid)
     extra = {**of_users(await dht.subvolumes[source].getxattr(ours, file)), LINKTO: linkto_value(dht.names[source])}
@@ -57,4 +66,3 @@ async def _make(dht: Distribute, hidden: Loc, found: Looked, source: int, target
         await child.mknod(caller, hidden, mode=iatt.mode, rdev=iatt.rdev, gfid=gfid, extra=extra)
         attributes.mode = stat.S_IMODE(iatt.mode)
     await child.setattr(ours, Loc(gfid=gfid), attributes)
-    return gfid

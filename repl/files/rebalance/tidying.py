@@ -23,7 +23,7 @@ from repl.files.rebalance.mover import Moved, Outcome, mover_domain
 from repl.files.rebalance.progress import Progress
 from repl.files.rebalance.special import move_special
 from repl.files.translators.distribute import Distribute
-from repl.files.translators.distribute.links import name_of
+from repl.files.translators.distribute.links import name_of, of_file
 from repl.files.translators.distribute.marks import FILE_WANT, INCOMING, is_link
 from repl.files.values import Entry, FopError, Loc, LockCommand, Looked
 
@@ -190,7 +190,7 @@ class Tidying:
             place, _ = await dht.find(dht.owner(), named)
             there = await dht.subvolumes[index].lookup(dht.owner(), named, want=FILE_WANT)
             if place != index and is_link(there.xattrs) and not await self._is_moving(place, there):
-                await dht.undo(dht.subvolumes[index].unlink(dht.owner(), named))
+                await dht.undo(dht.subvolumes[index].unlink(dht.owner(), of_file(named, there.iatt.gfid)))
         return True
 
     async def _is_moving(self, place: int, there: Looked) -> bool:

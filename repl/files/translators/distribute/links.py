@@ -153,7 +153,7 @@ class Links(Directories):
         if there is None:
             await self.make_link(index, loc, gfid, data)
         elif there.iatt.gfid != gfid or linkto_name(there.xattrs[LINKTO]) != self.names[data]:
-            await self.replace_link(index, loc, gfid, data)
+            await self.replace_link(index, loc, gfid, data, there.iatt.gfid)
 
     async def _forget_migration(self, index: int, gfid: bytes) -> None:
         """The target of a migration has become the file."""
@@ -179,18 +179,20 @@ class Links(Directories):
         if is_link(looked.xattrs):
             await child.unlink(caller, of_file(loc, looked.iatt.gfid))
 
-    async def replace_link(self, index: int, loc: Loc, gfid: bytes, target: int) -> None:
-        """What is at the name gives way to a link file, in one step."""
-        hidden = Loc(parent=loc.parent, name=self.hidden_name(gfid))
+    async def replace_link(self, index: int, loc: Loc, gfid: bytes, target: int, old: bytes) -> None:
+        """The link file ``old`` gives way to another one, in one step.  ESTALE: something else has its name by now, or
+        nothing."""
         child, caller = self.subvolumes[index], self.owner()
+        if old == gfid:
+            await child.setxattr(caller, Loc(gfid=gfid), {LINKTO: linkto_value(self.names[target])})
+            return
+        hidden = Loc(gfid, loc.parent, self.hidden_name(gfid))
         await self.make_link(index, hidden, gfid, target)
         try:
-            await child.rename(caller, hidden, name_of(loc))
+            await child.rename(caller, hidden, of_file(loc, old))
         except OSError:
             await self.undo(child.unlink(caller, hidden))
             raise
-        # Two names of one file: rename has done nothing.
-        await self.undo(child.unlink(caller, hidden))
 
     async def undo(self, call: Awaitable[Any]) -> None:
         """Best effort."""

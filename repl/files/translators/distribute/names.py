@@ -224,7 +224,7 @@ class Names(Files):
                     raise
                 looked = await child.link(caller, source, loc)
             if is_suspicious(looked.iatt) and (await self.settled_phase(place, source)).is_link:
-                await self.undo(child.unlink(caller, loc))
+                await self.undo(child.unlink(caller, of_file(loc, source.gfid)))
                 await self.undo(self.subvolumes[index].unlink(self.owner(), of_file(loc, source.gfid)))
                 raise FopError(errno.ESTALE, f"{self.name}: {source} has moved")
             return looked, place
@@ -255,7 +255,12 @@ class Names(Files):
         looked = await child.lookup(caller, name_of(loc), want=FILE_WANT)
         if looked.iatt.is_directory:
             return False
-        await child.unlink(caller, name_of(loc))
+        try:
+            await child.unlink(caller, of_file(loc, looked.iatt.gfid))
+        except FopError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            return False
         return True
 
     # ---- removing ----
@@ -296,7 +301,8 @@ class Names(Files):
             reached.add(at)
             at = self.number_of.get(linkto_name(found[at].xattrs.get(LINKTO, b""))) if at in found else None
         others = [i for i in found if i not in reached]
-        removed: dict[int, Looked] = good_of(await self.ask(others, lambda i, c: c.unlink(caller, loc)))
+        answers = await self.ask(others, lambda i, c: c.unlink(caller, of_file(loc, found[i].iatt.gfid)))
+        removed: dict[int, Looked] = good_of(answers)
         return next((a for i, a in removed.items() if not is_link(found[i].xattrs)), None)
 
     def _unlinked(self, loc: Loc, looked: Looked) -> Looked:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from repl.files.answers import GONE
 from repl.files.replaced import Replaced, replaced_of
-from repl.files.translator import Step
+from repl.files.translator import Step, Translator
 from repl.files.translators.distribute.links import name_of, of_file
 from repl.files.translators.distribute.marks import LINK_MODE, LINKTO, is_suspicious, linkto_value
 from repl.files.translators.distribute.trees import Trees
@@ -205,17 +205,19 @@ class Renames(Trees):
     async def _drop_replaced(self, plan: Plan, index: int) -> None:
         """What was at the new name: another file takes its place for a moment, because what a rename replaces on a
         brick can be opened for a while yet by those who looked the name up just before."""
-        caller, value = self.owner(), linkto_value(self.names[plan.at])
+        assert plan.there is not None
+        caller, value, gfid = self.owner(), linkto_value(self.names[plan.at]), self.context.new_gfid()
         hidden = Loc(parent=plan.target.parent, name=self.hidden_name(plan.gfid))
-        made = {"mode": LINK_MODE, "rdev": 0, "gfid": self.context.new_gfid(), "extra": {LINKTO: value}}
-        steps = [Step("mknod", (hidden,), made), Step("rename", (hidden, plan.target)), Step("unlink", (plan.target,))]
+        old, new = of_file(plan.target, plan.there.iatt.gfid), of_file(plan.target, gfid)
+        made = {"mode": LINK_MODE, "rdev": 0, "gfid": gfid, "extra": {LINKTO: value}}
+        steps = [Step("mknod", (hidden,), made), Step("rename", (hidden, old)), Step("unlink", (new,))]
         try:
             answers = await self.subvolumes[index].compound(caller, steps)
         except OSError as error:
             answers = [error]
         if isinstance(answers[-1], OSError):
-            await self.undo(self.subvolumes[index].unlink(caller, plan.target))
-            await self.undo(self.subvolumes[index].unlink(caller, hidden))
+            for left in (old, new, of_file(hidden, gfid)):
+                await self.undo(self.subvolumes[index].unlink(caller, left))
 
     def _moved(self, plan: Plan, looked: Looked) -> Looked:
         self.known_names.drop((plan.source.parent, plan.source.name))
@@ -229,7 +231,7 @@ class Renames(Trees):
 
     async def _move_across(self, caller: Caller, plan: Plan) -> Looked:
         data, holder, own = self.need(plan.at, plan.source), self.subvolumes[plan.hashed], self.owner()
-        hidden = Loc(parent=plan.target.parent, name=self.hidden_name(plan.gfid))
+        hidden = Loc(plan.gfid, plan.target.parent, self.hidden_name(plan.gfid))
         await self._keep_replaced(plan)
         await self.make_link(plan.hashed, hidden, plan.gfid, plan.at)
         try:
@@ -237,7 +239,7 @@ class Renames(Trees):
             try:
                 await holder.rename(own, hidden, plan.target)
             except OSError as error:
-                await self.undo(data.unlink(own, plan.target))
+                await self.undo(data.unlink(own, of_file(plan.target, plan.gfid)))
                 if error.errno == errno.ENOENT:  # a rebalance has taken it for something left over
                     raise FopError(errno.ESTALE, f"{self.name}: the link file of {plan.target} is gone") from error
                 raise
@@ -262,15 +264,19 @@ class Renames(Trees):
             if error.errno != errno.EEXIST:
                 raise
             if plan.there_at is not None:  # what is here is not what the name leads to, and never will be
-                await self.undo(data.unlink(self.owner(), plan.target))
+                await self.undo(self._drop_unreached(data, plan.target))
             elif not await self.remove_left_over(plan.at, plan.target):
                 raise FopError(errno.ESTALE, f"{self.name}: {plan.target} has come into being") from error
             looked = await data.link(caller, file, plan.target)
         if is_suspicious(looked.iatt) and (await self.settled_phase(plan.at, file)).is_link:
-            await self.undo(data.unlink(self.owner(), plan.target))
+            await self.undo(data.unlink(self.owner(), of_file(plan.target, plan.gfid)))
             self.files.drop(plan.gfid)
             raise FopError(errno.ESTALE, f"{self.name}: {plan.source} has moved")
         return looked
+
+    async def _drop_unreached(self, child: Translator, loc: Loc) -> None:
+        here = await child.lookup(self.owner(), loc)
+        await child.unlink(self.owner(), of_file(loc, here.iatt.gfid))
 
     # ---- exchange ----
 

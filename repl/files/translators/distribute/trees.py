@@ -18,7 +18,7 @@ from repl.files.answers import GONE, errors_of, good_of
 from repl.files.translator import Step, Translator
 from repl.files.translators.distribute.base import NO_LOCKS, telling_error
 from repl.files.translators.distribute.layout import COMMIT_NONE, Range, new_layout
-from repl.files.translators.distribute.links import name_of
+from repl.files.translators.distribute.links import name_of, of_file
 from repl.files.translators.distribute.marks import (
     FILE_WANT,
     MDS,
@@ -142,22 +142,22 @@ class Trees(Names):
         if there.iatt.is_directory:
             await child.rmdir(self.owner(), name_of(loc))
         else:
-            await child.unlink(self.owner(), name_of(loc))
+            await child.unlink(self.owner(), of_file(loc, there.iatt.gfid))
         return await child.mkdir(caller, loc, mode=mode, gfid=gfid, extra=extra)
 
     # ---- emptiness ----
 
-    async def links_in(self, gfid: bytes) -> dict[int, list[bytes]]:
+    async def links_in(self, gfid: bytes) -> dict[int, list[Entry]]:
         """What may go from an otherwise empty directory, by subvolume: link files, and left-overs.  ENOTEMPTY."""
         answers = await self.ask(self.up_ones, lambda i, c: self._unreachable(i, gfid))
         if errors := {i: e for i, e in errors_of(answers).items() if e.errno not in GONE}:
             raise telling_error(errors)
         return good_of(answers)
 
-    async def _unreachable(self, index: int, gfid: bytes) -> list[bytes]:
+    async def _unreachable(self, index: int, gfid: bytes) -> list[Entry]:
         child, caller, fd = self.subvolumes[index], self.owner(), Fd(gfid, is_directory=True)
         await child.opendir(caller, Loc(gfid=gfid), fd)
-        names: list[bytes] = []
+        found: list[Entry] = []
         try:
             offset = 0
             while True:
@@ -165,13 +165,13 @@ class Trees(Names):
                     caller, fd, size=_LISTING_BYTES, offset=offset, want=FILE_WANT
                 )
                 if not part:
-                    return names
+                    return found
                 for entry in part:
                     if entry.name in (b".", b".."):
                         continue
                     if not is_link(entry.xattrs) and not await self._is_left_over(index, gfid, entry):
                         raise FopError(errno.ENOTEMPTY, f"{self.name}: {child.name}")
-                    names.append(entry.name)
+                    found.append(entry)
                 offset = part[-1].offset
         finally:
             await child.release(fd)
@@ -191,9 +191,9 @@ class Trees(Names):
     async def clear_links(self, gfid: bytes) -> None:
         """What is left in an empty directory.  ENOTEMPTY."""
         caller = self.owner()
-        for index, names in (await self.links_in(gfid)).items():
-            for name in names:
-                await self.undo(self.subvolumes[index].unlink(caller, Loc(parent=gfid, name=name)))
+        for index, entries in (await self.links_in(gfid)).items():
+            for entry in entries:
+                await self.undo(self.subvolumes[index].unlink(caller, Loc(entry.gfid, gfid, entry.name)))
 
     # ---- removing ----
 

@@ -210,6 +210,10 @@ class Remover:
             new: _Name | None = self._name(target)
         except FileNotFoundError:
             new = None
+        if new is not None:
+            _check_meant(target, new.gfid)
+        elif target.gfid != old.gfid:  # which says what will be there
+            _check_meant(target, NO_GFID)
         if flags & calls.RENAME_EXCHANGE:
             if new is None:
                 raise FopError(errno.ENOENT)
