@@ -12,6 +12,7 @@ from typing import Any
 from repl.files.values import ROOT_GFID, Caller, Loc
 from tests.lib.distributed import LINKTO, Client, World
 
+LAYOUT = b"trusted.glusterfs.dht"
 _ANOTHER = Caller(client="another")
 
 
@@ -73,6 +74,12 @@ async def put_in_place(world: World, brick: int, name: str, folder: bytes = ROOT
     await child.mknod(_ANOTHER, hidden, mode=stat.S_IFREG | 0o644, rdev=0, gfid=gfid)
     await child.rename(_ANOTHER, hidden, Loc(parent=folder, name=name.encode()))
     return gfid
+
+
+def change_layout(world: World, one: int, other: int) -> None:
+    """What belonged to one brick belongs to the other one, and the other way round; a miss is not final any more."""
+    first, second = (world.bricks[index].inodes[ROOT_GFID].xattrs for index in (one, other))
+    first[LAYOUT], second[LAYOUT] = (b"\0\0\0\1" + xattrs[LAYOUT][4:] for xattrs in (second, first))
 
 
 async def check_whole(world: World, folder: str = "", found: Counter[bytes] | None = None) -> Counter[bytes]:

@@ -180,8 +180,8 @@ class Links(Directories):
             await child.unlink(caller, of_file(loc, looked.iatt.gfid))
 
     async def replace_link(self, index: int, loc: Loc, gfid: bytes, target: int, old: bytes) -> None:
-        """The link file ``old`` gives way to another one, in one step.  ESTALE: something else has its name by now, or
-        nothing."""
+        """The link file (or file) ``old`` gives way to a link file, in one step.  ESTALE: something else has its name
+        by now, or nothing."""
         child, caller = self.subvolumes[index], self.owner()
         if old == gfid:
             await child.setxattr(caller, Loc(gfid=gfid), {LINKTO: linkto_value(self.names[target])})

@@ -14,7 +14,7 @@ import os
 import stat
 from typing import Any
 
-from repl.files.answers import GONE, errors_of, good_of
+from repl.files.answers import GONE, Answers, errors_of, good_of
 from repl.files.translator import Step
 from repl.files.translators.distribute.caches import Directory
 from repl.files.translators.distribute.files import Files
@@ -206,7 +206,9 @@ class Names(Files):
 
     async def _link_at(self, caller: Caller, source: Loc, loc: Loc, index: int, place: int) -> tuple[Looked, int]:
         if place == index:
-            looked: Looked = await self.with_layout(caller, Step("link", (source, loc)), loc, place)
+            looked, is_true = await self.with_layout(caller, Step("link", (source, loc)), loc, place)
+            if not is_true:
+                await self._claim_link(loc, source.gfid, place)
             if is_suspicious(looked.iatt) and (await self.settled_phase(place, source)).is_link:
                 await self.undo(self.subvolumes[place].unlink(caller, of_file(loc, source.gfid)))
                 raise FopError(errno.ESTALE, f"{self.name}: {source} has moved")
@@ -229,8 +231,16 @@ class Names(Files):
                 raise FopError(errno.ESTALE, f"{self.name}: {source} has moved")
             return looked, place
 
-    async def with_layout(self, caller: Caller, step: Step, loc: Loc, index: int) -> Looked:
-        """A change of a name on one subvolume, and a look at whether the name still belongs there."""
+    async def _claim_link(self, loc: Loc, gfid: bytes, place: int) -> None:
+        async with self.names_kept(loc) as (index,):
+            try:
+                await self.claim_name(loc, gfid, place, index, replaces=False)
+            except OSError:
+                await self.undo(self.subvolumes[place].unlink(self.owner(), of_file(loc, gfid)))
+                raise
+
+    async def with_layout(self, caller: Caller, step: Step, loc: Loc, index: int) -> tuple[Looked, bool]:
+        """A change of a name on one subvolume, and whether the name still belongs there as far as we know."""
         directory = Loc(gfid=loc.parent)
         answers = await self.subvolumes[index].compound(
             caller, [step, Step("stat", (directory,), {"want": (self.layout_key,)})]
@@ -239,11 +249,44 @@ class Names(Files):
             raise answers[0]
         known = self.directories.get(loc.parent)
         there = answers[-1].xattrs.get(self.layout_key) if not isinstance(answers[-1], OSError) else None
-        if known is None or there != known.raw.get(index):
+        is_true = known is not None and there == known.raw.get(index)
+        if not is_true:
             self.directories.drop(loc.parent)
-            await self.verify_names([(index, loc)])
-        looked: Looked = answers[0]
-        return looked
+        return answers[0], is_true
+
+    async def claim_name(self, loc: Loc, gfid: bytes, place: int, index: int, *, replaces: bool) -> None:
+        """A file has got a name on ``place``, and the name belongs to ``index``, perhaps since a moment ago: there it
+        gets its link file, in place of what is there.  The name is locked.  EEXIST, EISDIR: it is taken."""
+        if place == index:
+            return
+        caller = self.owner()
+        looked: Answers = await self.ask((place, index), lambda i, c: c.lookup(caller, loc, want=FILE_WANT))
+        for error in errors_of(looked).values():
+            if error.errno not in GONE:
+                raise error
+        found: dict[int, Looked] = good_of(looked)
+        if place not in found or found[place].iatt.gfid != gfid or is_link(found[place].xattrs):
+            return  # somebody has gone on with it
+        there = found.get(index)
+        if there is None or there.iatt.gfid == gfid:
+            await self.repair_link_locked(loc, index)
+            return
+        if there.iatt.is_directory:
+            raise FopError(errno.EISDIR if replaces else errno.EEXIST, str(loc))
+        if not replaces and await self._is_taken(loc):
+            raise FopError(errno.EEXIST, str(loc))
+        await self.keep_open(there.iatt.gfid, index)
+        await self.replace_link(index, loc, gfid, place, there.iatt.gfid)
+        await self.clear_unreachable(loc, index)
+
+    async def _is_taken(self, loc: Loc) -> bool:
+        try:
+            await self.find(self.owner(), loc)
+        except FopError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return False
+        return True
 
     async def remove_left_over(self, place: int, loc: Loc) -> bool:
         """Data at a name that has no link file (we hold the name's lock): a crash left them, nobody can reach them.
@@ -272,19 +315,28 @@ class Names(Files):
         if known is None or known[1] != index:
             return self._unlinked(loc, await self._unlink_found(caller, named, index))
         await self.keep_open(known[0], index)
-        looked: Looked = await self.subvolumes[index].unlink(caller, named)
-        self.known_names.drop((loc.parent, loc.name))
-        return self._unlinked(loc, await self._after_unlink(named, index, looked))
+        return self._unlinked(loc, await self._unlink_alone(caller, named, index))
 
-    async def _after_unlink(self, loc: Loc, index: int, looked: Looked) -> Looked:
-        """Where a name belongs it was removed, without a lock: was it the file?"""
+    async def _unlink_alone(self, caller: Caller, loc: Loc, index: int) -> Looked:
+        """Where a name belongs it is removed, without a lock.  Was it the file?"""
+        try:
+            looked: Looked = await self.subvolumes[index].unlink(caller, loc)
+        except FopError as error:
+            if error.errno != errno.ENOENT or await self.is_fresh(loc, index):
+                raise
+            async with self.names_kept(loc) as (index,):
+                return await self._unlink_locked(caller, loc, index)
+        finally:
+            self.known_names.drop((loc.parent, loc.name))
         if not is_suspicious(looked.iatt):
             return looked
         if not looks_like_link(looked.iatt):
             await self._unlink_links(loc, index)  # it was being migrated
             return looked
-        # Another client has moved the name since; what it led to goes as well.
-        async with self.names_kept(loc) as (index,):
+        async with self.names_kept(loc) as (now,):
+            if now != index:  # it has gone where it belongs by another layout
+                return await self._unlink_locked(caller, loc, now, looked)
+            # Another client has moved the name since; what it led to goes as well.
             return await self.clear_unreachable(loc, index) or looked
 
     async def clear_unreachable(self, loc: Loc, index: int) -> Looked | None:
@@ -316,29 +368,30 @@ class Names(Files):
         place, found = await self.find(caller, loc)
         if found.iatt.is_directory:
             raise FopError(errno.EISDIR, str(loc))
-        self.known_names.drop((loc.parent, loc.name))
         await self.keep_open(found.iatt.gfid, place)
         if place == index and not stat.S_ISVTX & found.iatt.mode:
-            looked: Looked = await self.subvolumes[place].unlink(caller, loc)
-            return await self._after_unlink(loc, index, looked)
+            return await self._unlink_alone(caller, loc, index)
         async with self.names_kept(loc) as (index,):
-            removed: Looked | None = None
-            while True:
-                try:
-                    place, found = await self.find(caller, loc)
-                except FopError as error:
-                    if error.errno != errno.ENOENT or removed is None:
-                        raise
-                    return await self.clear_unreachable(loc, index) or removed
-                if found.iatt.is_directory:
-                    raise FopError(errno.EISDIR, str(loc))
-                await self.keep_open(found.iatt.gfid, place)
-                removed = await self.need(place, loc).unlink(caller, loc)
-                self.known_names.drop((loc.parent, loc.name))
-                if not looks_like_link(removed.iatt):
-                    await self._unlink_links(loc, place)
-                    return removed
-                # It was moved away in this moment, and only a link file was removed.
+            return await self._unlink_locked(caller, loc, index)
+
+    async def _unlink_locked(self, caller: Caller, loc: Loc, index: int, removed: Looked | None = None) -> Looked:
+        """``removed``: its link file, already."""
+        while True:
+            try:
+                place, found = await self.find(caller, loc)
+            except FopError as error:
+                if error.errno != errno.ENOENT or removed is None:
+                    raise
+                return await self.clear_unreachable(loc, index) or removed
+            if found.iatt.is_directory:
+                raise FopError(errno.EISDIR, str(loc))
+            await self.keep_open(found.iatt.gfid, place)
+            removed = await self.need(place, loc).unlink(caller, loc)
+            self.known_names.drop((loc.parent, loc.name))
+            if not looks_like_link(removed.iatt):
+                await self._unlink_links(loc, place)
+                return removed
+            # It was moved away in this moment, and only a link file was removed.
 
     async def _unlink_links(self, loc: Loc, place: int) -> None:
         """Link files of a name without data."""

@@ -86,7 +86,7 @@ class Renames(Trees):
         if plan.is_alone and not is_suspicious(found.iatt):
             try:
                 # If there is something now, perhaps a link file, others take part.
-                return await self._move_alone(caller, plan)
+                return await self._move_alone(caller, plan, flags)
             except FopError as error:
                 gone = errno.ENOENT if plan.there is not None else errno.EEXIST
                 if error.errno not in (errno.EEXIST, errno.ESTALE, gone) or flags == NOREPLACE:
@@ -126,20 +126,24 @@ class Renames(Trees):
         if plan.there is not None and plan.there_at is not None:
             await self.keep_open(plan.there.iatt.gfid, plan.there_at)
 
-    async def _move_alone(self, caller: Caller, plan: Plan) -> Looked:
-        """Without locks.  Who holds them may have moved either name a moment ago: the answer tells."""
+    async def _move_alone(self, caller: Caller, plan: Plan, flags: int) -> Looked:
+        """Without locks.  Who holds them may have moved either name a moment ago, or the layout may have changed: the
+        answer tells."""
         await self._keep_replaced(plan)
         # What has come to the old name since, perhaps one copy of a directory, stays there.
         source = of_file(plan.source, plan.gfid)
         step = Step("rename", (source, plan.target), {"flags": NOREPLACE if plan.there is None else 0})
-        looked = await self.with_layout(caller, step, plan.target, plan.at)
+        looked, is_true = await self.with_layout(caller, step, plan.target, plan.at)
         replaced = replaced_of(looked)
         if _is_same(replaced, looked):
             return self.shown(looked, ())
         if await self._is_elsewhere(plan, looked):
-            async with self.names_kept(plan.source, plan.target) as (_, hashed):
+            async with self.names_kept(plan.source, plan.target) as (plan.source_hashed, plan.hashed):
                 looked = await self._follow_file(caller, plan)
-                await self.clear_unreachable(plan.target, hashed)
+                await self.clear_unreachable(plan.target, plan.hashed)
+        elif not is_true:
+            async with self.names_kept(plan.source, plan.target) as (plan.source_hashed, plan.hashed):
+                await self._claim_target(plan, replaced, flags)
         elif replaced is not None and replaced.mode == LINK_MODE:
             async with self.names_kept(plan.target) as (hashed,):
                 await self.clear_unreachable(plan.target, hashed)
@@ -162,6 +166,18 @@ class Renames(Trees):
         else:
             await self._clean_up(plan)
         return self._moved(plan, looked)
+
+    async def _claim_target(self, plan: Plan, replaced: Replaced | None, flags: int) -> None:
+        """The layout has changed.  What has got the new name where it belongs now was not seen by the rename."""
+        try:
+            await self.claim_name(plan.target, plan.gfid, plan.at, plan.hashed, replaces=flags != NOREPLACE)
+        except OSError:
+            if replaced is None:
+                source, target = of_file(plan.source, plan.gfid), of_file(plan.target, plan.gfid)
+                await self.undo(self.subvolumes[plan.at].rename(self.owner(), target, source, flags=NOREPLACE))
+            raise
+        if replaced is not None and replaced.mode == LINK_MODE:
+            await self.clear_unreachable(plan.target, plan.hashed)
 
     async def _is_elsewhere(self, plan: Plan, looked: Looked) -> bool:
         """What was renamed is a link file by now."""
