@@ -17,6 +17,7 @@ from repl.files.rebalance.migration import Migration
 from repl.files.rebalance.mover import Moved, Outcome
 from repl.files.rebalance.progress import Progress
 from repl.files.translator import Step
+from repl.files.translators.distribute.marks import MIGRATION
 from repl.files.values import ROOT_GFID, Fd, FopError, Loc, Lock, LockCommand, LockType, SetAttr
 from tests.lib.distributed import Client, Died, World
 from tests.lib.distributed_meetings import Held, misplaced, slow_down
@@ -275,6 +276,28 @@ def test_a_new_mode_does_not_hide_a_migration_from_writers() -> None:
     while run(is_reached(step)):
         step += 1
     assert step > 25
+
+
+@pytest.mark.parametrize("bricks", [1, 2])
+def test_a_mode_can_be_set_when_the_other_subvolume_of_a_migration_is_no_more(bricks: int) -> None:
+    """docs/files.md tells how: without distribute the brick refuses it for ever."""
+
+    async def scenario() -> None:
+        world = World(bricks)
+        client = world.client()
+        gfid = await client.write("file", b"data")
+        loc = Loc(gfid=gfid)
+        inode = next(iter(world.stored("file").values()))
+        inode.iatt.mode |= 0o3000
+        inode.xattrs |= {LINKTO: b"no more\0", MIGRATION: (0o644).to_bytes(4, "big")}
+        with pytest.raises(FopError) as refused:
+            await world.bricks[next(iter(world.stored("file")))].setattr(client.caller, loc, SetAttr(mode=0o600))
+        assert refused.value.errno == errno.EBUSY
+        await client.dht.setattr(client.caller, loc, SetAttr(mode=0o600))
+        assert (await world.client().look("file")).iatt.mode == inode.iatt.mode == 0o100600
+        assert await world.client().read("file") == b"data"
+
+    run(scenario())
 
 
 def test_an_append_that_the_end_of_a_migration_overtakes_leaves_no_hole() -> None:

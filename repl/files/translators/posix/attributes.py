@@ -88,7 +88,7 @@ def check_marks(node: Node) -> None:
         if error.errno != errno.ENODATA:
             raise
         return  # a user's sticky bit
-    raise FopError(errno.EBUSY, "it is a link file, or is being moved")
+    raise FopError(errno.EBUSY, "it is a link file of cluster/distribute, or is being moved by it")
 
 
 def setattr_node(node: Node, attributes: SetAttr) -> Changed:
