@@ -13,7 +13,7 @@ import asyncio
 import os
 import random
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Container
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +40,8 @@ class Model:
     alive: set[bytes] = field(default_factory=set)
     directories: set[bytes] = field(default_factory=set)
     ever: dict[Key, set[bytes]] = field(default_factory=dict)
+    replaced: set[bytes] = field(default_factory=set)  # by a rename, on a copy that had them still at that name
+    history: dict[bytes, set[Any]] = field(default_factory=dict)  # all that a file has had: parts, modes, colors
 
     def at(self, key: Key) -> set[bytes | None]:
         return self.names.setdefault(key, {None})
@@ -69,7 +71,8 @@ class Model:
 
     def check_split(self, trees: list[dict[bytes, Any]], split: set[bytes], names: set[Key]) -> None:
         """Where one copy is enough: each side may have gone on alone.  What is different on two bricks must have been
-        told (``split`` inodes, ``names``); removals may be undone, nothing else may be lost."""
+        told (``split`` inodes, ``names``); removals may be undone, nothing else may be lost.  A file that was renamed
+        on one side, and replaced under its old name on the other one, is there with what the one side has of it."""
         found = {about[0] for tree in trees for about in tree.values()}
         here: dict[Key, set[bytes]] = {}
         for tree in trees:
@@ -82,7 +85,7 @@ class Model:
                 here.setdefault(key, set()).add(about[0])
                 assert about[0] in self.ever.get(key, set()), f"{path!r} is not what was made there"
                 if stat.S_ISREG(about[1]) and about[0] not in split and about[0] in self.alive:
-                    self._check_file(path, about)
+                    self._check_file(path, about, self.history[about[0]] if about[0] in self.replaced else set())
         for key, possible in self.names.items():
             if None not in possible and key[0] in found:
                 moved = possible & self.directories & found  # it has one place, and each side may have had another
@@ -100,17 +103,21 @@ class Model:
                 continue
             assert len({str(tree.get(path)) for tree in trees}) == 1, f"{path!r} differs and nobody says so"
 
-    def _check_file(self, path: bytes, about: Any) -> None:
+    def _check_file(self, path: bytes, about: Any, before: Container[Any] = ()) -> None:
+        """``before``: what it may have as well."""
         gfid, mode, _, _, _, xattrs, data = about[:7]
-        assert stat.S_IMODE(mode) in self.modes.get(gfid, {stat.S_IMODE(mode)}), f"{path!r}: mode"
+        mode = stat.S_IMODE(mode)
+        assert mode in self.modes.get(gfid, {mode}) or mode in before, f"{path!r}: mode"
         if gfid in self.colors:
-            assert xattrs.get(b"user.color") in self.colors[gfid], f"{path!r}: attribute"
+            color = xattrs.get(b"user.color")
+            assert color in self.colors[gfid] or color in before, f"{path!r}: attribute"
         for part, offset in enumerate(PARTS):
             possible = self.parts.get((gfid, part), {b""})
             here = data[offset : offset + PART_BYTES]
             if not here.strip(b"\0"):
                 here = b""
-            assert here in possible, f"{path!r}: part {part} is {here!r}, not one of {possible}"
+            is_possible = here in possible or (part, here) in before
+            assert is_possible, f"{path!r}: part {part} is {here!r}, not one of {possible}"
 
 
 class Load:
@@ -173,6 +180,7 @@ class Load:
         self.model.modes[gfid] = {0o644}
         self.model.note(key, gfid)
         value = self._value()
+        self.model.history[gfid] = {0o644, None, *((part, b"") for part in range(len(PARTS))), (0, value)}
         async with self._changing([(self.model.at(key), {gfid})]):
             await self.afr.create(self.caller, loc, fd, flags=os.O_RDWR | os.O_EXCL, mode=0o644, gfid=gfid)
         self.model.alive.add(gfid)
@@ -203,6 +211,7 @@ class Load:
         try:
             for _ in range(self.random.choice((1, 1, 3))):
                 value = self._value()
+                self.model.history[gfid].add((part, value))
                 async with self._changing([(self.model.parts.setdefault((gfid, part), {b""}), {value})]):
                     await self.afr.writev(self.caller, fd, value, offset=PARTS[part])
         finally:
@@ -229,6 +238,7 @@ class Load:
         if (known := self._known()) is None:
             return
         mode = self.random.choice(MODES)
+        self.model.history[known[1]].add(mode)
         async with self._changing([(self.model.modes[known[1]], {mode})]):
             await self.afr.setattr(self.caller, Loc(gfid=known[1]), SetAttr(mode=mode))
 
@@ -236,6 +246,7 @@ class Load:
         if (known := self._known()) is None:
             return
         value = self._value()
+        self.model.history[known[1]].add(value)
         async with self._changing([(self.model.colors.setdefault(known[1], {None}), {value})]):
             await self.afr.setxattr(self.caller, Loc(gfid=known[1]), {b"user.color": value})
 
@@ -251,6 +262,7 @@ class Load:
         if any(g in self.model.directories for g in there if g) or gfid in self.model.directories and there != {None}:
             return
         self.model.alive -= {g for g in there if g}
+        self.model.replaced |= self.client.world.named(*target) - there
         for moved in {gfid, *self.model.ever.get(key, set())}:  # an old copy alone may have another one there
             self.model.note(target, moved)
         source, place = Loc(gfid, key[0], key[1]), Loc(parent=target[0], name=target[1])

@@ -374,6 +374,11 @@ class World:
                         found[where] = struct.unpack(">3i", value)
         return found
 
+    def named(self, parent: bytes, name: bytes) -> set[bytes]:
+        """What any brick has there."""
+        places = [brick.inodes[parent].entries for brick in self.bricks if parent in brick.inodes]
+        return {entries[name][1] for entries in places if name in entries}
+
     def tree(self, index: int) -> dict[bytes, Any]:
         """Path -> what is there, without times."""
         brick = self.bricks[index]

@@ -135,6 +135,41 @@ def test_what_is_made_while_a_heal_looks_at_the_directory_is_kept(is_held: bool)
     play(2, scene, **OPTIONS)
 
 
+@pytest.mark.parametrize("fop", ["rmdir", "rename"])
+def test_a_directory_that_a_heal_gives_back_has_no_marks_of_its_removal(fop: str) -> None:
+    """Whoever removed it has yet to take back the mark that it had on the one that is gone."""
+
+    async def scene(world: World) -> None:
+        first = await world.client()
+        await make_directory(first, b"d")
+        await make_directory(first, b"over")
+        await settle()
+        one, other = await two_sides(world)
+        await make_directory(one, b"beside")
+        if fop == "rmdir":
+            await remove(other, b"d")
+        else:
+            await rename(other, Loc(parent=ROOT_GFID, name=b"over"), Loc(parent=ROOT_GFID, name=b"d"))
+        await first.afr.healer.heal(ROOT_GFID, How())
+        await settle()
+        for brick in world.pending().values():
+            assert min(brick) >= 0, world.pending()
+
+    play(2, scene, **OPTIONS)
+
+
+def test_a_counter_below_zero_is_taken_back() -> None:
+    async def scene(world: World) -> None:
+        first = await world.client()
+        directory = await make_directory(first, b"d")
+        await settle()
+        world.bricks[1].inodes[directory].xattrs[b"trusted.afr.dirty"] = bytes(8) + b"\xff" * 4
+        assert (await first.afr.healer.heal(directory, How())).status is Status.HEALED
+        assert_healed(world)
+
+    play(2, scene, **OPTIONS)
+
+
 def test_nothing_is_made_in_a_directory_that_the_other_copies_have_removed() -> None:
     async def scene(world: World) -> None:
         first = await world.client()

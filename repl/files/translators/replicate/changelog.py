@@ -17,7 +17,7 @@ from typing import TypeAlias
 from repl.files.translators.replicate.quorum import Quorum
 
 _WORDS = struct.Struct(">3I")
-_SIGNED = struct.Struct(">3i")
+_WORD_MAX = 0xFFFF_FFFF
 COUNTS_BYTES = _WORDS.size
 PREFIX = b"trusted.afr."
 DIRTY = b"trusted.afr.dirty"
@@ -53,8 +53,9 @@ def unpack(value: bytes | None) -> Counts:
 
 
 def delta(counts: Sequence[int]) -> bytes:
-    """The operand of an xattrop that adds ``counts`` (negative ones subtract)."""
-    return _SIGNED.pack(*counts)
+    """The operand of an xattrop that adds ``counts`` (negative ones subtract).  As the bricks add: what is below zero
+    on one of them reads as a very large count, and taking that back makes it zero."""
+    return _WORDS.pack(*(count & _WORD_MAX for count in counts))
 
 
 _UNITS = tuple(delta([int(k == kind) for k in KINDS]) for kind in KINDS)

@@ -444,6 +444,7 @@ class Entries(Lookups):
             answers = await self._ask_good_first(
                 tenure, tenure.active, lambda c: c.rmdir(caller, loc, recursive=recursive), name=loc
             )
+            inside.removed(mask_of(good_of(answers)))
             return await self._removed(tenure, answers, caller)
 
     async def _look(self, caller: Caller, loc: Loc) -> Any:
@@ -493,6 +494,8 @@ class Entries(Lookups):
                 old, active, lambda c: c.rename(caller, source, target, flags=flags), new, source,
                 None if flags & _EXCHANGE else target,
             )  # fmt: skip
+            if victim is not None and victim in held and places[victim] is None:
+                held[victim].removed(mask_of(good_of(answers)))
             try:
                 answer: Looked = await self.settle(new, Kind.ENTRY, answers, pid=caller.pid)
             except BaseException:

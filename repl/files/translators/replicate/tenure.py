@@ -345,6 +345,11 @@ class Tenure:
         for kind in self.used:
             self.inode.lose(mask, kind)
 
+    def removed(self, mask: int) -> None:
+        """The inode is gone there, and our marks with it.  What a heal makes there under its gfid has none of ours."""
+        for kind in self.dirty:
+            self.dirty[kind] &= ~mask
+
     def child_lost(self, mask: int) -> None:
         """The connection is gone, and the lock with it."""
         self.lost |= mask
