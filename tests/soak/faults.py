@@ -8,12 +8,16 @@ happens in time is a promise of its own (P10).
 
 from __future__ import annotations
 
+import contextlib
 import random
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
+from repl.errors import ReplError
 from tests.lib.chaos_proxy import Direction, Mode
-from tests.lib.cluster import ALICE, BOB, Cluster
+from tests.lib.cluster import ALICE, BOB, NODES, Cluster
 from tests.lib.load import TaggedRegion
 from tests.soak import clients
 from tests.soak.plan import Step
@@ -21,6 +25,12 @@ from tests.soak.plan import Step
 WHOLE_S = 90.0  # with load on a busy machine; P10 itself would be 3 x (timeout + ping + connect-int), plus the resync
 GONE_S = 30.0
 MID_PACKET_BYTES_MAX = 1 << 20
+OPERATORS = 3
+ORDERS_S = 60.0
+ORDERS = ("connect", "disconnect", "pause-sync", "resume-sync", "verify", "verify-abort", "suspend-io", "resume-io",
+          "secondary", "status", "attach")  # fmt: skip
+ORDERS_OF_A_SECONDARY = ("detach", "attach", "invalidate", "outdate")  # who is promoted alone makes a split brain
+AT_LAST = ("resume-io", "resume-sync", "connect")
 
 
 class Faults:
@@ -57,6 +67,7 @@ class Faults:
             "pause-sync": self._pause_sync,
             "verify": self._verify,
             "suspend-io": self._suspend_io,
+            "many-orders": self._many_orders,
             "vanish": self._vanish,
             "flush-storm": self._flush_storm,
         }
@@ -252,6 +263,36 @@ class Faults:
         time.sleep(step.seconds)
         self.cluster.call(self.primary, "resume-io")
         return f"{self.primary} was suspended"
+
+    def _many_orders(self, step: Step) -> str:
+        """Several operators at once, each with an order that the state may or may not allow."""
+        self.wait_whole()
+        until = time.monotonic() + step.seconds
+        answers: list[Counter[str]] = [Counter() for _ in range(OPERATORS)]
+        threads = [
+            threading.Thread(target=self._operate, args=(until, random.Random(f"{step.pick} {number}"), answers[number]))
+            for number in range(OPERATORS)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(ORDERS_S)
+            assert not thread.is_alive(), f"an order is not answered; {self._states()}"
+        for name, verb in ((self.secondary, "attach"), *((n, v) for n in NODES for v in AT_LAST)):
+            with contextlib.suppress(ReplError):  # most of it is so already
+                self.cluster.call(name, verb)
+        done = sum(answers, Counter())
+        return f"{done['done']} orders carried out, {done['refused']} refused"
+
+    def _operate(self, until: float, chance: random.Random, answers: Counter[str]) -> None:
+        while time.monotonic() < until:
+            name = chance.choice(NODES)
+            verb = chance.choice(ORDERS if name == self.primary else (*ORDERS, *ORDERS_OF_A_SECONDARY))
+            try:
+                self.cluster.call(name, verb)
+                answers["done"] += 1
+            except ReplError:
+                answers["refused"] += 1
 
     # ---- clients ----
 

@@ -48,6 +48,7 @@ FAULTS = (
     Fault("pause-sync", OPERATOR, (0.5, 4)),
     Fault("verify", OPERATOR, (0, 0)),
     Fault("suspend-io", OPERATOR, (0.2, 3)),
+    Fault("many-orders", OPERATOR, (0.5, 4)),
     Fault("vanish", CLIENT, (0.5, 3)),
     Fault("flush-storm", CLIENT, (0.5, 3)),
 )
