@@ -742,6 +742,11 @@ def test_files_whose_transactions_end_are_remembered_a_moment_later(tmp_path: Pa
         await wait_for_async(lambda: len(brick._brick.known) == 39, what="what was remembered")
         for fd in fds[1:]:
             assert (await brick.lookup(USER, Loc(gfid=fd.gfid), want=WANT)).xattrs == {DIRTY: bytes(12)}
+        await brick.release(fds[1])
+        for name in ("f1", "f2"):  # the other one is still open
+            await brick.unlink(USER, at(name))
+        assert len(brick._brick.known) == 37
+        for fd in fds[2:]:
             await brick.release(fd)
 
     on_brick(work, tmp_path)

@@ -72,6 +72,32 @@ def counters(world: World, brick: int, gfid: bytes, key: str) -> str:
     return world.bricks[brick].inodes[gfid].xattrs.get(b"trusted.afr." + key.encode(), bytes(12)).hex()
 
 
+@pytest.mark.parametrize("is_open", [False, True])
+def test_of_an_inode_without_names_nothing_is_kept_once_nobody_uses_it(is_open: bool) -> None:
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"a", b"hello")
+        place = client.context.new_gfid()
+        await client.afr.mkdir(client.caller, Loc(parent=ROOT_GFID, name=b"d"), mode=0o755, gfid=place)
+        await make_file(client, b"b", b"hello", place)
+        fd = Fd(gfid, os.O_RDWR)
+        if is_open:
+            await client.afr.open(client.caller, Loc(gfid=gfid), fd, flags=os.O_RDWR)
+        await client.afr.unlink(client.caller, Loc(gfid=gfid, parent=ROOT_GFID, name=b"a"))
+        await client.afr.unlink(client.caller, Loc(parent=place, name=b"b"))
+        await client.afr.rmdir(client.caller, Loc(gfid=place, parent=ROOT_GFID, name=b"d"))
+        await settle()
+        kept = {state.gfid for state in client.afr.inodes.all()}
+        assert kept == {ROOT_GFID, gfid} if is_open else kept == {ROOT_GFID}
+        if is_open:
+            assert bytes((await client.afr.readv(client.caller, fd, size=9, offset=0)).data) == b"hello"
+            await client.afr.release(fd)
+            await settle()
+            assert [state.gfid for state in client.afr.inodes.all()] == [ROOT_GFID]
+
+    play(2, scene)
+
+
 def test_a_file_is_the_same_on_all_bricks_and_nothing_stays_pending() -> None:
     async def scene(world: World) -> None:
         client = await world.client()

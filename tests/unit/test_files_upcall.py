@@ -98,6 +98,22 @@ def test_names_are_told_to_whoever_looked_into_the_directory_even_in_vain() -> N
     on_upcall(work)
 
 
+def test_of_what_is_gone_nothing_is_remembered_unless_others_may_have_it_open() -> None:
+    async def work(calls: Upcall, top: Top, _: Brick) -> None:
+        for name in ("f", "g"):
+            await new_file(calls, A, name)
+            await calls.unlink(A, at(name))
+        assert calls.state()["inodes"] == 1  # the directory
+        fd = await new_file(calls, A, "h")
+        await calls.open(B, Loc(gfid=fd.gfid), Fd(fd.gfid), flags=os.O_RDONLY)
+        await calls.unlink(A, at("h"))
+        top.take()
+        await calls.writev(B, fd, b"x", offset=0)
+        assert top.take() == [Invalidated(fd.gfid, is_data=True, clients=("a",))]
+
+    on_upcall(work)
+
+
 def test_who_keeps_no_names_is_told_once_until_it_looks_again() -> None:
     healer = Caller(client=f"{ONCE}heal")
 

@@ -53,6 +53,9 @@ class KnownXattrs:
         kept = self._kept.get(gfid)
         return kept[2] if kept is not None and kept[0] == ctime_ns and kept[1] == inode else None
 
+    def drop(self, gfid: bytes) -> None:
+        self._kept.pop(gfid, None)
+
     def keep(self, gfid: bytes, st: os.stat_result, found: Xattrs, names: list[bytes]) -> None:
         """``names``: all attributes that are there, ``found``: at least the internal ones of them."""
         ctime = st.st_ctime_ns

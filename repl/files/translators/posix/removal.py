@@ -86,6 +86,7 @@ class Remover:
     def unlink(self, loc: Loc) -> Looked:
         looked = self._unlink_usual(loc)
         if looked is not None:
+            self._brick.known.drop(looked.iatt.gfid)
             return looked
         name = self._name(loc)
         _check_meant(loc, name.gfid)
@@ -108,6 +109,7 @@ class Remover:
                     self._close_later(kept)
             iatt = iatt_of(name.st, name.gfid)
             iatt.nlink = 0
+            self._brick.known.drop(name.gfid)
         return Looked(iatt, iatt_of(os.fstat(name.directory), loc.parent))
 
     def _unlink_usual(self, loc: Loc) -> Looked | None:

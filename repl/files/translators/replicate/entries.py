@@ -406,6 +406,7 @@ class Entries(Lookups):
                 answers = await self.ask_all(tenure.active, "unlink", caller, [loc])
                 answer: Looked | None = self.settle_at_once(tenure, Kind.ENTRY, answers, caller.pid)
                 if answer is not None:
+                    self.inodes.removed(answer.iatt)
                     return answer
             return await self._removed(tenure, answers, caller, has_gfid=loc.gfid != NO_GFID)
 
@@ -428,6 +429,7 @@ class Entries(Lookups):
         answer: Looked = await self.settle(tenure, Kind.ENTRY, answers, pid=caller.pid)
         if not good:
             raise telling_error(errors_of(answers))
+        self.inodes.removed(answer.iatt)
         return answer
 
     async def rmdir(self, caller: Caller, loc: Loc, *, recursive: bool = False) -> Looked:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from repl.files.translators.replicate.changelog import DIRTY, KINDS, NOTHING, Counts, Kind, accusations, accused, unpack
 from repl.files.translators.replicate.quorum import Quorum
-from repl.files.values import Caller, Fd, Lock, LockType, Looked
+from repl.files.values import Caller, Fd, Iatt, Lock, LockType, Looked
 
 if TYPE_CHECKING:
     from repl.files.translators.replicate.listing import Listing
@@ -35,6 +35,7 @@ class InodeState:
     entry_tenure: Tenure | None = None
     fds: set[FdState] = field(default_factory=set)
     has_locks: bool = False
+    is_gone: bool = False  # its last name is removed
     contended_until: float = 0.0
     refreshing: asyncio.Future[None] | None = None
     ruled: int = UNKNOWN  # of a directory: ``Base.turns`` when it was known that no copy that is away can change it
@@ -144,10 +145,17 @@ class Inodes:
     def peek(self, gfid: bytes) -> InodeState | None:
         return self._states.get(gfid)
 
-    def forget(self, gfid: bytes) -> None:
-        state = self._states.get(gfid)
-        if state is not None and state.is_idle:
-            del self._states[gfid]
+    def removed(self, iatt: Iatt) -> None:
+        """A name of the inode is removed.  Of one without names nothing is kept, once nobody uses it."""
+        state = self._states.get(iatt.gfid)
+        if state is not None and not iatt.nlink:
+            state.is_gone = True
+            self.used(state)
+
+    def used(self, state: InodeState) -> None:
+        """Something that used it has ended."""
+        if state.is_gone and state.is_idle and self._states.get(state.gfid) is state:
+            del self._states[state.gfid]
 
     def _evict(self) -> None:
         """Some of the eldest go."""

@@ -257,6 +257,7 @@ class Reads(Ruling):
         if state is None:
             return
         state.inode.fds.discard(state)
+        self.inodes.used(state.inode)
         tenure = state.inode.tenure
         if tenure is not None:
             writer = next((s for s in state.inode.fds if s.flags & os.O_ACCMODE), None)

@@ -94,6 +94,7 @@ class Transactions(Base):
             tenure.inode.tenure = None
         if tenure.inode.entry_tenure is tenure:
             tenure.inode.entry_tenure = None
+        self.inodes.used(tenure.inode)
 
     async def end_tenures(self, inode: InodeState) -> None:
         """Let go of what we hold of an inode: a heal of ours wants it."""

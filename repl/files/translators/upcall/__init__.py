@@ -117,6 +117,8 @@ class Upcall(Translator):
             self._recent_since = recent.popitem(last=False)[1]
         clients = self._known.get(gfid)
         if not clients or len(clients) == 1 and caller.client in clients:
+            if is_gone:  # nobody else can get to it any more
+                self._known.pop(gfid, None)
             return
         others = tuple(client for client in clients if client != caller.client)
         keep_no_names = [client for client in others if client.startswith(ONCE)]
