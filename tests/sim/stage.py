@@ -96,6 +96,11 @@ class Stage:
             if c.node(node).role != Role.PRIMARY:
                 c.ask(node, "primary", ms=90_000)
         except ReplError as error:
+            if must and not c.in_sync:
+                # A reset that was on its way broke the link meanwhile, and a fence-peer handler may have lied.
+                c.log("not in sync any more: once more")
+                if c.wait(lambda: c.in_sync, self.bound_ms()):
+                    return self.serve(node, must=must)
             if must:
                 raise SimFailure(f"a pair in sync refuses a Primary: {error}") from error
             return False

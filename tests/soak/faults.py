@@ -269,9 +269,9 @@ class Faults:
         self.wait_whole()
         until = time.monotonic() + step.seconds
         answers: list[Counter[str]] = [Counter() for _ in range(OPERATORS)]
+        chances = [random.Random(f"{step.pick} {number}") for number in range(OPERATORS)]
         threads = [
-            threading.Thread(target=self._operate, args=(until, random.Random(f"{step.pick} {number}"), answers[number]))
-            for number in range(OPERATORS)
+            threading.Thread(target=self._operate, args=(until, *one)) for one in zip(chances, answers, strict=True)
         ]
         for thread in threads:
             thread.start()
