@@ -80,6 +80,10 @@ def test_of_an_inode_without_names_nothing_is_kept_once_nobody_uses_it(is_open: 
         place = client.context.new_gfid()
         await client.afr.mkdir(client.caller, Loc(parent=ROOT_GFID, name=b"d"), mode=0o755, gfid=place)
         await make_file(client, b"b", b"hello", place)
+        await make_file(client, b"c", b"hello")
+        await make_file(client, b"new", b"hello", place)
+        await client.afr.rename(client.caller, Loc(parent=ROOT_GFID, name=b"c"), Loc(parent=place, name=b"new"))
+        await client.afr.unlink(client.caller, Loc(parent=place, name=b"new"))
         fd = Fd(gfid, os.O_RDWR)
         if is_open:
             await client.afr.open(client.caller, Loc(gfid=gfid), fd, flags=os.O_RDWR)

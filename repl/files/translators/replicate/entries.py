@@ -16,6 +16,7 @@ from typing import Any
 
 from repl.files.answers import Answers, errors_of, good_of
 from repl.files.events import Invalidated
+from repl.files.replaced import replaced_of
 from repl.files.rpc.operations import BY_NAME
 from repl.files.translator import Step, Translator
 from repl.files.translators.replicate.base import Question, bits, mask_of, telling_error
@@ -406,7 +407,8 @@ class Entries(Lookups):
                 answers = await self.ask_all(tenure.active, "unlink", caller, [loc])
                 answer: Looked | None = self.settle_at_once(tenure, Kind.ENTRY, answers, caller.pid)
                 if answer is not None:
-                    self.inodes.removed(answer.iatt)
+                    if not answer.iatt.nlink:
+                        self.inodes.gone(answer.iatt.gfid)
                     return answer
             return await self._removed(tenure, answers, caller, has_gfid=loc.gfid != NO_GFID)
 
@@ -429,7 +431,8 @@ class Entries(Lookups):
         answer: Looked = await self.settle(tenure, Kind.ENTRY, answers, pid=caller.pid)
         if not good:
             raise telling_error(errors_of(answers))
-        self.inodes.removed(answer.iatt)
+        if not answer.iatt.nlink:
+            self.inodes.gone(answer.iatt.gfid)
         return answer
 
     async def rmdir(self, caller: Caller, loc: Loc, *, recursive: bool = False) -> Looked:
@@ -510,6 +513,9 @@ class Entries(Lookups):
                     old.doubt(Kind.ENTRY)
                     raise telling_error(errors_of(answers)) if errors_of(answers) else self.nobody(f"renaming {source}")
                 await old.blame(Kind.ENTRY, old.active & ~done)
+            replaced = replaced_of(answer)
+            if replaced is not None and replaced.gfid != answer.iatt.gfid and not flags & _EXCHANGE:
+                self.inodes.gone(replaced.gfid)
             return answer
 
     async def _victim(self, caller: Caller, target: Loc) -> bytes | None:

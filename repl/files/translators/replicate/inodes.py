@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from repl.files.translators.replicate.changelog import DIRTY, KINDS, NOTHING, Counts, Kind, accusations, accused, unpack
 from repl.files.translators.replicate.quorum import Quorum
-from repl.files.values import Caller, Fd, Iatt, Lock, LockType, Looked
+from repl.files.values import Caller, Fd, Lock, LockType, Looked
 
 if TYPE_CHECKING:
     from repl.files.translators.replicate.listing import Listing
@@ -35,7 +35,7 @@ class InodeState:
     entry_tenure: Tenure | None = None
     fds: set[FdState] = field(default_factory=set)
     has_locks: bool = False
-    is_gone: bool = False  # its last name is removed
+    is_gone: bool = False
     contended_until: float = 0.0
     refreshing: asyncio.Future[None] | None = None
     ruled: int = UNKNOWN  # of a directory: ``Base.turns`` when it was known that no copy that is away can change it
@@ -145,10 +145,10 @@ class Inodes:
     def peek(self, gfid: bytes) -> InodeState | None:
         return self._states.get(gfid)
 
-    def removed(self, iatt: Iatt) -> None:
-        """A name of the inode is removed.  Of one without names nothing is kept, once nobody uses it."""
-        state = self._states.get(iatt.gfid)
-        if state is not None and not iatt.nlink:
+    def gone(self, gfid: bytes) -> None:
+        """The inode has lost its last name, or probably: nothing of it is kept once nobody uses it."""
+        state = self._states.get(gfid)
+        if state is not None:
             state.is_gone = True
             self.used(state)
 
