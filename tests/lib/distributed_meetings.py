@@ -110,10 +110,15 @@ async def check_whole(world: World, folder: str = "", found: Counter[bytes] | No
     return found
 
 
-async def check_contents(world: World) -> None:
-    """The same, where nobody has written."""
+def name_contents(world: World) -> None:
+    """Files in which nothing has been written get their contents."""
     for brick in world.bricks:
         for gfid, inode in brick.inodes.items():
-            if inode.iatt.is_regular and LINKTO not in inode.xattrs:
+            if inode.iatt.is_regular and not inode.data and LINKTO not in inode.xattrs:
                 inode.data[:] = gfid[-4:]
+
+
+async def check_contents(world: World) -> None:
+    """``check_whole`` where nobody has written."""
+    name_contents(world)
     await check_whole(world)

@@ -18,11 +18,11 @@ from repl.files.rebalance.mover import Outcome
 from repl.files.translators.distribute.renames import NOREPLACE
 from repl.files.values import ROOT_GFID, FopError, Loc
 from tests.lib.distributed import Client, World
-from tests.lib.distributed_meetings import Held, change_layout, pair
+from tests.lib.distributed_meetings import LAYOUT, Held, change_layout, pair
 from tests.lib.virtual_loop import run
 
 
-async def outcome(work: Awaitable[None]) -> int:
+async def outcome(work: Awaitable[object]) -> int:
     try:
         await work
     except FopError as error:
@@ -142,5 +142,46 @@ def test_unlink_removes_what_has_the_name_by_now(scene: Scene, way: str, is_know
         assert await scene.change(client, "unlink", client.unlink(scene.name), way) == 0
         assert await scene.contents(client) == {scene.source: b"source"}
         assert not scene.world.stored(scene.name)
+
+    run(scenario())
+
+
+def test_layout_that_was_read_while_it_was_written_hides_no_subvolume() -> None:
+    async def scenario() -> None:
+        world = World(3)
+        client, _ = await pair(world)
+        name = world.name_on(client, 1)
+        first, second = (world.bricks[index].inodes[ROOT_GFID].xattrs for index in (0, 1))
+        whole = second[LAYOUT]
+        second[LAYOUT] = first[LAYOUT]  # nobody has the other half
+        client.dht.learn(ROOT_GFID, await client.dht.ask_directory(Loc(gfid=ROOT_GFID), client.dht.directory_want))
+        second[LAYOUT] = whole
+        assert await outcome(client.read(name)) == errno.ENOENT
+
+    run(scenario())
+
+
+def test_rename_of_a_directory_does_not_wait_for_itself() -> None:
+    """A copy is another directory, left over from something: it goes under the lock of the name, which is held."""
+
+    async def scenario() -> None:
+        world = World(3)
+        client, _ = await pair(world)
+        source, target = world.name_on(client, 1, "source"), world.name_on(client, 1, "target")
+        gfid = await client.mkdir(source)
+        await client.idle()
+        held = Held(client, 1, "entrylk")
+        renaming = asyncio.create_task(client.rename(source, target))
+        await held.is_there.wait()
+        loc = Loc(parent=ROOT_GFID, name=source.encode())
+        await world.bricks[2].rmdir(client.caller, loc)
+        await world.bricks[2].mkdir(client.caller, loc, mode=0o755, gfid=world.new_gfid())
+        held.may_go.set()
+        await renaming
+        reader = world.client()
+        assert await reader.names() == [target]
+        await reader.look(target)
+        assert {inode.iatt.gfid for inode in world.stored(target).values()} == {gfid}
+        assert list(world.stored(target)) == [0, 1, 2] and not world.stored(source)
 
     run(scenario())

@@ -9,11 +9,14 @@ import random
 
 import pytest
 
+from repl.files.rebalance.crawl import Crawl
 from repl.files.rebalance.migration import Migration
 from repl.files.rebalance.mover import Outcome
+from repl.files.rebalance.progress import Progress
 from repl.files.values import ROOT_GFID, FopError, Loc, SetAttr
-from tests.lib.distributed import LINKTO, Client, World
-from tests.lib.distributed_meetings import Held, check_contents, check_whole, pair, slow_down
+from tests.lib.distributed import Client, World
+from tests.lib.distributed_meetings import Held, check_contents, check_whole, name_contents, pair, slow_down
+from tests.lib.memory_brick import MemoryBrick
 from tests.lib.virtual_loop import run
 
 LAYOUT = b"trusted.glusterfs.dht"
@@ -56,10 +59,35 @@ def test_distribute_clients_that_change_the_same_names(seed: int, has_folders: b
         for client in clients:
             await client.idle()
         # Files that were caught between creation and writing have nothing in them; they are not what this is about.
-        for brick in world.bricks:
-            for gfid, inode in brick.inodes.items():
-                if inode.iatt.is_regular and not inode.data and LINKTO not in inode.xattrs:
-                    inode.data[:] = gfid[-4:]
+        name_contents(world)
+        await check_whole(world)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("has_folders", [False, True])
+@pytest.mark.parametrize("seed", range(15))
+def test_distribute_clients_that_change_the_same_names_while_they_are_moved(seed: int, has_folders: bool) -> None:
+    async def scenario() -> None:
+        world = World(2, seed=seed)
+        dice = random.Random(seed)
+        await world.client().mkdir("d")
+        world.bricks.append(MemoryBrick("brick2"))
+        clients = [world.client() for _ in range(3)]
+        mover = world.client()
+        for client in (*clients, mover):
+            await client.look("d")
+            slow_down(client, dice)
+        paths = ["a", "b", "c", "d/a", "d/b"]
+
+        async def move() -> None:
+            await asyncio.sleep(dice.random() * 20)
+            await Crawl(mover.dht, "force", Progress()).run()
+
+        await asyncio.gather(move(), *(work(client, dice, paths, has_folders=has_folders) for client in clients))
+        for client in clients:
+            await client.idle()
+        name_contents(world)
         await check_whole(world)
 
     run(scenario())

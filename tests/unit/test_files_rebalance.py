@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 
 from repl.errors import ConfigError, UsageError
+from repl.files.rebalance import at_once
 from repl.files.rebalance.crawl import Crawl
+from repl.files.rebalance.mover import mover_domain
 from repl.files.rebalance.progress import Progress, State, load
-from repl.files.rebalance.tidying import parallel_of
+from repl.files.rebalance.tidying import Folder, Tidying, parallel_of
 from repl.files.translators.distribute.layout import LAST_HASH, unpack_range
 from repl.files.values import ROOT_GFID, FopError, Loc, StatVfs
 from tests.lib.distributed import LINKTO, Client, Died, World
-from tests.lib.distributed_meetings import slow_down
+from tests.lib.distributed_meetings import Held, change_layout, pair, put_in_place, slow_down
 from tests.lib.memory_brick import MemoryBrick
 from tests.lib.virtual_loop import run
 
@@ -320,6 +322,52 @@ def test_rebalance_under_load(seed: int) -> None:
         for client in workers:
             await client.idle()
         assert await tree(world.client()) == expected
+
+    run(scenario())
+
+
+def test_rebalance_leaves_no_name_without_a_link_file_that_somebody_else_moves() -> None:
+    """Who moves the file under another name may give up; the directory would be complete, and the name missing."""
+
+    async def scenario() -> None:
+        world = World(2)
+        client, other = await pair(world)
+        name = world.name_on(client, 0)
+        gfid = await client.write(name, b"data")
+        change_layout(world, 0, 1)
+        mover = world.client()
+        await mover.look("")
+        tidying = Tidying(mover.dht, "force", Progress())
+        async with other.dht.locked_inode(0, Loc(gfid=gfid), mover_domain(other.dht)):
+            assert await tidying.tidy(Folder(ROOT_GFID, (), Loc(gfid=ROOT_GFID)))
+        assert (world.data_at(name), world.links_at(name)) == ([0], [1])
+        assert tidying.progress.failures == 0
+
+    run(scenario())
+
+
+def test_rebalance_meets_a_file_that_has_just_come_to_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it is about to make the link file there; that is no failure."""
+    monkeypatch.setattr(at_once, "REBALANCE_AT_ONCE_BYTES_MAX", -1)
+
+    async def scenario() -> None:
+        world = World(2)
+        client, _ = await pair(world)
+        name = world.name_on(client, 0)
+        await client.write(name, b"data")
+        change_layout(world, 0, 1)
+        mover = world.client()
+        await mover.look("")
+        tidying = Tidying(mover.dht, "force", Progress())
+        held = Held(mover, 1, "mknod")
+        working = asyncio.create_task(tidying.tidy(Folder(ROOT_GFID, (), Loc(gfid=ROOT_GFID))))
+        await held.is_there.wait()
+        gfid = await put_in_place(world, 1, name)
+        held.may_go.set()
+        await working
+        assert tidying.progress.failures == 0
+        assert world.stored(name)[1].iatt.gfid == gfid
+        assert world.data_at(name) == [0, 1]
 
     run(scenario())
 

@@ -67,7 +67,7 @@ async def _judge(dht: Distribute, loc: Loc, index: int, hashed: int) -> bool:
         if is_link(there.xattrs) or there.iatt.is_directory:
             return False
         try:
-            place, found = await dht.find(caller, loc)
+            place, found = await dht.find(caller, loc, has_lock=True)
         except FopError as error:
             if error.errno != errno.ENOENT:
                 raise

@@ -112,7 +112,7 @@ class Mover:
             answers |= await dht.ask([i for i in dht.up_ones if i not in ends], self._lookup)
             if dht.data_among(dict(sorted(good_of(answers).items()))) == self.source:
                 return here
-        place, looked = await dht.find(dht.owner(), self.loc)
+        place, looked = await dht.find(dht.owner(), self.loc, has_lock=True)
         if place == self.source:
             return here
         if looked.iatt.gfid == here.iatt.gfid:
@@ -183,12 +183,20 @@ class Mover:
         except FopError as error:
             if error.errno != errno.ENOENT:
                 raise
-            await dht.make_link(self.target, name, gfid, self.source)
+            await self._make_link(name)
             return
         if there.iatt.is_directory or not is_link(there.xattrs):
             raise Skipped("something else is where it belongs")
         if there.iatt.gfid != gfid or linkto_name(there.xattrs[LINKTO]) != dht.names[self.source]:
             await dht.replace_link(self.target, name, gfid, self.source, there.iatt.gfid)
+
+    async def _make_link(self, name: Loc) -> None:
+        try:
+            await self.dht.make_link(self.target, name, self._file.gfid, self.source)
+        except FopError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            raise Skipped("something else is where it belongs") from error
 
     # ---- the file ----
 

@@ -127,17 +127,18 @@ class Tidying:
             moved = await self._move(index, hashed, loc, entry)
         except FopError as error:
             self.failed(loc, error)
-            return error.errno in GONE
+            return error.errno == errno.ENOENT
         if moved.outcome is Outcome.MOVED:
             self.progress.files += 1
             self.progress.size += moved.size
-        elif moved.outcome is Outcome.SKIPPED:
+            return True
+        if moved.outcome is Outcome.SKIPPED:
             self.progress.skip(moved.reason)
             log.info("rebalance: %s stays on '%s': %s", loc, self.dht.names[index], moved.reason)
-            return await self._has_link(index, hashed, loc)
         else:
             log.debug("rebalance: %s is not on '%s' any more: %s", loc, self.dht.names[index], moved.reason)
-        return True
+        # Who moves it under another name may give up: this name would be missing when the directory is complete.
+        return await self._has_link(index, hashed, loc)
 
     async def _move(self, index: int, hashed: int, loc: Loc, entry: Entry) -> Moved:
         dht = self.dht
@@ -169,7 +170,8 @@ class Tidying:
             async with self.dht.locked_names((hashed, loc)):
                 await self.dht.repair_link_locked(name_of(loc), hashed)
         except FopError as error:
-            self.failed(loc, error)
+            if error.errno != errno.EEXIST:  # a client has made another file of this name just now
+                self.failed(loc, error)
             return False
         return True
 
@@ -187,7 +189,7 @@ class Tidying:
         if index in (hashed, place):
             return True
         async with dht.locked_names((hashed, named)):
-            place, _ = await dht.find(dht.owner(), named)
+            place, _ = await dht.find(dht.owner(), named, has_lock=True)
             there = await dht.subvolumes[index].lookup(dht.owner(), named, want=FILE_WANT)
             if place != index and is_link(there.xattrs) and not await self._is_moving(place, there):
                 await dht.undo(dht.subvolumes[index].unlink(dht.owner(), of_file(named, there.iatt.gfid)))

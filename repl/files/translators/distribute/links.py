@@ -45,8 +45,13 @@ class Links(Directories):
 
     async def hashed(self, loc: Loc) -> tuple[Directory, int | None]:
         """The directory and the subvolume that a name belongs to (None: it falls into a hole)."""
-        known = await self.directory(loc.parent)
-        return known, known.layout.owner(self.hash_of(loc.name))
+        known, number = await self.directory(loc.parent), self.hash_of(loc.name)
+        index = known.layout.owner(number)
+        if index is None and all(self.up):  # it was read while somebody wrote it, and is being healed
+            self.directories.drop(loc.parent)
+            known = await self.directory(loc.parent)
+            index = known.layout.owner(number)
+        return known, index
 
     async def hashed_up(self, loc: Loc) -> tuple[Directory, int]:
         """The same for who is about to change the name.  ENOTCONN."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -42,22 +43,27 @@ class Lookups(Links):
             return await self._lookup_gfid(caller, loc, want)
         return (await self.find(caller, loc, want))[1]
 
-    async def find(self, caller: Caller, loc: Loc, want: Want = ()) -> tuple[int, Looked]:
-        """The subvolume of the data (of a directory: the name's), and the answer.  ENOENT, ENOTCONN."""
+    async def find(
+        self, caller: Caller, loc: Loc, want: Want = (), *, has_lock: bool = False
+    ) -> tuple[int, Looked]:
+        """The subvolume of the data (of a directory: the name's), and the answer.  ``has_lock``: who asks has locked
+        the name, and must not wait for himself.  ENOENT, ENOTCONN."""
         named = name_of(loc)
         for _ in range(_TRIES):
-            found = await self._find_once(caller, named, want, is_last=False)
+            found = await self._find_once(caller, named, want, has_lock, is_last=False)
             if found is not None:
                 return found
-        found = await self._find_once(caller, named, want, is_last=True)
+        found = await self._find_once(caller, named, want, has_lock, is_last=True)
         if found is None:
             raise FopError(errno.ESTALE, f"{self.name}: {loc} does not keep still")
         return found
 
-    async def _find_once(self, caller: Caller, loc: Loc, want: Want, *, is_last: bool) -> tuple[int, Looked] | None:
+    async def _find_once(
+        self, caller: Caller, loc: Loc, want: Want, has_lock: bool, *, is_last: bool
+    ) -> tuple[int, Looked] | None:
         known, index = await self.hashed(loc)
         if index is None or not self.up[index]:
-            return await self._find_everywhere(caller, loc, want, known, None)
+            return await self._find_everywhere(caller, loc, want, known, None, has_lock)
         try:
             first: Looked = await self.subvolumes[index].lookup(caller, loc, want=(*want, *FILE_WANT))
         except FopError as error:
@@ -70,9 +76,9 @@ class Lookups(Links):
                     return None
                 known, index = await self.hashed(loc)  # its link file went with the layout that we knew
                 index = index if index is not None and self.up[index] else None
-            return await self._find_everywhere(caller, loc, want, known, index)
+            return await self._find_everywhere(caller, loc, want, known, index, has_lock)
         if first.iatt.is_directory:
-            return index, await self._found_directory(caller, loc, want, index, first)
+            return index, await self._found_directory(caller, loc, want, index, first, has_lock)
         if not is_link(first.xattrs):
             return index, self._found(loc, index, first, want)
         place = await self._follow(caller, loc, want, index, first)
@@ -82,7 +88,7 @@ class Lookups(Links):
             return place[0], self._found(loc, *place, want)
         if not is_last:
             return None  # it may have moved under our feet
-        return await self._find_everywhere(caller, loc, want, known, index, is_stale=True)
+        return await self._find_everywhere(caller, loc, want, known, index, has_lock, is_stale=True)
 
     async def _follow(
         self, caller: Caller, loc: Loc, want: Want, index: int, first: Looked
@@ -131,15 +137,16 @@ class Lookups(Links):
         return looked
 
     async def _find_everywhere(
-        self, caller: Caller, loc: Loc, want: Want, known: Directory, index: int | None, *, is_stale: bool = False
-    ) -> tuple[int, Looked]:
+        self, caller: Caller, loc: Loc, want: Want, known: Directory, index: int | None, has_lock: bool,
+        *, is_stale: bool = False,
+    ) -> tuple[int, Looked]:  # fmt: skip
         """``index``: where it should be, None if that is away; ``is_stale``: a link file there leads nowhere."""
         answers = await self.ask(self.up_ones, lambda i, c: c.lookup(caller, loc, want=(*want, *FILE_WANT)))
         found: dict[int, Looked] = good_of(answers)
         folders = [i for i, a in found.items() if a.iatt.is_directory]
         if folders:
             at = index if index in folders else folders[0]
-            return at, await self._found_directory(caller, loc, want, at, found[at])
+            return at, await self._found_directory(caller, loc, want, at, found[at], has_lock)
         data = self.data_among({index: found[index], **found} if index in found else found)
         if data is not None:
             if index is not None and data != index:
@@ -157,28 +164,33 @@ class Lookups(Links):
 
     # ---- directories ----
 
-    async def _found_directory(self, caller: Caller, loc: Loc, want: Want, index: int, first: Looked) -> Looked:
+    async def _found_directory(
+        self, caller: Caller, loc: Loc, want: Want, index: int, first: Looked, has_lock: bool
+    ) -> Looked:
         gfid = first.iatt.gfid
         answers = await self.ask_directory(loc, self.wanted_of(gfid, want))
         found: dict[int, Looked] = good_of(answers)
         if any(a.iatt.gfid != gfid for a in found.values()):
-            answers = await self._of_one_gfid(loc, gfid, answers)
+            answers = await self._of_one_gfid(loc, gfid, answers, has_lock)
             found = good_of(answers)
             if index in found and found[index].iatt.gfid != gfid:
-                return (await self.find(caller, loc, want))[1]
+                return (await self.find(caller, loc, want, has_lock=has_lock))[1]
         known = await self.learned(gfid, loc, answers)
         if known.is_whole and any(MOVING in a.xattrs for a in found.values()):
-            return (await self.find(caller, loc, want))[1]  # a rename was finished: perhaps it is not here any more
+            # A rename was finished: perhaps it is not here any more.
+            return (await self.find(caller, loc, want, has_lock=has_lock))[1]
         iatt = merged(found, known.mds)
         answer = found.get(known.mds, first)
         return Looked(iatt, None, {k: v for k, v in answer.xattrs.items() if k in want})
 
-    async def _of_one_gfid(self, loc: Loc, gfid: bytes, answers: dict[int, Any]) -> dict[int, Any]:
+    async def _of_one_gfid(
+        self, loc: Loc, gfid: bytes, answers: dict[int, Any], has_lock: bool
+    ) -> dict[int, Any]:
         """Copies with different gfids: a rename over the name was interrupted and is finished here, or is under way and
         the copy that decides counts.  EIO for others."""
         found: dict[int, Looked] = good_of(answers)
         moved = [a.iatt.gfid for a in found.values() if MOVING in a.xattrs]
-        if not moved and await self._drop_empty(loc, gfid):
+        if not moved and await self._drop_empty(loc, gfid, has_lock):
             return await self.ask_directory(loc, self.wanted_of(gfid))
         if not moved:
             different = ", ".join(f"'{self.names[i]}'" for i, a in found.items() if a.iatt.gfid != gfid)
@@ -193,12 +205,12 @@ class Lookups(Links):
         same = {i: gone if i in good_of(answers) and a.iatt.gfid != gfid else a for i, a in answers.items()}
         return same if good_of(same) else answers
 
-    async def _drop_empty(self, loc: Loc, gfid: bytes) -> bool:
+    async def _drop_empty(self, loc: Loc, gfid: bytes, has_lock: bool) -> bool:
         """Copies with another gfid than the one that decides are left over from something; empty ones go."""
         _, index = await self.hashed(loc)
         if index is None or not self.up[index]:
             return False
-        async with self.locked_names((index, loc)):
+        async with nullcontext() if has_lock else self.locked_names((index, loc)):
             caller = self.owner()
             found = good_of(await self.ask(self.up_ones, lambda i, c: c.lookup(caller, loc)))
             if index not in found or found[index].iatt.gfid != gfid:

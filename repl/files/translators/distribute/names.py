@@ -281,7 +281,7 @@ class Names(Files):
 
     async def _is_taken(self, loc: Loc) -> bool:
         try:
-            await self.find(self.owner(), loc)
+            await self.find(self.owner(), loc, has_lock=True)
         except FopError as error:
             if error.errno != errno.ENOENT:
                 raise
@@ -378,7 +378,7 @@ class Names(Files):
         """``removed``: its link file, already."""
         while True:
             try:
-                place, found = await self.find(caller, loc)
+                place, found = await self.find(caller, loc, has_lock=True)
             except FopError as error:
                 if error.errno != errno.ENOENT or removed is None:
                     raise

@@ -92,7 +92,9 @@ class Renames(Trees):
                 if error.errno not in (errno.EEXIST, errno.ESTALE, gone) or flags == NOREPLACE:
                     raise
         async with self.names_kept(source, target):
-            (at, found), current = await asyncio.gather(self.find(caller, source), self._current(caller, target))
+            (at, found), current = await asyncio.gather(
+                self.find(caller, source, has_lock=True), self._current(caller, target, has_lock=True)
+            )
             if found.iatt.is_directory:
                 raise FopError(errno.ESTALE, f"{self.name}: {source} has been replaced")
             plan = await self._plan(source, target, at, found, current, flags)
@@ -112,9 +114,11 @@ class Renames(Trees):
         there_at, there = current or (None, None)
         return Plan(source, target, found.iatt.gfid, at, source_hashed, hashed, there, there_at)
 
-    async def _current(self, caller: Caller, target: Loc) -> tuple[int, Looked] | None:
+    async def _current(
+        self, caller: Caller, target: Loc, *, has_lock: bool = False
+    ) -> tuple[int, Looked] | None:
         try:
-            return await self.find(caller, target)
+            return await self.find(caller, target, has_lock=has_lock)
         except FopError as error:
             if error.errno != errno.ENOENT:
                 raise

@@ -201,7 +201,7 @@ class Trees(Names):
         self.need_all(f"removing {loc}")
         named = name_of(loc)
         async with self.names_kept(named) as (index,):
-            found = (await self.find(caller, named))[1]
+            found = (await self.find(caller, named, has_lock=True))[1]
             if not found.iatt.is_directory:
                 raise FopError(errno.ENOTDIR, str(loc))
             gfid = found.iatt.gfid
@@ -254,7 +254,7 @@ class Trees(Names):
         """On all subvolumes; the one that the new name belongs to decides."""
         self.need_all(f"renaming {source}")
         async with self.names_kept(source, target) as (old_index, index):
-            if (await self.find(caller, source))[1].iatt.gfid != gfid:
+            if (await self.find(caller, source, has_lock=True))[1].iatt.gfid != gfid:
                 raise FopError(errno.ESTALE, f"{self.name}: {source} has been replaced")
             replaced = await self._replaced(caller, target, gfid)
             if replaced is not None and replaced.iatt.gfid == gfid:
@@ -280,7 +280,7 @@ class Trees(Names):
     async def _replaced(self, caller: Caller, target: Loc, gfid: bytes) -> Looked | None:
         """The empty directory at the new name.  ENOTEMPTY, ENOTDIR."""
         try:
-            _, there = await self.find(caller, target)
+            _, there = await self.find(caller, target, has_lock=True)
         except FopError as error:
             if error.errno != errno.ENOENT:
                 raise
