@@ -131,6 +131,33 @@ def test_link_gets_a_name_that_is_free_by_now(scene: Scene, is_taken: bool) -> N
     run(scenario())
 
 
+@pytest.mark.parametrize("fop", ["link", "create"])
+def test_what_lies_elsewhere_does_not_get_a_name_that_is_taken_by_now(scene: Scene, fop: str) -> None:
+    """By the layout that it knew nothing could be without a link file; the new one is not complete."""
+
+    async def scenario() -> None:
+        await scene.begin()
+        client = scene.world.client(decommissioned_bricks=f"brick{scene.old}")
+        await client.look("")
+        source = scene.world.name_on(client, 0)
+        gfid = await client.write(source, b"far")
+        held = Held(client, scene.old, "entrylk")
+        making = client.link(source, scene.name) if fop == "link" else client.write(scene.name, b"new")
+        working = asyncio.ensure_future(outcome(making))
+        await held.is_there.wait()
+        await scene.other.write(scene.name, b"other")
+        scene.change_layout()
+        held.may_go.set()
+        assert await working == errno.EEXIST
+        assert scene.world.data_at(scene.name) == [scene.old]
+        assert await scene.contents(client) == {
+            scene.source: b"source", source: b"far", scene.name: b"other"
+        }  # fmt: skip
+        assert (await client.dht.lookup(client.caller, Loc(gfid=gfid))).iatt.nlink == 1
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("way", ["moved", "switched"])
 @pytest.mark.parametrize("is_known", [False, True])
 def test_unlink_removes_what_has_the_name_by_now(scene: Scene, way: str, is_known: bool) -> None:

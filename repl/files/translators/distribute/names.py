@@ -95,7 +95,7 @@ class Names(Files):
                     call = getattr(self.subvolumes[index], fop)
                     looked: Looked = await call(caller, loc, *args, gfid=gfid, extra=more, **kwargs)
                 else:
-                    looked = await self._make_aside(fop, caller, loc, place, args, gfid, extra, kwargs)
+                    looked = await self._make_aside(fop, caller, loc, known, place, args, gfid, extra, kwargs)
             except FopError as error:
                 if error.errno == errno.ESTALE and attempt + 1 < _TRIES:
                     self.directories.drop(loc.parent)  # its layout has changed, or it is gone
@@ -118,6 +118,12 @@ class Names(Files):
         if any(not is_link(a.xattrs) for a in good_of(answers).values()):
             raise FopError(errno.EEXIST, str(loc))
 
+    async def _refuse_again(self, caller: Caller, loc: Loc, known: Directory, index: int) -> None:
+        """The name is locked, and perhaps belongs elsewhere than when it was looked for."""
+        now, _ = await self.hashed(loc)
+        if now is not known:
+            await self._refuse_elsewhere(caller, loc, now, index)
+
     async def _was_stale(self, caller: Caller, loc: Loc, index: int) -> bool:
         """EEXIST because of a link file that leads nowhere; it is gone now."""
         try:
@@ -134,10 +140,12 @@ class Names(Files):
         return True
 
     async def _make_aside(
-        self, fop: str, caller: Caller, loc: Loc, place: int, args: Any, gfid: bytes, extra: Xattrs | None, kwargs: Any
-    ) -> Looked:
+        self, fop: str, caller: Caller, loc: Loc, known: Directory, place: int, args: Any, gfid: bytes,
+        extra: Xattrs | None, kwargs: Any,
+    ) -> Looked:  # fmt: skip
         """Somewhere else than where the name belongs: link file first."""
         async with self.names_kept(loc) as (index,):
+            await self._refuse_again(caller, loc, known, index)
             await self.make_link(index, loc, gfid, place)
             try:
                 call = getattr(self.subvolumes[place], fop)
@@ -192,7 +200,7 @@ class Names(Files):
             place = await self.place(target)
             await self._refuse_elsewhere(caller, loc, known, index)
             try:
-                looked, place = await self._link_at(caller, target, loc, index, place)
+                looked, place = await self._link_at(caller, target, loc, known, index, place)
             except FopError as error:
                 if error.errno == errno.EEXIST and await self._was_stale(caller, loc, index):
                     continue
@@ -204,7 +212,9 @@ class Names(Files):
             return self.shown(looked, ())
         raise FopError(errno.ESTALE, f"{self.name}: {loc} does not keep still")
 
-    async def _link_at(self, caller: Caller, source: Loc, loc: Loc, index: int, place: int) -> tuple[Looked, int]:
+    async def _link_at(
+        self, caller: Caller, source: Loc, loc: Loc, known: Directory, index: int, place: int
+    ) -> tuple[Looked, int]:
         if place == index:
             looked, is_true = await self.with_layout(caller, Step("link", (source, loc)), loc, place)
             if not is_true:
@@ -216,6 +226,7 @@ class Names(Files):
         async with self.names_kept(loc) as (index,):
             if place == index:
                 raise FopError(errno.ESTALE, f"{self.name}: the layout of {loc} has changed")
+            await self._refuse_again(caller, loc, known, index)
             child = self.need(place, source)
             await self.make_link(index, loc, source.gfid, place)
             try:
