@@ -173,6 +173,31 @@ def test_unlink_removes_what_has_the_name_by_now(scene: Scene, way: str, is_know
     run(scenario())
 
 
+def test_rename_works_under_the_lock_that_counts_when_it_makes_its_plan(scene: Scene) -> None:
+    async def scenario() -> None:
+        await scene.begin()
+        client = scene.world.client()
+        await client.look("")
+        source = scene.world.name_on(client, 0)
+        await client.write(source, b"far")
+        held = Held(client, scene.old, "entrylk")
+        renaming = asyncio.create_task(client.rename(source, scene.name))
+        await held.is_there.wait()
+        looking = Held(client, 0, "lookup")  # the names are locked, and their layout was right
+        held.may_go.set()
+        await looking.is_there.wait()
+        scene.change_layout()
+        await asyncio.sleep(2)  # so long a layout is not believed
+        client.log.clear()
+        looking.may_go.set()
+        await renaming
+        making = f"brick{scene.new}.mknod"
+        assert f"brick{scene.new}.entrylk" in client.log[: client.log.index(making)]
+        assert await scene.contents(client) == {scene.source: b"source", scene.name: b"far"}
+
+    run(scenario())
+
+
 def test_layout_that_was_read_while_it_was_written_hides_no_subvolume() -> None:
     async def scenario() -> None:
         world = World(3)

@@ -120,7 +120,9 @@ class Names(Files):
 
     async def _refuse_again(self, caller: Caller, loc: Loc, known: Directory, index: int) -> None:
         """The name is locked, and perhaps belongs elsewhere than when it was looked for."""
-        now, _ = await self.hashed(loc)
+        now, owner = await self.hashed(loc)
+        if owner != index:
+            raise FopError(errno.ESTALE, f"{self.name}: the layout of {loc} has changed again")
         if now is not known:
             await self._refuse_elsewhere(caller, loc, now, index)
 

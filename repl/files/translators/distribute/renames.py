@@ -91,13 +91,15 @@ class Renames(Trees):
                 gone = errno.ENOENT if plan.there is not None else errno.EEXIST
                 if error.errno not in (errno.EEXIST, errno.ESTALE, gone) or flags == NOREPLACE:
                     raise
-        async with self.names_kept(source, target):
+        async with self.names_kept(source, target) as places:
             (at, found), current = await asyncio.gather(
                 self.find(caller, source, has_lock=True), self._current(caller, target, has_lock=True)
             )
             if found.iatt.is_directory:
                 raise FopError(errno.ESTALE, f"{self.name}: {source} has been replaced")
             plan = await self._plan(source, target, at, found, current, flags)
+            if [plan.source_hashed, plan.hashed] != places:  # by a layout that has just come, another lock counts
+                raise FopError(errno.ESTALE, f"{self.name}: {target} belongs elsewhere by now")
             if plan.there is not None and plan.there.iatt.gfid == plan.gfid:
                 return found
             return await (self._move(caller, plan, flags) if plan.is_single else self._move_across(caller, plan))
