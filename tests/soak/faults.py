@@ -36,12 +36,12 @@ AT_LAST = ("resume-io", "resume-sync", "connect")
 class Faults:
     """``primary``: the node that serves; the clients look there, None while nobody does."""
 
-    def __init__(self, cluster: Cluster, vanishing: TaggedRegion, clients: list[clients.SoakClient], seed: int) -> None:
+    def __init__(self, cluster: Cluster, vanishing: TaggedRegion, users: list[clients.SoakClient], seed: int) -> None:
         self.cluster = cluster
         self.serving: str | None = ALICE
         self.primary = ALICE
         self._vanishing = vanishing
-        self._clients = clients
+        self._users = users
         self._random = random.Random(seed)
         self._faults: dict[str, Callable[[Step], str]] = {
             "cut": self._cut,
@@ -205,7 +205,7 @@ class Faults:
     def _switch_roles(self, step: Step) -> str:
         self.wait_whole()
         self.serving = None
-        for client in self._clients:
+        for client in self._users:
             client.pause(WHOLE_S)
         before = self.primary
         self.cluster.wait(f"{before} is not used", lambda: not self.cluster.volume(before)["open"], GONE_S)
@@ -214,7 +214,7 @@ class Faults:
         self.primary = self.secondary
         self.cluster.call(self.primary, "primary")
         self.serving = self.primary
-        for client in self._clients:
+        for client in self._users:
             client.resume()
         return f"{before} handed over to {self.primary}"
 

@@ -2,7 +2,7 @@
 """What a soak watches while it runs: memory, descriptors and journals of the daemons.
 
 A process that only grows would pass every other check for days.  Samples are of one process each: one that was
-started anew begins anew.
+started anew begins anew, so the slope of memory needs a long soak without faults of nodes.
 """
 
 from __future__ import annotations
