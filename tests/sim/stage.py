@@ -97,7 +97,8 @@ class Stage:
                 c.ask(node, "primary", ms=90_000)
         except ReplError as error:
             if must and not c.in_sync:
-                # A reset that was on its way broke the link meanwhile, and a fence-peer handler may have lied.
+                # A reset that was on its way broke the link meanwhile, and a fence-peer handler may have lied (seed
+                # 10069112).
                 c.log("not in sync any more: once more")
                 if c.wait(lambda: c.in_sync, self.bound_ms()):
                     return self.serve(node, must=must)

@@ -24,7 +24,8 @@ def main() -> int:
     )  # fmt: skip
     again = (
         f"make soak SEED={options.seed} MINUTES={options.minutes:g} "
-        f"SOAK='--faults {options.faults} --pause {options.pause} --protocol {options.protocol}'"
+        f"SOAK='--faults {options.faults} --pause {options.pause} --audit {options.audit:g} "
+        f"--protocol {options.protocol}'"
     )
     print(f"seed {options.seed}, {options.minutes:g} minutes; the same schedule again: {again}", flush=True)
     soak = Soak(settings, lambda line: print(line, flush=True))
@@ -56,6 +57,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--audit", type=float, default=10, help="minutes between two audits")
     parser.add_argument("--protocol", choices=("B", "C"), default="C")
     options = parser.parse_args()
+    try:
+        _range(options.pause)
+    except ValueError:
+        parser.error(f"--pause takes seconds as 5 or 1-20, not {options.pause!r}")
     unknown = set(options.faults.split(",")) - set(FAMILIES)
     if unknown:
         parser.error(f"there are no faults of {', '.join(sorted(unknown))}; there is {', '.join(FAMILIES)}")

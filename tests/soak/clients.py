@@ -29,7 +29,6 @@ PAUSE_S = 0.002  # between two requests: the machine belongs to the servers
 ANSWER_TIMEOUT_S = 120.0
 _REQUEST = struct.Struct(">IHHQQI")
 _REQUEST_MAGIC, _WRITE = 0x25609513, 1
-BLOCK_BYTES = BLOCK_SECTORS * SECTOR_BYTES
 
 
 class SoakClient:
@@ -39,7 +38,7 @@ class SoakClient:
         self.region = region
         self.problems: list[str] = []
         self.slowest_s = 0.0
-        self.connections = self.reads = self.refused = 0
+        self.reads = 0
         self._url = url
         self._random = random.Random(seed)
         self._is_over = False
@@ -48,6 +47,7 @@ class SoakClient:
         self._since_s: float | None = None
         self._thread = threading.Thread(target=self._run, name=f"client-{region.writer.writer}", daemon=True)
         self._thread.start()
+        self._is_idle.wait()
 
     # ---- orders ----
 
@@ -84,6 +84,14 @@ class SoakClient:
     # ---- the thread ----
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:
+            self.problems.append(f"client {self.region.writer.writer}: {error!r}")
+        finally:
+            self._is_idle.set()
+
+    def _work(self) -> None:
         while not self._is_over:
             if not self._may_run.is_set():
                 self._is_idle.set()
@@ -95,7 +103,6 @@ class SoakClient:
                 continue
             try:
                 with NbdClient(url, timeout_s=ANSWER_TIMEOUT_S) as client:
-                    self.connections += 1
                     while self._may_run.is_set() and not self._is_over:
                         self._since_s = time.monotonic()
                         self._request(client)
@@ -105,17 +112,12 @@ class SoakClient:
             except NbdRequestError as error:
                 self.problems.append(f"client {self.region.writer.writer}: {error}")
                 return
-            except (ReplError, OSError) as error:  # the server went, is not there yet, or lets nobody open it
+            except (ReplError, OSError):  # the server went, is not there yet, or lets nobody open it
                 if self.waiting_s >= ANSWER_TIMEOUT_S:
                     self.problems.append(f"client {self.region.writer.writer}: no answer in {self.waiting_s:.0f} s")
                     return
-                self.refused += not isinstance(error, PeerLost)
                 self._since_s = None
                 time.sleep(RETRY_S)
-            except BaseException as error:
-                self.problems.append(f"client {self.region.writer.writer}: {error!r}")
-                return
-        self._is_idle.set()
 
     def _request(self, client: NbdClient) -> None:
         draw = self._random.random()

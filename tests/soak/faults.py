@@ -3,7 +3,8 @@
 
 Each takes a ``Step``, does what its name says, undoes it and returns what a reader of the log wants to know.  A fault
 that would lose data by itself, as killing the Primary for good, first waits until both disks are good: that this
-happens in time is a promise of its own (P10).
+happens in time is a promise of its own (P10).  To sleep is here how long a
+fault lasts; what has to become true is waited for.
 """
 
 from __future__ import annotations
@@ -78,6 +79,10 @@ class Faults:
 
     def url(self) -> str | None:
         return None if self.serving is None else self.cluster.url(self.serving)
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self._faults)
 
     def provoke(self, step: Step) -> str:
         return self._faults[step.fault.name](step)

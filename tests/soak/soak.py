@@ -28,7 +28,6 @@ RESYNC_RATE_MIN = "20M"  # beside the load; DRBD's 250 KiB/s would make of most 
 VANISHING_MIB = 4
 BLOCKS_PER_MIB = 256
 ANSWER_S = 60.0  # with nothing wrong any more
-SAMPLES_KEPT = 20
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,7 @@ class Soak:
         """Until the time is over; raises at the first thing that is wrong."""
         self.cluster.start_pair()
         self.cluster.call(ALICE, "primary")
+        self._began_s = time.monotonic()  # however long a busy machine took until here
         usable_mib = self.cluster.size_bytes() // MIB
         each_mib = (usable_mib - VANISHING_MIB) // CLIENTS
         vanishing = self._region(CLIENTS, CLIENTS * each_mib, VANISHING_MIB)

@@ -35,7 +35,7 @@ class InodeState:
     entry_tenure: Tenure | None = None
     fds: set[FdState] = field(default_factory=set)
     has_locks: bool = False
-    is_gone: bool = False
+    is_gone: bool = False  # nothing is kept of it once nobody uses it
     contended_until: float = 0.0
     refreshing: asyncio.Future[None] | None = None
     ruled: int = UNKNOWN  # of a directory: ``Base.turns`` when it was known that no copy that is away can change it
