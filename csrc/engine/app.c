@@ -23,6 +23,7 @@ static void complete(struct request *r, int error)
     CHECK(!r->completed);
     r->completed = true;
     r->error = error;
+    conflict_set_dropped(r, false);
     if (r->behind) {
         r->behind = false;
         v->writes_behind--;
@@ -237,7 +238,7 @@ void request_start_write(struct request *r)
         release(r);
         return;
     }
-    if (remote && v->turns.turn) {
+    if (remote && turns_hold(r)) {
         v->turns.writes_wait = true;
         request_hold_aside(r);
         return;
@@ -253,6 +254,7 @@ void request_start_write(struct request *r)
         return;
     r->started_ns = v->core->now_ns;
     r->started = true;
+    conflict_set_dropped(r, false);
     if (local && v->state.disk != D_UP_TO_DATE && !r->behind) {
         r->behind = true;
         v->writes_behind++;

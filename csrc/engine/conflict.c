@@ -203,6 +203,35 @@ void conflict_stay_behind(struct volume *v, const struct range *resync)
 
 /* ---- own writes ---- */
 
+void conflict_set_dropped(struct request *r, bool dropped)
+{
+    if (r->dropped != dropped)
+        r->volume->dropped += dropped ? 1 : UINT32_MAX;
+    r->dropped = dropped;
+}
+
+static bool is_dropped_in(const struct request *r, uint64_t offset, uint64_t length)
+{
+    return r->dropped && r->offset < offset + length && offset < r->offset + r->length;
+}
+
+/* Do the disks differ there until an own write is sent again?  It waits in the range lock, or aside for its turn. */
+bool conflict_dropped_in(const struct volume *v, uint64_t offset, uint64_t length)
+{
+    if (!v->dropped)
+        return false;
+    for (struct range *range = range_first_overlap(&v->ranges, offset, offset + length); range;
+         range = range_next_overlap(range, offset, offset + length)) {
+        const struct request *r = request_of_range(range);
+        if (r && r->dropped)
+            return true;
+    }
+    list_for_each(pos, &v->held)
+        if (is_dropped_in(list_entry(pos, struct request, link), offset, length))
+            return true;
+    return false;
+}
+
 /* Answered with P_RETRY_WRITE: from the range lock on again, behind what the peer has sent. */
 static void restart(struct request *r)
 {
@@ -252,6 +281,7 @@ void conflict_answered(struct request *r, bool retry)
     v->stats.conflicts++;
     leave_epoch(v->core, r);
     request_net_done(r, !retry);
+    conflict_set_dropped(r, retry);
     if (!retry)
         request_settle(r);
     else if (r->local_pending)

@@ -187,6 +187,7 @@ struct volume {
     struct range_lock ranges;
     uint32_t writes_behind;         /* requests with `behind` */
     uint32_t passing;               /* the peer's writes in it that pass own ones (conflict.c) */
+    uint32_t dropped;               /* requests with `dropped` */
     struct list_head held;          /* requests that wait for the volume to thaw */
     struct list_head parked;        /* finished requests whose completion waits for the end of a suspension */
     struct list_head remote_reads;  /* asked from the peer */
@@ -580,6 +581,8 @@ void conflict_finished(struct peer_request *pr);
 bool conflict_defers(struct request *request);
 bool conflict_local_done(struct request *request);  /* true: the local part is not over */
 void conflict_answered(struct request *request, bool retry);
+void conflict_set_dropped(struct request *request, bool dropped);
+bool conflict_dropped_in(const struct volume *v, uint64_t offset, uint64_t length);
 bool conflict_release_older(struct core *core, uint32_t number);
 void conflict_tick(struct core *core);
 uint64_t conflict_deadline(const struct core *core);

@@ -141,6 +141,7 @@ bool resync_request_is_current(const struct resync_request *rq);
 
 /* turns.c */
 bool turns_ask(struct volume *v, bool wants);   /* may requests be sent? */
+bool turns_hold(const struct request *request); /* an own write may not */
 void turns_check(struct volume *v);             /* are they all answered? */
 void turns_reset(struct volume *v);
 

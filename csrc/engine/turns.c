@@ -6,6 +6,9 @@
  * Here such a write waits for the answer to one of ours, if they overlap; and that one, sent after the request, would
  * never be received (decision 0047).
  *
+ * A write that DRBD has dropped is on our disk alone until it is sent again.  A verify would take it for a difference:
+ * there it is unanswered until then.
+ *
  * Invariants: no own write is unanswered when a request is sent; none is sent before all requests are answered; one
  * that waits for its turn has no place in the range lock.  Each side has its turn: where writes wait, requests are
  * sent once per tick of the controller.
@@ -20,8 +23,15 @@ static bool takes_turns(const struct volume *v)
     return o->two_primaries && !o->resolve_conflicts && !link_peer_is_ours(v->core);
 }
 
+static bool waits_for_dropped(const struct volume *v)
+{
+    return v->dropped && v->state.connection == C_VERIFY_S;
+}
+
 static bool any_unanswered_write(const struct volume *v)
 {
+    if (waits_for_dropped(v))
+        return true;
     for (struct range *range = range_first_overlap(&v->ranges, 0, UINT64_MAX); range;
          range = range_next_overlap(range, 0, UINT64_MAX)) {
         const struct request *r = request_of_range(range);
@@ -71,6 +81,13 @@ bool turns_ask(struct volume *v, bool wants)
     if (takes_turns(v))
         t->turn = writes ? WRITES_END : REQUESTS;
     return !writes;
+}
+
+bool turns_hold(const struct request *r)
+{
+    const struct volume *v = r->volume;
+    bool ends_the_turn = v->turns.turn == WRITES_END && r->dropped && waits_for_dropped(v);
+    return v->turns.turn != WRITES && !ends_the_turn;
 }
 
 void turns_check(struct volume *v)

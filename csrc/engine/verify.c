@@ -60,11 +60,16 @@ struct verify_blocks *verify_take(struct volume *v, bool is_answer, uint64_t off
     return b;
 }
 
+static bool is_stalled(const struct verify_blocks *b)
+{
+    return b->stage == VERIFY_SETTLING || b->stage == VERIFY_ASIDE || b->stage == VERIFY_BUFFER;
+}
+
 void verify_release(struct verify_blocks *b)
 {
     struct volume *v = b->volume;
     struct verify *y = &v->verify;
-    if (b->stage == VERIFY_SETTLING || b->stage == VERIFY_BUFFER)
+    if (is_stalled(b))
         y->stalled--;
     if (y->last && &y->last->b == b)
         y->last = NULL;
@@ -151,14 +156,14 @@ void verify_yield(struct volume *v, const struct range *write)
 
 static void stall(struct verify_blocks *b, enum verify_stage stage)
 {
-    if (b->stage != VERIFY_SETTLING && b->stage != VERIFY_BUFFER)
+    if (!is_stalled(b))
         b->volume->verify.stalled++;
     b->stage = (uint8_t)stage;
 }
 
 static void unstall(struct verify_blocks *b, enum verify_stage stage)
 {
-    if (b->stage == VERIFY_SETTLING || b->stage == VERIFY_BUFFER)
+    if (is_stalled(b))
         b->volume->verify.stalled--;
     b->stage = (uint8_t)stage;
 }
@@ -174,10 +179,16 @@ static void settled(struct verify_blocks *b)
         verify_ask(b);
 }
 
-/* The lock is ours; in protocols A and B earlier writes may be finished here and still on their way to the peer. */
+/* The lock is ours; in protocols A and B earlier writes may be finished here and still on their way to the peer.  One
+ * that the peer has dropped has to go first; its place may be behind us. */
 void verify_settle(struct verify_blocks *b)
 {
     struct core *core = b->volume->core;
+    if (conflict_dropped_in(b->volume, b->offset, b->bytes) && core->link.phase == LINK_UP) {
+        volume_unlock_range(b->volume, &b->lock);
+        stall(b, VERIFY_ASIDE);
+        return;
+    }
     struct list_head *last = list_last(&core->link.log.epochs);
     if (core->link.options.protocol == 3 || !last || core->link.phase != LINK_UP) {
         settled(b);
@@ -267,7 +278,10 @@ static void go_on(struct list_head *list)
         struct epoch *oldest = transfer_log_oldest(&b->volume->core->link.log);
         if (b->stage == VERIFY_SETTLING && (!oldest || oldest->serial > b->epoch))
             settled(b);
-        else if (b->stage == VERIFY_BUFFER)
+        else if (b->stage == VERIFY_ASIDE && !conflict_dropped_in(b->volume, b->offset, b->bytes)) {
+            unstall(b, VERIFY_LOCKING);
+            verify_lock(b);
+        } else if (b->stage == VERIFY_BUFFER)
             verify_read(b);
     }
 }

@@ -58,6 +58,7 @@ enum verify_stage {
     VERIFY_FREE,
     VERIFY_LOCKING,     /* writes before it have to finish */
     VERIFY_SETTLING,    /* protocols A and B: the peer has to confirm these writes */
+    VERIFY_ASIDE,       /* not in the range lock: a write of ours that the peer has dropped is to be sent again */
     VERIFY_ASKED,       /* source: may have stepped behind a write of the peer since */
     VERIFY_RECEIVED,    /* source: all digests are here, writes before it have to finish */
     VERIFY_BUFFER,      /* waits for a buffer or a disk */
@@ -73,7 +74,7 @@ struct verify {
     struct list_head answers;       /* target */
     struct verify_question *last;   /* source: where the last digest belonged */
     struct verify_blocks *open;     /* target: neighbours are still added */
-    uint32_t stalled;               /* entries that wait for an epoch or a buffer */
+    uint32_t stalled;               /* entries that wait for an epoch, a dropped write or a buffer */
     uint64_t in_flight_bytes;       /* asked for and not arrived */
     bool counting;                  /* target: the first request has told where it starts */
     bool has_asked;                 /* source: the target learns from the first request where the run starts */

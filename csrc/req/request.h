@@ -97,6 +97,7 @@ struct request {
     bool started;               /* WRITE: sent and given to the disk, as far as that was to be done */
     bool in_conflict;           /* WRITE: something is to be done when the local part is finished (conflict.c) */
     bool postponed;             /* WRITE: to be started again then */
+    bool dropped;               /* WRITE: by the peer, and not sent again yet: its data is on the own disk alone */
     uint8_t stepped_back;       /* WRITE: how often a write of the peer has passed it */
     bool write_again;           /* WRITE: one of the peer lands on it: its data is put on top */
     bool waits_for_peer;        /* WRITE: when that is finished; no operation of its own is in flight */
