@@ -291,9 +291,10 @@ class Translator:
         """SEEK_DATA or SEEK_HOLE.  ENXIO beyond the end."""
         return await self.child.seek(caller, fd, offset=offset, what=what)
 
-    async def flush(self, caller: Caller, fd: Fd) -> None:
-        """Somebody closes a descriptor: errors of earlier writes are told now."""
-        await self.child.flush(caller, fd)
+    async def flush(self, caller: Caller, fd: Fd) -> Iatt | None:
+        """Somebody closes a descriptor: errors of earlier writes are told now.  The file's attributes, where storing
+        these has told them."""
+        return await self.child.flush(caller, fd)
 
     async def fsync(self, caller: Caller, fd: Fd, kind: SyncKind = SyncKind.ALL) -> Changed:
         return await self.child.fsync(caller, fd, kind)

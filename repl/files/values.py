@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 GFID_BYTES = 16
+# In the ``want`` of a listing: the directory's last entry has it.  Bricks that do not know it have no such attribute.
+LAST = b"trusted.glusterfs.repl-last"
 ONCE = "~"  # begins the names of clients that keep no names of files (features/upcall)
 ROOT_GFID = bytes(15) + b"\x01"
 NO_GFID = bytes(16)

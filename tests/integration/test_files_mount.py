@@ -3,19 +3,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import ctypes
 import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from repl.files.events import Invalidated
 from repl.files.mount.filesystem import MountOptions
+from repl.files.mount.wire import Op
 from repl.files.translator import Context
-from repl.files.values import ROOT_GFID, Caller, Fd, Loc
+from repl.files.translators.quick_read import QuickRead
+from repl.files.values import ROOT_GFID, Caller, Fd, Loc, Read
+from repl.limits import QUICK_READ_BYTES_MAX
+from tests.lib.files import make
 from tests.lib.fuse import LocalMount
 from tests.lib.memory_brick import MemoryBrick
 from tests.lib.mounts import BRICK, Mount, local_volfile, mounted, needs_fuse
@@ -142,6 +152,104 @@ def test_what_another_client_changes_is_seen_at_once(tmp_path: Path) -> None:
         wait_for(lambda: not path.exists(), what="the end of the old name")
         wait_for(lambda: (mount.path / "g").exists(), what="the new name")
         assert (mount.path / "g").read_bytes() == b"NEW AND LONGER"
+
+
+def _with_quick_read(bricks: list[MemoryBrick]) -> Callable[[Context], QuickRead]:
+    def build(context: Context) -> QuickRead:
+        bricks.append(MemoryBrick(context=context))
+        return make(QuickRead, "quick-read", bricks, context, cache_timeout="60")
+
+    return build
+
+
+def _reads(mount: LocalMount) -> int:
+    return mount.filesystem.counters.requests.get(Op.READ, 0)
+
+
+def _drop_pages(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+
+
+def test_small_files_are_in_the_kernels_cache_when_they_are_opened(tmp_path: Path) -> None:
+    bricks: list[MemoryBrick] = []
+
+    async def change(data: bytes) -> None:
+        brick = bricks[0]
+        gfid = (await brick.lookup(OTHER, Loc(parent=ROOT_GFID, name=b"small"))).iatt.gfid
+        fd = Fd(gfid, os.O_RDWR)
+        await brick.open(OTHER, Loc(gfid=gfid), fd, flags=os.O_RDWR)
+        await brick.truncate(OTHER, fd, 0)
+        await brick.writev(OTHER, fd, data, offset=0)
+        brick.notify_parents(Invalidated(gfid, is_data=True))
+
+    sizes = {"small": 5000, "empty": 0, "pages": 8192, "most": QUICK_READ_BYTES_MAX, "large": QUICK_READ_BYTES_MAX + 1}
+    contents = {name: os.urandom(size) for name, size in sizes.items()}
+    with LocalMount(tmp_path / "mnt", _with_quick_read(bricks), LONG) as mount:
+        for name, data in contents.items():
+            (mount.path / name).write_bytes(data)
+            _drop_pages(mount.path / name)
+        before = _reads(mount)
+        for name in ("small", "empty", "pages", "most"):
+            assert (mount.path / name).read_bytes() == contents[name]
+            assert (mount.path / name).read_bytes() == contents[name]
+        assert _reads(mount) == before
+        assert (mount.path / "large").read_bytes() == contents["large"]
+        assert _reads(mount) > before
+        # Of what another client writes nothing old is left, whether it is open here or not.
+        with open(mount.path / "small", "rb", buffering=0) as file:
+            for number in range(20):
+                data = bytes([number]) * (6000 - 100 * number)
+                mount.call(change(data))
+                wait_for(lambda data=data: os.pread(file.fileno(), 1 << 16, 0) == data, what="the new contents")
+                assert (mount.path / "small").read_bytes() == data
+        for number in range(20):
+            data = bytes([number]) * (4000 + 100 * number)
+            mount.call(change(data))
+            wait_for(lambda data=data: (mount.path / "small").read_bytes() == data, what="the new contents")
+
+
+def test_what_is_open_is_never_stored_in_the_kernels_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reader may hold the page that the store would wait for, and waits for the mount itself."""
+    bricks: list[MemoryBrick] = []
+    data = os.urandom(50_000)
+    is_reading, may_answer = threading.Event(), asyncio.Event()
+    known, read = QuickRead.read_known, QuickRead.readv
+
+    def read_known(self: QuickRead, fd: Fd, size: int, offset: int) -> Any:
+        return known(self, fd, size, offset) if size == len(data) else None  # the kernel asks for whole pages
+
+    async def readv(self: QuickRead, caller: Caller, fd: Fd, *, size: int, offset: int) -> Read:
+        is_reading.set()
+        await may_answer.wait()
+        return await read(self, caller, fd, size=size, offset=offset)
+
+    monkeypatch.setattr(QuickRead, "readv", readv)
+    monkeypatch.setattr(QuickRead, "read_known", read_known)
+    with LocalMount(tmp_path / "mnt", _with_quick_read(bricks), LONG) as mount, ThreadPoolExecutor(2) as pool:
+        path = mount.path / "f"
+        path.write_bytes(data)
+        _drop_pages(path)
+        fd = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        inode = next(inode for inode in mount.filesystem.inodes.inodes() if inode.handles)
+        inode.stored = (-1, -1, -1)
+        reading = pool.submit(os.pread, fd, 1 << 16, 0)
+        assert is_reading.wait(10)
+        opening = pool.submit(os.open, path, os.O_RDONLY)
+        try:
+            os.close(opening.result(10))
+        except TimeoutError:
+            ctypes.CDLL(None).umount2(os.fsencode(mount.path), 1)  # MNT_FORCE; else nobody could end this process
+            raise
+        mount.call(_set(may_answer))
+        assert reading.result(10) == data
+        os.close(fd)
+
+
+async def _set(event: asyncio.Event) -> None:
+    event.set()
 
 
 def test_lost_volume_answers_at_once_and_comes_back(tmp_path: Path) -> None:

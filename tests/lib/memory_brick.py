@@ -27,6 +27,7 @@ from repl.files.replaced import replaced_xattrs
 from repl.files.translator import FOPS, Context, Step, Translator
 from repl.files.translators.posix.names import gfid2path
 from repl.files.values import (
+    LAST,
     NEW_LOCK,
     NO_GFID,
     ROOT_GFID,
@@ -565,6 +566,9 @@ class MemoryBrick(Translator):
             inode = self.inodes[gfid]
             iatt = _copy(inode.iatt) if is_plus else None
             found.append(Entry(name, cookie, gfid, inode.iatt.kind, iatt, self._wanted(inode, want)))
+        else:
+            if found and LAST in want:
+                found[-1].xattrs = {**found[-1].xattrs, LAST: b""}
         return found
 
     async def rchecksum(self, caller: Caller, fd: Fd, *, offset: int, length: int) -> bytes:

@@ -108,6 +108,126 @@ def test_md_cache_lists_a_directory_in_which_names_are_looked_up() -> None:
     on_mounts(work, ["md-cache"])
 
 
+def test_md_cache_lists_again_where_all_names_are_known_but_not_what_is_behind_them() -> None:
+    async def work(mount: Mount, other: Mount) -> None:
+        folder = new_gfid()
+        await mount.top.mkdir(mount.me, at("d"), mode=0o755, gfid=folder)
+        gfids = [new_gfid() for _ in range(20)]
+        for number, gfid in enumerate(gfids):
+            await mount.top.mknod(mount.me, at(f"f{number}", folder), mode=0o100644, rdev=0, gfid=gfid)
+        for gfid in gfids:
+            await other.top.setattr(other.me, Loc(gfid=gfid), SetAttr(mode=0o600))
+        before = mount.brick.counts["lookup"]
+        for number in range(20):
+            assert (await mount.top.lookup(mount.me, at(f"f{number}", folder))).iatt.mode == 0o100600
+            await settle()
+        assert mount.brick.counts["lookup"] == before + 3
+
+    on_mounts(work, ["md-cache"])
+
+
+def test_md_cache_knows_what_has_just_been_written_and_closed() -> None:
+    async def work(mount: Mount, other: Mount) -> None:
+        await put(mount, "f", b"contents")
+        before = mount.brick.counts.copy()
+        looked = await mount.top.lookup(mount.me, at("f"))
+        assert looked.iatt.size == 8
+        assert looked.iatt == (await mount.top.stat(mount.me, Loc(gfid=looked.iatt.gfid))).iatt
+        assert mount.brick.counts == before
+        assert looked.iatt == (await other.top.lookup(other.me, at("f"))).iatt
+        # Others' changes are told, also those made while it was being closed.
+        await other.top.setattr(other.me, Loc(gfid=looked.iatt.gfid), SetAttr(mode=0o600))
+        assert (await mount.top.lookup(mount.me, at("f"))).iatt.mode == 0o100600
+
+        async def meanwhile(fop: str) -> None:
+            if fop == "writev":
+                mount.brick.before = None
+                found = await other.top.lookup(other.me, at("g"))
+                await other.top.setattr(other.me, Loc(gfid=found.iatt.gfid), SetAttr(mode=0o640))
+
+        mount.brick.before = meanwhile
+        await put(mount, "g", b"x")
+        assert mount.brick.before is None
+        assert (await mount.top.lookup(mount.me, at("g"))).iatt.mode == 0o100640
+
+    on_mounts(work, ["write-behind", "quick-read", "md-cache"])
+
+
+def test_only_who_made_a_file_is_told_its_attributes_when_it_is_closed() -> None:
+    """Bricks tell of changes whoever has looked at an inode since the last one, which a writer need not have done."""
+
+    async def work(mount: Mount, other: Mount) -> None:
+        fd = Fd(new_gfid(), os.O_WRONLY)
+        await mount.top.create(mount.me, at("f"), fd, flags=os.O_WRONLY | os.O_EXCL, mode=0o644, gfid=fd.gfid)
+        theirs = await opened(other, fd.gfid, os.O_WRONLY)
+        for name, who, file in (("first", mount, fd), ("of another", other, theirs), ("after that", mount, fd)):
+            await who.top.writev(who.me, file, name.encode(), offset=0)
+            iatt = await who.top.flush(who.me, file)
+            assert (iatt is not None and iatt.size == 5) if name == "first" else iatt is None, name
+        assert await mount.top.flush(mount.me, fd) is None  # nothing was held back
+
+    on_mounts(work, ["write-behind", "quick-read", "md-cache"])
+
+
+def test_directories_that_are_walked_are_listed_with_their_first_lookup() -> None:
+    async def work(mount: Mount, other: Mount) -> None:
+        folders = [new_gfid() for _ in range(12)]
+        for number, folder in enumerate(folders):
+            await other.top.mkdir(other.me, at(f"d{number}"), mode=0o755, gfid=folder)
+            for name in range(20):
+                await put_in(other, f"f{name}", folder)
+
+        async def before(fop: str) -> None:
+            await asyncio.sleep(0.001)
+
+        mount.brick.before = before
+        lookups: list[int] = []
+        for folder in folders[:5]:
+            so_far = mount.brick.counts["lookup"]
+            for name in range(20):
+                await mount.top.lookup(mount.me, at(f"f{name}", folder))
+            lookups.append(mount.brick.counts["lookup"] - so_far)
+        assert lookups[0] >= 3 and lookups[2:] == [1, 1, 1]
+        # Somebody looks at one file in each: after a few of them they are not listed any more.
+        listed: list[bool] = []
+        for folder in folders[5:]:
+            so_far = mount.brick.counts["opendir"]
+            await mount.top.lookup(mount.me, at("f7", folder))
+            await asyncio.sleep(1)
+            listed.append(mount.brick.counts["opendir"] > so_far)
+        assert listed[0] and not any(listed[4:])
+
+    on_mounts(work, ["md-cache"])
+
+
+@pytest.mark.parametrize("how", ["slow", "fails"])
+def test_a_lookup_does_not_wait_long_for_a_listing(how: str) -> None:
+    async def work(mount: Mount, other: Mount) -> None:
+        folders = [new_gfid() for _ in range(4)]
+        for number, folder in enumerate(folders):
+            await other.top.mkdir(other.me, at(f"d{number}"), mode=0o755, gfid=folder)
+            for name in range(20):
+                await put_in(other, f"f{name}", folder)
+
+        folder = folders[0]
+
+        async def before(fop: str) -> None:
+            if fop == "readdir" and folder is folders[3]:
+                if how == "fails":
+                    raise FopError(errno.EIO)
+                await asyncio.sleep(3600)
+            await asyncio.sleep(0.001)
+
+        mount.brick.before = before
+        for folder in folders:
+            began = asyncio.get_running_loop().time()
+            for name in range(20):
+                assert (await mount.top.lookup(mount.me, at(f"f{name}", folder))).iatt.is_regular
+            assert asyncio.get_running_loop().time() - began < 20 * 0.1
+
+    on_mounts(work, ["md-cache"])
+
+
 def test_md_cache_tells_what_it_knows_of_a_name_without_asking() -> None:
     async def work(mount: Mount, other: Mount) -> None:
         made = new_gfid()

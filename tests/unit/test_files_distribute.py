@@ -48,6 +48,82 @@ def test_distribute_files_are_where_their_names_say_and_listed_once() -> None:
     run(scenario())
 
 
+def test_distribute_listing_begins_on_all_bricks_at_once() -> None:
+    async def scenario() -> None:
+        world = World()
+        client = world.client()
+        await client.mkdir("d")
+        names = [f"file{i}" for i in range(60)]
+        for name in names:
+            await client.write(f"d/{name}")
+        gfid = (await client.look("d")).iatt.gfid
+        fd = Fd(gfid, is_directory=True)
+        await client.dht.opendir(client.caller, Loc(gfid=gfid), fd)
+        part = await client.dht.readdir(client.caller, fd, size=1 << 16, offset=0)
+        assert sorted(entry.name.decode() for entry in part) == sorted(names)
+        assert not any(entry.xattrs for entry in part)
+        for position in (0, 20, 40, 59):  # going on anywhere
+            rest, offset = [], part[position].offset
+            while more := await client.dht.readdir(client.caller, fd, size=300, offset=offset):
+                rest += more
+                offset = more[-1].offset
+            assert [entry.name for entry in rest] == [entry.name for entry in part[position + 1 :]]
+        await client.dht.release(fd)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("size", [300, 1 << 16])
+def test_distribute_listing_tells_of_a_brick_that_fails_when_it_gets_there(size: int) -> None:
+    async def scenario() -> None:
+        world = World()
+        client = world.client()
+        await client.mkdir("d")
+        names = [f"file{i}" for i in range(60)]
+        for name in names:
+            await client.write(f"d/{name}")
+        gfid = (await client.look("d")).iatt.gfid
+
+        async def fail(brick: str, fop: str) -> None:
+            if (brick, fop) == ("brick2", "readdir"):
+                raise FopError(errno.EIO)
+
+        client.pause = fail
+        fd, found, offset = Fd(gfid, is_directory=True), [], 0
+        await client.dht.opendir(client.caller, Loc(gfid=gfid), fd)
+        with pytest.raises(FopError) as error:
+            while part := await client.dht.readdir(client.caller, fd, size=size, offset=offset):
+                found += [entry.name.decode() for entry in part]
+                offset = part[-1].offset
+        assert error.value.errno == errno.EIO
+        assert sorted(found) == sorted(name for name in names if world.data_at(f"d/{name}") < [2])
+        await client.dht.release(fd)
+
+    run(scenario())
+
+
+def test_distribute_removes_a_file_that_was_listed_without_looking_for_it() -> None:
+    async def scenario() -> None:
+        world = World()
+        client, other = world.client(), world.client()
+        names = [f"file{i}" for i in range(8)]
+        for name in (*names, *(f"first{i}" for i in range(8))):
+            await other.write(name)
+        await client.names()
+        for number in range(8):
+            await client.unlink(f"first{number}")  # bricks have said what layout they have
+        await other.rename(names[0], "away")
+        await other.write(names[0], b"another")
+        client.log.clear()
+        for name in names:
+            await client.unlink(name)
+        sent = [line.partition(".")[2] for line in client.log]
+        assert sent.count("unlink") == 8 and sent.count("lookup") == 1  # of the name that was said to have changed
+        assert await world.client().names() == ["away"]
+
+    run(scenario())
+
+
 def test_distribute_fresh_volume_needs_one_brick_for_a_miss() -> None:
     async def scenario() -> None:
         world = World()

@@ -278,6 +278,45 @@ def test_a_new_mode_does_not_hide_a_migration_from_writers() -> None:
     assert step > 25
 
 
+@pytest.mark.parametrize("change", ["times", "write", "append"])
+def test_whoever_changes_a_file_that_is_being_moved_is_told_its_own_mode(change: str) -> None:
+    """Not the marks that bricks show."""
+
+    async def mode_at(step: int) -> int | None:
+        world = World(2)
+        client, mover = world.client(), world.client()
+        name = await misplaced(world, client, b"." * 50)
+        fd = await client.open(name)
+        await mover.look(name)
+        start, tasks = mover.sent, []
+
+        async def make_change() -> int:
+            dht, me = client.dht, client.caller
+            if change == "times":
+                changed = await dht.setattr(me, fd, SetAttr(mtime_ns=5))
+            else:
+                changed = await dht.writev(me, fd, b"x", offset=0, flags=os.O_APPEND if change == "append" else 0)
+            return changed.after.mode
+
+        async def pause(_brick: str, _fop: str) -> None:
+            if mover.sent - start == step:
+                tasks.append(asyncio.ensure_future(make_change()))
+                await asyncio.sleep(0.01)
+
+        mover.pause = pause
+        await migration(mover, name).run()
+        modes: list[int] = await asyncio.gather(*tasks)
+        await client.dht.release(fd)
+        return modes[0] if modes else None
+
+    step, seen = 2, set()
+    while (mode := run(mode_at(step))) is not None:
+        seen.add(mode)
+        step += 1
+    assert step > 20
+    assert seen - {0} == {0o100644}  # 0: not known
+
+
 @pytest.mark.parametrize("bricks", [1, 2])
 def test_a_mode_can_be_set_when_the_other_subvolume_of_a_migration_is_no_more(bricks: int) -> None:
     """docs/files.md tells how: without distribute the brick refuses it for ever."""
@@ -330,7 +369,8 @@ def test_an_append_that_the_end_of_a_migration_overtakes_leaves_no_hole() -> Non
         mover.pause = append_both
         assert (await migration(mover, name).run()).outcome is Outcome.MOVED
         is_over.set()
-        await asyncio.gather(*tasks)
+        for changed in await asyncio.gather(*tasks):
+            assert changed.after.mode in (0, 0o100644)  # not the link file's
         has_phases = at_once.REBALANCE_AT_ONCE_BYTES_MAX < 0  # nobody appends to what is moved at once
         assert bool(tasks) is has_phases
         assert await world.client().read(name) == (b"head,one,two," if has_phases else b"head,")

@@ -22,6 +22,7 @@ from repl.files.translators.posix import Posix
 from repl.files.translators.posix.brick import Node
 from repl.files.translators.posix.known import KnownXattrs
 from repl.files.values import (
+    LAST,
     ROOT,
     ROOT_GFID,
     Caller,
@@ -321,6 +322,24 @@ def test_listing_has_stable_offsets_and_hides_internals(tmp_path: Path) -> None:
         assert sorted(seen) == sorted(names | {"dir"})
         again = await brick.readdir(ME, fd, size=4096, offset=0)
         assert [entry.name for entry in again] == [b"dir"]
+
+    on_brick(work, tmp_path)
+
+
+def test_listing_says_which_entry_is_the_last_one(tmp_path: Path) -> None:
+    async def work(brick: Posix) -> None:
+        for number in range(100):
+            await brick.release(await new_file(brick, f"f{number}"))
+        fd, offset, marked, count = Fd(ROOT_GFID, is_directory=True), 0, [], 0
+        await brick.opendir(ME, ROOT, fd)
+        while entries := await brick.readdir(ME, fd, size=1000, offset=offset, want=(LAST, DIRTY)):
+            count += len(entries)
+            offset = entries[-1].offset
+            marked += [entry.offset for entry in entries if LAST in entry.xattrs]
+        assert count == 100 and marked in ([offset], [])  # none if the last answer was full
+        assert not any(e.xattrs for e in await brick.readdir(ME, fd, size=1 << 20, offset=0, want=(DIRTY,)))
+        everything = await brick.readdir(ME, fd, size=1 << 20, offset=0, want=(LAST,))
+        assert [LAST in entry.xattrs for entry in everything] == [False] * 99 + [True]
 
     on_brick(work, tmp_path)
 

@@ -118,6 +118,30 @@ def test_every_operation_gives_the_answer_of_the_brick() -> None:
     run(work())
 
 
+def test_the_end_of_a_directory_is_not_asked_for() -> None:
+    async def work() -> None:
+        async with link() as (brick, _, client):
+            for number in range(50):
+                await client.mknod(ME, at(f"f{number}"), mode=0o100644, rdev=0, gfid=new_gfid())
+            directory = Fd(ROOT_GFID, is_directory=True)
+            await client.opendir(ME, ROOT, directory)
+            for size in (1 << 16, 600):
+                before = brick.counts["readdir"]
+                names, offset, parts = [], 0, 0
+                while entries := await client.readdir(ME, directory, size=size, offset=offset):
+                    names += [entry.name for entry in entries]
+                    offset, parts = entries[-1].offset, parts + 1
+                    assert not any(entry.xattrs for entry in entries)
+                assert len(names) == len(set(names)) == 50
+                assert brick.counts["readdir"] - before == parts and (parts == 1) == (size > 600)
+            # From the start it is listed anew.
+            await client.unlink(ME, at("f7"))
+            assert len(await client.readdir(ME, directory, size=1 << 16, offset=0)) == 49
+            await client.release(directory)
+
+    run(work())
+
+
 def test_large_payloads_arrive_whole() -> None:
     async def work() -> None:
         async with link() as (_, _, client):

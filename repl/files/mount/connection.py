@@ -268,22 +268,31 @@ class Connection:
             log.error("writing to /dev/fuse: %s", error)
         return False
 
-    # ---- notifications; the second and third may block, so not from the loop's thread ----
+    # ---- notifications; those that say so may block: not from the loop's thread ----
 
     def invalidate_attributes(self, nodeid: int) -> None:
         self._notify(wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE.pack(nodeid, -1, 0))
 
     def invalidate_data(self, nodeid: int) -> None:
-        """Attributes and all pages; dirty ones are written first, which comes back to us as requests."""
+        """Attributes and all pages.  May block: dirty ones are written first, which comes back to us as requests."""
         self._notify(wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE.pack(nodeid, 0, 0))
 
     def invalidate_entry(self, nodeid: int, name: bytes) -> None:
-        """Waits for the directory's lock, that somebody may hold who waits for an answer of ours."""
+        """May block, for the directory's lock, that somebody may hold who waits for an answer of ours."""
         self._notify(wire.NOTIFY_INVAL_ENTRY, wire.INVAL_ENTRY.pack(nodeid, len(name), 0) + name + b"\0")
 
-    def _notify(self, code: int, body: bytes) -> None:
+    def store(self, nodeid: int, data: Any) -> bool:
+        """A whole file for the kernel's cache, of the size that the kernel was told.  Nobody may have it open: who
+        reads holds a page, and waits for us."""
+        size = len(data)
+        return self._notify(wire.NOTIFY_STORE, wire.STORE.pack(nodeid, 0, size, 0), data)
+
+    def _notify(self, code: int, head: bytes, data: Any = b"") -> bool:
+        size = wire.OUT_HEADER.size + len(head) + len(data)
         try:
-            os.write(self.fd, wire.OUT_HEADER.pack(wire.OUT_HEADER.size + len(body), code, 0) + body)
+            os.writev(self.fd, (wire.OUT_HEADER.pack(size, code, 0) + head, data))
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.EBADF, errno.ENOTEMPTY):
-                log.warning("invalidation refused by the kernel: %s", error)
+                log.warning("notification refused by the kernel: %s", error)
+            return False
+        return True

@@ -38,6 +38,7 @@ class Inode:
     handles: list[Handle] = field(default_factory=list)
     locks: list[tuple[bytes, Lock]] = field(default_factory=list)  # (owner, lock) that this mount holds
     seen: tuple[int, int, int] = (-1, -1, -1)  # size, mtime, ctime as the kernel was told last
+    stored: tuple[int, int, int] = (-1, -1, -1)  # the same when its contents were stored in the kernel's cache
     has_no_capability: bool = False  # just created here: there cannot be a security.capability
     directory: Iatt | None = None  # a directory's attributes as the last change in it left them
     directory_until: float = 0.0

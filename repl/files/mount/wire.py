@@ -125,6 +125,7 @@ FSYNC_DATA = 1 << 0
 
 NOTIFY_INVAL_INODE = 2
 NOTIFY_INVAL_ENTRY = 3
+NOTIFY_STORE = 4
 
 IN_HEADER = Struct("=IIQQIIIHH")  # len, opcode, unique, nodeid, uid, gid, pid, extension length, padding
 OUT_HEADER = Struct("=IiQ")  # len, -errno, unique
@@ -142,6 +143,7 @@ INIT_IN = Struct("=IIIII")  # major, minor, max_readahead, flags, flags2
 INIT_OUT = Struct("=IIIIHHIIHHI28x")
 INVAL_INODE = Struct("=Qqq")
 INVAL_ENTRY = Struct("=QII")
+STORE = Struct("=QQII")  # nodeid, offset, size, padding
 
 GETATTR_IN = Struct("=IIQ")
 SETATTR_IN = Struct("=IIQQQQQQIIIIIIII")

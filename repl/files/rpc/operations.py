@@ -107,6 +107,10 @@ def _optional(shape: Shape) -> Shape:
     )
 
 
+def _none(value: Any, _: object = None) -> None:
+    """What an operation tells only here."""
+
+
 def _nothing(raw: Any, _: object = None) -> None:
     if raw is not None:
         raise ProtocolError("nothing is expected.")
@@ -179,7 +183,7 @@ COMMAND = Shape(_pack_command, lambda raw, _: LockCommand(raw))
 LOCK_TYPE = _plain(int, LockType)
 XATTR_OP = _plain(int, XattrOp)
 SYNC = _plain(int, SyncKind)
-NONE = Shape(_same, _nothing)
+NONE = Shape(_none, _nothing)
 LOOKED = Shape(pk.pack_looked, pk.unpack_looked)
 CHANGED = Shape(pk.pack_changed, pk.unpack_changed)
 STATVFS = _plain(pk.pack_statvfs, pk.unpack_statvfs)

@@ -42,7 +42,7 @@ from repl.files.translators.client.link import Link, LinkSettings, Refused
 from repl.files.translators.client.open_files import RemoteFiles
 from repl.files.translators.client.options import OPTIONS
 from repl.files.translators.client.recovery import UNLOCKS, open_again, recover
-from repl.files.values import NEW_LOCK, Caller, End, Fd, FopError, Loc, Lock, LockCommand, LockType
+from repl.files.values import LAST, NEW_LOCK, Caller, End, Entry, Fd, FopError, Loc, Lock, LockCommand, LockType, Want
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ RECONNECT_S_MAX = 1.0
 SETTLED_S = 5.0  # a link that lived for so long was a good one
 
 
-_SYNC_ALL, _END_ALL = ops.BY_NAME["sync_all"], ops.BY_NAME["end_all"]
+_SYNC_ALL, _END_ALL, _READDIR = ops.BY_NAME["sync_all"], ops.BY_NAME["end_all"], ops.BY_NAME["readdir"]
 
 
 def _fop(name: str) -> Callable[..., Any]:
@@ -290,6 +290,24 @@ class Client(Translator):
             raise
         self._after(operation, caller, values, result)
         return result
+
+    async def readdir(
+        self, caller: Caller, fd: Fd, *, size: int, offset: int, is_plus: bool = False, want: Want = ()
+    ) -> list[Entry]:
+        """The server says which entry is the last one, so that nobody has to ask what comes behind it."""
+        file = self.files.find(fd)
+        if file is not None and offset and offset == file.listed_to:
+            return []
+        wanted = want if LAST in want else (*want, LAST)
+        given = {"size": size, "offset": offset, "is_plus": is_plus, "want": wanted}
+        entries: list[Entry] = await self.call(_READDIR, caller, _READDIR.bind((fd,), given))
+        file = self.files.find(fd)
+        if file is not None:
+            is_last = bool(entries) and LAST in entries[-1].xattrs
+            file.listed_to = entries[-1].offset if is_last else 0
+        if wanted is not want and entries:
+            entries[-1].xattrs.pop(LAST, None)
+        return entries
 
     def begin_call(self, round: Round, number: int, operation: str, caller: Caller, values: list[Any]) -> bool:
         """Not those that may wait for a lock.  ``compound``: its steps are ``values``."""

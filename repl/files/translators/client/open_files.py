@@ -19,13 +19,14 @@ OPENING_FLAGS = os.O_CREAT | os.O_EXCL | os.O_TRUNC  # what opening again must n
 class RemoteFile:
     """What the client translator keeps about an ``Fd``."""
 
-    __slots__ = ("fd", "has_lost_locks", "is_open", "locks", "number", "opening")
+    __slots__ = ("fd", "has_lost_locks", "is_open", "listed_to", "locks", "number", "opening")
 
     def __init__(self, number: int, fd: Fd) -> None:
         self.number = number
         self.fd = fd
         self.is_open = False  # the server has answered its open
         self.has_lost_locks = False
+        self.listed_to = 0  # a directory: behind its last entry, once that has been told
         self.locks = HeldLocks()
         self.opening: asyncio.Future[None] | None = None  # a late open that others wait for
 

@@ -233,6 +233,8 @@ class Files(Migrating):
                 first=first, last=last, is_append=is_append, changed=changed,
             ):  # fmt: skip
                 await self._write_in_place(fd.gfid, data, first)
+            if phase.is_link:
+                changed.after.mode = 0  # the link file's
         return changed_of(answer)
 
     async def _write_in_place(self, gfid: bytes, data: bytes | bytearray | memoryview, offset: int) -> None:

@@ -15,11 +15,12 @@ from repl.files.translators.distribute.base import SUBVOLUMES_MAX
 from repl.files.translators.distribute.caches import Directory, FdState
 from repl.files.translators.distribute.marks import FILE_WANT, INCOMING, is_link, is_migrating
 from repl.files.translators.distribute.renames import Renames
-from repl.files.values import Caller, Entry, Fd, FopError, Loc, SyncKind, Want
+from repl.files.values import LAST, Caller, Entry, Fd, FopError, Loc, SyncKind, Want
 
 DOTS = (b".", b"..")
 SUBVOLUME_BITS = SUBVOLUMES_MAX.bit_length() - 1
 _AT_ONCE = 64  # names that are looked up at the same time
+LISTED_AT_ONCE = 8  # subvolumes
 
 
 class Listings(Renames):
@@ -54,6 +55,10 @@ class Listings(Renames):
             state.listing = await self.directory(fd.gfid)
         known = state.listing  # the same to the end, so that each directory is listed once
         index, at = offset & SUBVOLUMES_MAX - 1, offset >> SUBVOLUME_BITS
+        if offset == 0 and self.count > 1:
+            found, index = await self._beginnings(caller, fd, state, size, is_plus, want)
+            if found:
+                return found
         while index < self.count:
             if self.up[index]:
                 part = await self._part(caller, fd, state, index, size, at, is_plus, want)
@@ -65,6 +70,29 @@ class Listings(Renames):
                     continue
             index, at = index + 1, 0
         return []
+
+    async def _beginnings(
+        self, caller: Caller, fd: Fd, state: FdState, size: int, is_plus: bool, want: Want
+    ) -> tuple[list[Entry], int]:
+        """What begins the listing, of all subvolumes at once, since of a small directory that is everything; and the
+        subvolume to go on with if that is nothing.  Behind a part that is not whole none is given out."""
+        indexes = self.up_ones[:LISTED_AT_ONCE]
+        parts = await asyncio.gather(
+            *(self._part(caller, fd, state, i, size, 0, is_plus, (*want, LAST)) for i in indexes),
+            return_exceptions=True,
+        )
+        assert state.listing is not None
+        found: list[Entry] = []
+        for index, part in zip(indexes, parts, strict=True):
+            if isinstance(part, BaseException):
+                if not found:
+                    raise part
+                break  # it is told when the listing gets there
+            is_whole = not part or LAST in part[-1].xattrs
+            found += self._shown(index, await self._for_users(caller, state.listing, index, part), is_plus, want)
+            if not is_whole:
+                return found, index
+        return found, indexes[-1] + 1 if indexes else 0
 
     async def _part(
         self, caller: Caller, fd: Fd, state: FdState, index: int, size: int, at: int, is_plus: bool, want: Want
@@ -90,7 +118,10 @@ class Listings(Renames):
             elif entry.kind == stat.S_IFDIR:
                 verdicts.append(self._lists_directory(known, index, owner, is_settled))
             else:
-                verdicts.append(True if owner == index and not is_link(entry.xattrs) else None)
+                is_here = owner == index and not is_link(entry.xattrs)
+                verdicts.append(True if is_here else None)
+                if is_here and entry.kind == stat.S_IFREG:  # as a lookup would find it
+                    self.known_names.put((known.gfid, entry.name), (entry.gfid, index))
         unsure = [i for i, verdict in enumerate(verdicts) if verdict is None]
         for at in range(0, len(unsure), _AT_ONCE):
             some = unsure[at : at + _AT_ONCE]

@@ -4,8 +4,9 @@
 Inputs: all operations, upcalls.  Outputs: lookups, stats and the like from memory.  What we change is dropped before
 and after, what another client changes when the brick tells; all else is trusted for ``md-cache-timeout``.
 Names: a directory in which names are looked up one after another is listed in the background, with attributes (and
-with contents, if quick-read below finds that worth while); one that is known as a whole, because it was listed to its
-end or made here, answers for names that do not exist.
+with contents, if quick-read below finds that worth while); where directory after directory is walked like this, with
+its first lookup, and the next ones wait for that.  One that is known as a whole, because it was listed to its end or
+made here, answers for names that do not exist.
 Source: spec 4.5; listing ahead and names are our own.
 """
 
@@ -45,6 +46,10 @@ from repl.limits import MD_CACHE_INODES_MAX, MD_CACHE_LISTING_BYTES, MD_CACHE_NA
 
 _MISSES = 3  # so many lookups in a directory before it is listed
 _PER_MISS = 64  # names that are listed for each lookup that had to ask
+_HITS = 8  # so many lookups in a listed directory, or half of its names, make the listing worth while
+_WALKS_MAX = 4  # directories in which that was so, less those in which it was not
+_WALKS = 2  # from here on directories are walked: each is listed with its first lookup
+_LISTED_S = 0.05  # so long a lookup waits for a listing that is under way
 
 
 class Known:
@@ -69,6 +74,7 @@ class MdCache(Dropping):
         self._names = Names()
         self._space: tuple[float, StatVfs] | None = None
         self._is_partial = False  # some names are not to be seen
+        self._walks = 0
         self._use(options)
         self.hits = self.misses = 0
 
@@ -140,21 +146,23 @@ class MdCache(Dropping):
     async def lookup(self, caller: Caller, loc: Loc, *, want: Want = ()) -> Looked:
         now = self.context.now()
         if not want and self._valid_s:
-            found = self._look(loc, now)
+            found = self._look(loc, now) or await self._look_listed(loc)
             if found is not None:
                 self.hits += 1
                 return Looked(copy_of(found))
         self.misses += 1
+        has_name = bool(loc.name) and self._has_names and self._valid_s > 0
         with self.watch() as watch:
             try:
                 looked = await self.child.lookup(caller, loc, want=want)
             except OSError as error:
                 if error.errno == errno.ESTALE:
                     self._known.pop(loc.gfid, None)
+                if has_name:
+                    self._missed(caller, loc.parent, now, is_listed=False)
                 raise
-            finally:
-                if loc.name and self._has_names and self._valid_s:
-                    self._missed(caller, loc.parent, now)
+        if has_name:
+            self._missed(caller, loc.parent, now, is_listed=not want and not looked.iatt.is_directory)
         self._keep(watch, looked.iatt, now)
         if loc.name:
             self._name(watch, loc.parent, loc.name, looked.iatt.gfid, now)
@@ -174,8 +182,23 @@ class MdCache(Dropping):
                     raise FopError(errno.ENOENT, f"{self.name}: {loc}")
                 return None
             gfid = found
+            if folder.hits >= 0:
+                self._hit(folder)
         known = self._fresh(gfid)
         return None if known is None else known.iatt
+
+    async def _look_listed(self, loc: Loc) -> Iatt | None:
+        """What a listing that is under way says of a name, where directories are walked: it costs less than asking."""
+        while loc.name:
+            folder = self._names.find(loc.parent, self.context.now())
+            if folder is None or not (folder.is_listing and folder.is_walk):
+                return None
+            before = len(folder.entries)
+            await folder.wait_told(_LISTED_S)
+            found = self._look(loc, self.context.now())
+            if found is not None or len(folder.entries) == before:
+                return found
+        return None
 
     def known(self, parent: bytes, name: bytes) -> Iatt | bool | None:
         if not self._valid_s:
@@ -191,6 +214,8 @@ class MdCache(Dropping):
         if known is None or known.iatt is None:
             return None
         self.hits += 1
+        if folder.hits >= 0:
+            self._hit(folder)
         return copy_of(known.iatt)
 
     def open_known(self, caller: Caller, loc: Loc, fd: Fd, flags: int) -> Iatt | None:
@@ -255,14 +280,34 @@ class MdCache(Dropping):
         self._space = (now + self._valid_s, found)
         return found
 
+    async def flush(self, caller: Caller, fd: Fd) -> Iatt | None:
+        """What has just been written is looked at next."""
+        now = self.context.now()
+        with self.watch() as watch:
+            iatt = await self.child.flush(caller, fd)
+        self._keep(watch, iatt, now)
+        return iatt
+
     # ---- listing ahead ----
 
-    def _missed(self, caller: Caller, parent: bytes, now: float) -> None:
+    def _missed(self, caller: Caller, parent: bytes, now: float, *, is_listed: bool) -> None:
+        """``is_listed``: a listing would have told.  Where all names are known that is all it can tell."""
         folder = self._names.folder(parent, now, self._valid_s, MD_CACHE_NAMES_MAX)
+        if folder.is_listing or folder.is_whole and not is_listed or not self.options["list-ahead"]:
+            return
         folder.misses += 1
-        if folder.misses >= _MISSES and not folder.is_listing and not folder.is_whole and self.options["list-ahead"]:
-            folder.is_listing = True
+        is_walk = self._walks >= _WALKS
+        if is_walk or folder.misses >= _MISSES:
+            folder.is_listing, folder.is_walk, folder.hits = True, is_walk, 0
+            self._walks = max(0, self._walks - 1)
             self.context.spawn(self._list_ahead(caller, parent, folder), f"{self.name}: listing ahead")
+
+    def _hit(self, folder: Folder) -> None:
+        """A lookup was answered in a directory that was listed ahead."""
+        folder.hits += 1
+        if folder.hits >= min(_HITS, 1 + len(folder.entries) // 2):
+            folder.hits = -1
+            self._walks = min(_WALKS_MAX, self._walks + 2)
 
     async def _list_ahead(self, caller: Caller, parent: bytes, folder: Folder) -> None:
         fd = Fd(parent, is_directory=True)
@@ -273,6 +318,7 @@ class MdCache(Dropping):
             folder.misses = 0
         finally:
             folder.is_listing = False
+            folder.tell()
             await self.child.release(fd)
 
     async def _list(self, caller: Caller, fd: Fd, folder: Folder) -> None:
@@ -280,7 +326,7 @@ class MdCache(Dropping):
         of one open directory tells that it is whole."""
         began_at, losses = folder.next, folder.losses
         listed = 0
-        while listed < _PER_MISS * folder.misses:
+        while listed < _PER_MISS * max(folder.misses, _MISSES):
             entries = await self.readdir(caller, fd, size=MD_CACHE_LISTING_BYTES, offset=folder.next, is_plus=True)
             if not entries:
                 is_whole = began_at == 0 and losses == folder.losses and not self._is_partial
@@ -289,6 +335,7 @@ class MdCache(Dropping):
                 return
             listed += len(entries)
             folder.next = entries[-1].offset
+            folder.tell()
 
     # ---- those that make, move and remove names ----
 
@@ -447,11 +494,8 @@ class MdCache(Dropping):
         if first.fop != "open" or truncates(first):
             return await super().compound(caller, steps)
         if known is not None and known.iatt is not None:
-            try:
-                await self.open(caller, *first.args, **first.kwargs)
-            except OSError as error:
-                return [error]
-            return [None, await self.stat(caller, *last.args)]
+            answers = await self.child.compound(caller, [first])  # which may bring the contents
+            return answers if isinstance(answers[0], OSError) else [None, await self.stat(caller, *last.args)]
         now = self.context.now()
         with self.watch() as watch:
             answers = await self.child.compound(caller, steps)

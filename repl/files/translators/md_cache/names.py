@@ -7,14 +7,15 @@ there does not exist.  ``count`` never exceeds the limit given to ``folder``.
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 
 
 class Folder:
-    """Names of one directory.  ``misses``: lookups that had to ask; ``losses``: names of which nothing is known any
-    more."""
+    """Names of one directory.  ``misses``: lookups that had to ask; ``hits``: those answered since it was listed ahead
+    (-1: it was not, or that is settled); ``losses``: names of which nothing is known any more."""
 
-    __slots__ = ("entries", "is_listing", "is_whole", "losses", "misses", "next", "until")
+    __slots__ = ("_told", "entries", "hits", "is_listing", "is_walk", "is_whole", "losses", "misses", "next", "until")
 
     def __init__(self, until: float) -> None:
         self.entries: dict[bytes, bytes] = {}
@@ -24,6 +25,20 @@ class Folder:
         self.losses = 0
         self.next = 0  # where a listing goes on
         self.is_listing = False
+        self.is_walk = False  # which lookups wait for
+        self.hits = -1
+        self._told: asyncio.Future[None] | None = None
+
+    async def wait_told(self, seconds: float) -> None:
+        """Until the listing has brought something, or has ended; not longer than that."""
+        if self._told is None:
+            self._told = asyncio.get_running_loop().create_future()
+        await asyncio.wait((self._told,), timeout=seconds)
+
+    def tell(self) -> None:
+        told, self._told = self._told, None
+        if told is not None:
+            told.set_result(None)
 
 
 class Names:

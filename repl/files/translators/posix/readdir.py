@@ -16,7 +16,7 @@ from repl.files.translators.posix.brick import Brick, iatt_of
 from repl.files.translators.posix.files import OpenFile
 from repl.files.translators.posix.names import is_hidden
 from repl.files.translators.posix.xattrs import CONTENT
-from repl.files.values import Entry, Want
+from repl.files.values import LAST, Entry, Want
 from repl.limits import (
     FILES_LISTING_ENTRIES_MAX,
     POSIX_LISTING_CONTENT_BYTES,
@@ -64,12 +64,15 @@ class _Contents:
 
 
 def read(brick: Brick, opened: OpenFile, size: int, offset: int, is_plus: bool, want: Want) -> list[Entry]:
+    tells_last = LAST in want
+    if tells_last:
+        want = tuple(key for key in want if key != LAST)
     if CONTENT not in want:
-        return _read(brick, opened, size, offset, is_plus, want, None)
+        return _read(brick, opened, size, offset, is_plus, want, None, tells_last=tells_last)
     contents = _Contents(opened.fd)
     try:
         rest = tuple(key for key in want if key != CONTENT)
-        found = _read(brick, opened, size, offset, is_plus, rest, contents)
+        found = _read(brick, opened, size, offset, is_plus, rest, contents, tells_last=tells_last)
         contents.read()
     finally:
         contents.close()
@@ -77,8 +80,9 @@ def read(brick: Brick, opened: OpenFile, size: int, offset: int, is_plus: bool, 
 
 
 def _read(
-    brick: Brick, opened: OpenFile, size: int, offset: int, is_plus: bool, want: Want, contents: _Contents | None
-) -> list[Entry]:
+    brick: Brick, opened: OpenFile, size: int, offset: int, is_plus: bool, want: Want, contents: _Contents | None,
+    *, tells_last: bool,
+) -> list[Entry]:  # fmt: skip
     assert opened.listing is not None
     parent, directory = opened.gfid, opened.fd
     found: list[Entry] = []
@@ -102,4 +106,7 @@ def _read(
         size -= _DIRENT_BYTES + (len(raw.name) + 7 & ~7) + (_PLUS_BYTES if is_plus else 0)
         if size <= 0 or len(found) >= FILES_LISTING_ENTRIES_MAX:
             break
+    else:
+        if found and tells_last:
+            found[-1].xattrs[LAST] = b""
     return found

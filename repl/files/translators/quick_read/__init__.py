@@ -292,9 +292,8 @@ class QuickRead(DataCache):
                 return Looked(copy_of(late.content.iatt))
         return await self.child.stat(caller, self._target(target), want=want)
 
-    async def flush(self, caller: Caller, fd: Fd) -> None:
-        if self not in fd.contexts:
-            await self.child.flush(caller, fd)
+    async def flush(self, caller: Caller, fd: Fd) -> Iatt | None:
+        return await self.child.flush(caller, fd) if self not in fd.contexts else None
 
     async def release(self, fd: Fd) -> None:
         late: Late | None = fd.contexts.get(self)

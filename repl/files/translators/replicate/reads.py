@@ -16,6 +16,7 @@ from repl.files.translators.replicate.changelog import Kind
 from repl.files.translators.replicate.inodes import FdState, InodeState
 from repl.files.translators.replicate.ruling import Ruling
 from repl.files.values import (
+    LAST,
     ROOT_GFID,
     Caller,
     Entry,
@@ -300,7 +301,7 @@ class Reads(Ruling):
             good = inode.readable[Kind.METADATA] & inode.readable[Kind.DATA]
             if inode.generation != generation or not good >> index & 1:
                 entry.iatt = None
-                entry.xattrs = {}
+                entry.xattrs = {LAST: b""} if LAST in entry.xattrs else {}
             elif self.want_keys:
                 entry.xattrs = {k: v for k, v in entry.xattrs.items() if k in want or k not in self.want_keys}
 

@@ -166,13 +166,14 @@ class WriteBehind(Translator):
             self.context.spawn(self._send(queue, writes), f"{self.name}: writes")
             queue.wake()  # there is room for others
 
-    async def _send(self, queue: Queue, writes: list[Write]) -> None:
+    async def _send(self, queue: Queue, writes: list[Write]) -> list[Any]:
         try:
             answers = await self._write(writes)
         except BaseException as error:
             self._answered(queue, writes, [error])
             raise
         self._answered(queue, writes, answers)
+        return answers
 
     async def _write(self, writes: list[Write]) -> list[Any]:
         """The answers; the first error is the last of them."""
@@ -258,23 +259,26 @@ class WriteBehind(Translator):
             self._push_now(queue)
             await queue.wait_change()
 
-    async def _settle_synced(self, fd: Fd) -> None:
-        """The same for a sync, which tries again what has failed, if it may."""
+    async def _settle_synced(self, fd: Fd) -> Iatt | None:
+        """The same for a sync, which tries again what has failed, if it may.  The attributes, if what was held back has
+        been stored here, with one frame."""
         queue = self._queues.get(fd.gfid)
         if queue is None:
-            return
+            return None
+        answers: list[Any] = []
         if not queue.running:  # the usual case: no task is needed
             queue.stop_timer()
             queue.is_wanted = True
             if writes := queue.take():
-                await self._send(queue, writes)
+                answers = await self._send(queue, writes)
         if queue.is_empty:
-            return
+            return answers[-1].after if answers and isinstance(answers[-1], Changed) else None
         await self._wait_done(queue, queue.all())
         if queue.failed:
             again, queue.failed = queue.failed, []
             queue.put_back(again)
             await self._wait_done(queue, again)
+        return None
 
     # ---- operations that see data ----
 
@@ -442,14 +446,16 @@ class WriteBehind(Translator):
             self._made[gfid] = Made(fd, looked.iatt)
         return looked
 
-    async def flush(self, caller: Caller, fd: Fd) -> None:
+    async def flush(self, caller: Caller, fd: Fd) -> Iatt | None:
         if self.options["flush-behind"]:
             self._raise_error(fd)
             self.context.spawn(self._flush_behind(caller, fd), f"{self.name}: flush")
-            return
-        await self._settle_synced(fd)
+            return None
+        stored = await self._settle_synced(fd)
         self._raise_error(fd)
         await self.child.flush(caller, fd)
+        made = self._made.get(fd.gfid)
+        return stored if made is not None and made.fd is fd else None  # of others' files bricks do not tell a writer
 
     async def _flush_behind(self, caller: Caller, fd: Fd) -> None:
         await self._settle_synced(fd)
