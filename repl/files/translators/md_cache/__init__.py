@@ -48,7 +48,7 @@ _MISSES = 3  # so many lookups in a directory before it is listed
 _PER_MISS = 64  # names that are listed for each lookup that had to ask
 _HITS = 8  # so many lookups in a listed directory, or half of its names, make the listing worth while
 _WALKS_MAX = 4  # directories in which that was so, less those in which it was not
-_WALKS = 2  # from here on directories are walked: each is listed with its first lookup
+_WALKS = 2  # from here on directories are walked: each is listed with its first lookup, or its own if it is the most
 _LISTED_S = 0.05  # so long a lookup waits for a listing that is under way
 
 
@@ -74,7 +74,7 @@ class MdCache(Dropping):
         self._names = Names()
         self._space: tuple[float, StatVfs] | None = None
         self._is_partial = False  # some names are not to be seen
-        self._walks = 0
+        self._walks = _WALKS - 1
         self._use(options)
         self.hits = self.misses = 0
 
@@ -162,7 +162,10 @@ class MdCache(Dropping):
                     self._missed(caller, loc.parent, now, is_listed=False)
                 raise
         if has_name:
-            self._missed(caller, loc.parent, now, is_listed=not want and not looked.iatt.is_directory)
+            is_directory = looked.iatt.is_directory
+            self._missed(caller, loc.parent, now, is_listed=not want and not is_directory)
+            if is_directory and self._walks >= _WALKS_MAX:
+                self._walk_into(caller, looked.iatt.gfid, now)
         self._keep(watch, looked.iatt, now)
         if loc.name:
             self._name(watch, loc.parent, loc.name, looked.iatt.gfid, now)
@@ -293,14 +296,32 @@ class MdCache(Dropping):
     def _missed(self, caller: Caller, parent: bytes, now: float, *, is_listed: bool) -> None:
         """``is_listed``: a listing would have told.  Where all names are known that is all it can tell."""
         folder = self._names.folder(parent, now, self._valid_s, MD_CACHE_NAMES_MAX)
-        if folder.is_listing or folder.is_whole and not is_listed or not self.options["list-ahead"]:
+        if folder.is_whole and not is_listed:
             return
         folder.misses += 1
-        is_walk = self._walks >= _WALKS
-        if is_walk or folder.misses >= _MISSES:
-            folder.is_listing, folder.is_walk, folder.hits = True, is_walk, 0
-            self._walks = max(0, self._walks - 1)
-            self.context.spawn(self._list_ahead(caller, parent, folder), f"{self.name}: listing ahead")
+        if is_listed and self._walks >= _WALKS and not folder.is_whole:
+            self._walk(caller, parent, folder)
+        elif folder.misses >= _MISSES:
+            self._begin_listing(caller, parent, folder)
+
+    def _walk_into(self, caller: Caller, gfid: bytes, now: float) -> None:
+        """Of a directory that has been looked up the names come next."""
+        folder = self._names.folder(gfid, now, self._valid_s, MD_CACHE_NAMES_MAX)
+        if not folder.entries and not folder.is_whole:
+            self._walk(caller, gfid, folder)
+
+    def _walk(self, caller: Caller, gfid: bytes, folder: Folder) -> None:
+        """It is listed because others were worth it."""
+        if self._begin_listing(caller, gfid, folder):
+            folder.is_walk = True
+            self._walks -= 1
+
+    def _begin_listing(self, caller: Caller, gfid: bytes, folder: Folder) -> bool:
+        if folder.is_listing or not self.options["list-ahead"]:
+            return False
+        folder.is_listing, folder.is_walk, folder.hits = True, False, 0
+        self.context.spawn(self._list_ahead(caller, gfid, folder), f"{self.name}: listing ahead")
+        return True
 
     def _hit(self, folder: Folder) -> None:
         """A lookup was answered in a directory that was listed ahead."""
