@@ -14,7 +14,7 @@ import pytest
 from repl.files.events import Event, Invalidated
 from repl.files.options import Options
 from repl.files.translator import Context, Step, Translator
-from repl.files.values import ROOT_GFID, Fd, FopError, Iatt, Loc, Lock, LockCommand, LockType, SetAttr, StatVfs
+from repl.files.values import LAST, ROOT_GFID, Fd, FopError, Iatt, Loc, Lock, LockCommand, LockType, SetAttr, StatVfs
 from tests.lib.distributed import LINKTO, World
 from tests.lib.virtual_loop import run
 
@@ -62,6 +62,12 @@ def test_distribute_listing_begins_on_all_bricks_at_once() -> None:
         part = await client.dht.readdir(client.caller, fd, size=1 << 16, offset=0)
         assert sorted(entry.name.decode() for entry in part) == sorted(names)
         assert not any(entry.xattrs for entry in part)
+        found, offset = [], 0  # whoever asks where a directory ends must not take the end of a brick for it
+        while more := await client.dht.readdir(client.caller, fd, size=300, offset=offset, want=(LAST,)):
+            assert not any(entry.xattrs for entry in more)
+            found += [entry.name.decode() for entry in more]
+            offset = more[-1].offset
+        assert sorted(found) == sorted(names)
         for position in (0, 20, 40, 59):  # going on anywhere
             rest, offset = [], part[position].offset
             while more := await client.dht.readdir(client.caller, fd, size=300, offset=offset):

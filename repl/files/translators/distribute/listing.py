@@ -51,6 +51,7 @@ class Listings(Renames):
         self, caller: Caller, fd: Fd, *, size: int, offset: int, is_plus: bool = False, want: Want = ()
     ) -> list[Entry]:
         state = self.fd_state(fd)
+        want = tuple(key for key in want if key != LAST)  # the last one of a subvolume is not the last one
         if offset == 0 or state.listing is None:
             state.listing = await self.directory(fd.gfid)
         known = state.listing  # the same to the end, so that each directory is listed once
