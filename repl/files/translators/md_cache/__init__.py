@@ -173,7 +173,7 @@ class MdCache(Dropping):
 
     def _look(self, loc: Loc, now: float) -> Iatt | None:
         """The attributes behind a name; ENOENT when there is none for certain."""
-        gfid = loc.gfid
+        gfid, folder = loc.gfid, None
         if loc.name:
             folder = self._names.find(loc.parent, now)
             if folder is None:
@@ -185,10 +185,12 @@ class MdCache(Dropping):
                     raise FopError(errno.ENOENT, f"{self.name}: {loc}")
                 return None
             gfid = found
-            if folder.hits >= 0:
-                self._hit(folder)
         known = self._fresh(gfid)
-        return None if known is None else known.iatt
+        if known is None or known.iatt is None:
+            return None
+        if folder is not None and folder.hits >= 0:
+            self._hit(folder)
+        return known.iatt
 
     async def _look_listed(self, loc: Loc) -> Iatt | None:
         """What a listing that is under way says of a name, where directories are walked: it costs less than asking."""
