@@ -54,6 +54,7 @@ from repl.files.values import (
 from tests.lib.memory_locks import LockSpace
 
 HIDDEN = (b"trusted.gfid", b"trusted.afr.", b"trusted.glusterfs.")
+CONTENT = b"glusterfs.content"
 PRECONDITION = b"glusterfs.preop."
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 16
 NOREPLACE, EXCHANGE = 1, 2
@@ -200,7 +201,10 @@ class MemoryBrick(Translator):
         inode.iatt.blocks = (len(inode.data) + 511) // 512
 
     def _wanted(self, inode: Inode, want: Want) -> Xattrs:
-        return {key: inode.xattrs[key] for key in want if key in inode.xattrs}
+        found = {key: inode.xattrs[key] for key in want if key in inode.xattrs}
+        if CONTENT in want and inode.iatt.is_regular:
+            found[CONTENT] = bytes(inode.data)
+        return found
 
     def _looked(self, inode: Inode, parent: Inode | None = None, want: Want = ()) -> Looked:
         return Looked(_copy(inode.iatt), _copy(parent.iatt) if parent else None, self._wanted(inode, want))

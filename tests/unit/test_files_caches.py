@@ -311,6 +311,38 @@ def test_quick_read_opens_and_reads_a_known_file_without_the_brick() -> None:
     on_mounts(work, ["quick-read"])
 
 
+def test_contents_come_along_with_the_listing_where_files_are_read() -> None:
+    """Already in the first directory, however many directories were looked up on the way."""
+
+    async def work(mount: Mount, other: Mount) -> None:
+        folder = ROOT_GFID
+        for number in range(8):
+            folder, above = new_gfid(), folder
+            await other.top.mkdir(other.me, at(f"d{number}", above), mode=0o755, gfid=folder)
+            await mount.top.lookup(mount.me, at(f"d{number}", above))
+        for number in range(20):
+            fd = Fd(new_gfid(), os.O_WRONLY)
+            name = at(f"f{number}", folder)
+            await other.top.create(other.me, name, fd, flags=os.O_WRONLY | os.O_EXCL, mode=0o644, gfid=fd.gfid)
+            await other.top.writev(other.me, fd, b"contents", offset=0)
+            await other.top.release(fd)
+
+        async def before(fop: str) -> None:
+            await asyncio.sleep(0.001)
+
+        mount.brick.before = before
+        opened_before = mount.brick.counts["open"] + mount.brick.counts["compound"]
+        for number in range(20):
+            looked = await mount.top.lookup(mount.me, at(f"f{number}", folder))
+            fd = await opened(mount, looked.iatt.gfid)
+            assert await read(mount, fd) == b"contents"
+            await mount.top.release(fd)
+            await asyncio.sleep(0.1)
+        assert mount.brick.counts["open"] + mount.brick.counts["compound"] - opened_before <= 3
+
+    on_mounts(work, ["quick-read", "md-cache"])
+
+
 def test_quick_read_opens_late_what_is_about_to_change() -> None:
     async def work(mount: Mount, other: Mount) -> None:
         gfid = await put(other, "f", b"before")

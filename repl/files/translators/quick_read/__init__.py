@@ -142,10 +142,11 @@ class QuickRead(DataCache):
         return (*want, CONTENT) if is_worth_it and CONTENT not in want else want
 
     async def lookup(self, caller: Caller, loc: Loc, *, want: Want = ()) -> Looked:
-        self._habit.looked()
         now, wanted = self.context.now(), self._wanted(want)
         with self.watch() as watch:
             looked = await self.child.lookup(caller, loc, want=wanted)
+        if looked.iatt.is_regular:
+            self._habit.looked()
         if wanted is not want and (data := looked.xattrs.pop(CONTENT, None)) is not None:
             self._keep(watch, looked.iatt, data, now)
         return looked
