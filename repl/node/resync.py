@@ -291,9 +291,15 @@ class ResyncControl:
         def is_it(v: Volume) -> bool:  # it may have gone Ahead by now, and the peer Behind
             return v is volume and v.state.conn in (_C.SYNC_SOURCE, _C.PAUSED_SYNC_S)
 
+        def ended(v: Volume, s: StateWord) -> StateWord:
+            has_lost_disk = v is volume and s.conn == _C.CONNECTED and s.disk < _D.INCONSISTENT
+            if done and has_lost_disk and s.pdsk == _D.INCONSISTENT:  # just now; the peer says once that it has all
+                return replace(s, pdsk=_D.UP_TO_DATE)
+            return replace(s, conn=_C.CONNECTED, pdsk=now) if is_it(v) else s
+
         now = _D.UP_TO_DATE if done else _D.INCONSISTENT
         await node.transition(
-            lambda v, s: replace(s, conn=_C.CONNECTED, pdsk=now) if is_it(v) else s,
+            ended,
             uuids=lambda v: finish_source(v.uuids) if done and is_it(v) else v.uuids,
             only=volume,
             peer_role=peer_role,

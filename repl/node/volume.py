@@ -208,7 +208,7 @@ class Volume:
             self.presented = base(self.peer_report.uuids.current)
         if state.role != Role.PRIMARY or state.disk >= DiskState.INCONSISTENT:
             self.peer_served = False
-        elif state.conn >= ConnectionState.CONNECTED and state.pdsk >= DiskState.INCONSISTENT:
+        elif state.conn >= ConnectionState.CONNECTED and state.pdsk == DiskState.UP_TO_DATE:
             self.peer_served = True
 
     @property
@@ -258,11 +258,15 @@ class Volume:
         return replace(self.superblock, flags=flags, uuids=uuids)
 
     def forget_disk(self) -> None:
-        """It is detached: what the device presents from now on is the peer's data."""
+        """It is detached: what the device presents from now on is the peer's data, if that is good.
+
+        Otherwise applications have seen nothing newer than what is lost: a target that comes back may not know that it
+        was one, and take what it had before for good.
+        """
         report = self.peer_report
         self.detached = self.uuids.current
-        connected = self.state.conn >= ConnectionState.CONNECTED and self.state.pdsk >= DiskState.INCONSISTENT
-        if connected and report is not None and report.uuids.current:
+        is_served = self.state.conn >= ConnectionState.CONNECTED and self.state.pdsk == DiskState.UP_TO_DATE
+        if is_served and report is not None and report.uuids.current:
             self.uuids = replace(self.uuids, current=report.uuids.current)
         self.prepared = None
         self.superblock = None
