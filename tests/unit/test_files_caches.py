@@ -16,6 +16,7 @@ import pytest
 from repl.files.events import Unwatched
 from repl.files.translator import Step
 from repl.files.values import ROOT_GFID, Fd, FopError, Iatt, Loc, Lock, LockCommand, LockType, SetAttr
+from repl.limits import QUICK_READ_BYTES_MAX
 from tests.lib.cached import CACHES, Mount, jitter, on_mounts
 from tests.lib.files import at, new_gfid
 
@@ -169,13 +170,19 @@ def test_only_who_made_a_file_is_told_its_attributes_when_it_is_closed() -> None
     on_mounts(work, ["write-behind", "quick-read", "md-cache"])
 
 
+async def filled_folders(mount: Mount, count: int) -> list[bytes]:
+    """d0 and so on with f0 to f19 each; their gfids."""
+    folders = [new_gfid() for _ in range(count)]
+    for number, folder in enumerate(folders):
+        await mount.top.mkdir(mount.me, at(f"d{number}"), mode=0o755, gfid=folder)
+        for name in range(20):
+            await put_in(mount, f"f{name}", folder)
+    return folders
+
+
 def test_directories_that_are_walked_are_listed_with_their_first_lookup() -> None:
     async def work(mount: Mount, other: Mount) -> None:
-        folders = [new_gfid() for _ in range(12)]
-        for number, folder in enumerate(folders):
-            await other.top.mkdir(other.me, at(f"d{number}"), mode=0o755, gfid=folder)
-            for name in range(20):
-                await put_in(other, f"f{name}", folder)
+        folders = await filled_folders(other, 12)
 
         async def before(fop: str) -> None:
             await asyncio.sleep(0.001)
@@ -209,11 +216,7 @@ def test_directories_that_are_walked_are_listed_with_their_first_lookup() -> Non
 @pytest.mark.parametrize("how", ["slow", "fails"])
 def test_a_lookup_does_not_wait_long_for_a_listing(how: str) -> None:
     async def work(mount: Mount, other: Mount) -> None:
-        folders = [new_gfid() for _ in range(4)]
-        for number, folder in enumerate(folders):
-            await other.top.mkdir(other.me, at(f"d{number}"), mode=0o755, gfid=folder)
-            for name in range(20):
-                await put_in(other, f"f{name}", folder)
+        folders = await filled_folders(other, 4)
 
         folder = folders[0]
 
@@ -309,6 +312,21 @@ def test_quick_read_opens_and_reads_a_known_file_without_the_brick() -> None:
         assert (await mount.top.stat(mount.me, again)).iatt.size == 8
 
     on_mounts(work, ["quick-read"])
+
+
+def test_the_open_of_a_large_file_whose_attributes_are_known_brings_no_contents() -> None:
+    async def work(mount: Mount, other: Mount) -> None:
+        for name, size, reads in (("small", 100, 1), ("large", QUICK_READ_BYTES_MAX + 1, 0)):
+            gfid = await put(other, name, b"x" * size)
+            await mount.top.lookup(mount.me, at(name))
+            before, fd = mount.brick.counts["readv"], Fd(gfid)
+            steps = [Step("open", (Loc(gfid=gfid), fd), {"flags": os.O_RDONLY}), Step("stat", (fd,))]
+            answers = await mount.top.compound(mount.me, steps)
+            assert answers[0] is None and answers[1].iatt.size == size
+            assert mount.brick.counts["readv"] - before == reads, name
+            await mount.top.release(fd)
+
+    on_mounts(work, ["quick-read", "md-cache"])
 
 
 def test_contents_come_along_with_the_listing_where_files_are_read() -> None:

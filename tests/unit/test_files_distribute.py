@@ -15,7 +15,7 @@ from repl.files.events import Event, Invalidated
 from repl.files.options import Options
 from repl.files.translator import Context, Step, Translator
 from repl.files.values import LAST, ROOT_GFID, Fd, FopError, Iatt, Loc, Lock, LockCommand, LockType, SetAttr, StatVfs
-from tests.lib.distributed import LINKTO, World
+from tests.lib.distributed import LINKTO, Client, World
 from tests.lib.virtual_loop import run
 
 LAYOUT = b"trusted.glusterfs.dht"
@@ -48,15 +48,20 @@ def test_distribute_files_are_where_their_names_say_and_listed_once() -> None:
     run(scenario())
 
 
+async def sixty_files(client: Client) -> tuple[bytes, list[str]]:
+    """The gfid of ``d``, and the names in it."""
+    await client.mkdir("d")
+    names = [f"file{i}" for i in range(60)]
+    for name in names:
+        await client.write(f"d/{name}")
+    return (await client.look("d")).iatt.gfid, names
+
+
 def test_distribute_listing_begins_on_all_bricks_at_once() -> None:
     async def scenario() -> None:
         world = World()
         client = world.client()
-        await client.mkdir("d")
-        names = [f"file{i}" for i in range(60)]
-        for name in names:
-            await client.write(f"d/{name}")
-        gfid = (await client.look("d")).iatt.gfid
+        gfid, names = await sixty_files(client)
         fd = Fd(gfid, is_directory=True)
         await client.dht.opendir(client.caller, Loc(gfid=gfid), fd)
         part = await client.dht.readdir(client.caller, fd, size=1 << 16, offset=0)
@@ -84,11 +89,7 @@ def test_distribute_listing_tells_of_a_brick_that_fails_when_it_gets_there(size:
     async def scenario() -> None:
         world = World()
         client = world.client()
-        await client.mkdir("d")
-        names = [f"file{i}" for i in range(60)]
-        for name in names:
-            await client.write(f"d/{name}")
-        gfid = (await client.look("d")).iatt.gfid
+        gfid, names = await sixty_files(client)
 
         async def fail(brick: str, fop: str) -> None:
             if (brick, fop) == ("brick2", "readdir"):

@@ -42,7 +42,7 @@ from repl.files.values import (
     Xattrs,
 )
 from repl.files.watching import Watch, copy_of, name_key
-from repl.limits import MD_CACHE_INODES_MAX, MD_CACHE_LISTING_BYTES, MD_CACHE_NAMES_MAX
+from repl.limits import MD_CACHE_INODES_MAX, MD_CACHE_LISTING_BYTES, MD_CACHE_NAMES_MAX, QUICK_READ_BYTES_MAX
 
 _MISSES = 3  # so many lookups in a directory before it is listed
 _PER_MISS = 64  # names that are listed for each lookup that had to ask
@@ -517,8 +517,10 @@ class MdCache(Dropping):
         if first.fop != "open" or truncates(first):
             return await super().compound(caller, steps)
         if known is not None and known.iatt is not None:
-            answers = await self.child.compound(caller, [first])  # which may bring the contents
-            return answers if isinstance(answers[0], OSError) else [None, await self.stat(caller, *last.args)]
+            if known.iatt.size <= QUICK_READ_BYTES_MAX:
+                answers = await self.child.compound(caller, [first])  # which may bring the contents
+                return answers if isinstance(answers[0], OSError) else [None, await self.stat(caller, *last.args)]
+            return await Translator.compound(self, caller, steps)  # one by one
         now = self.context.now()
         with self.watch() as watch:
             answers = await self.child.compound(caller, steps)

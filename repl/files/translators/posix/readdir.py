@@ -108,5 +108,5 @@ def _read(
             break
     else:
         if found and tells_last:
-            found[-1].xattrs[LAST] = b""
+            found[-1].xattrs = {**found[-1].xattrs, LAST: b""}  # a directory's are the ones that the brick remembers
     return found
