@@ -29,6 +29,7 @@ DISK_WAIT_MS = 10_000  # patience of an orderly end with a disk that does not an
 
 _C = ConnectionState
 _D = DiskState
+_BEFORE_SYNC = (_C.STARTING_SYNC_S, _C.WF_BITMAP_S)  # of the source: the target has not got the sync UUID
 LAST_COPY = "; no other good copy is in reach: attached again it may lack what was written since its last flush"
 
 
@@ -250,6 +251,7 @@ class Disks:
 
     async def _agree_to_detach(self, volume: Volume) -> None:
         node = self._node
+        await node.watch(lambda: node.cstate != _C.WF_REPORT_PARAMS)
         if self._has_last_good_copy(volume.state):
             raise self._refused_last_copy(volume)
         if node.is_connected:
@@ -265,11 +267,12 @@ class Disks:
     def _has_last_good_copy(self, state: StateWord) -> bool:
         node = self._node
         is_alone = node.role == Role.PRIMARY and not (node.is_connected and state.pdsk == _D.UP_TO_DATE)
-        return is_alone or state.conn == _C.AHEAD
+        is_needed = state.conn in _BEFORE_SYNC and not node.connection.peer_decides_alike
+        return is_alone or is_needed or state.conn == _C.AHEAD
 
     def _refused_last_copy(self, volume: Volume) -> StateRefused:
-        name = f"{self._node.settings.resource}/{volume.number}"
-        if volume.state.conn == _C.AHEAD:
+        name, conn = f"{self._node.settings.resource}/{volume.number}", volume.state.conn
+        if conn == _C.AHEAD or conn in _BEFORE_SYNC:
             return StateRefused(
                 f"{name}: there is no other good data: the peer is behind",
                 number=-2,
@@ -293,20 +296,32 @@ class Disks:
         await node.transition(change, only=volume, reason=reason)
         node.connection.send_state(volume)
 
+    def _takes_old_for_good(self, volume: Volume) -> bool:
+        """Would the peer, DRBD's own, go on with what it has, as soon as it hears that this disk has gone?
+
+        It has noted that its data is Outdated, or is about to.  Once a resync has begun it is Inconsistent.
+        """
+        node, c = self._node, self._node.connection
+        if volume.state.conn == _C.AHEAD:
+            return not c.peer_is_ours
+        compares = node.cstate == _C.WF_REPORT_PARAMS and c.knows_peer
+        return (compares or volume.state.conn in _BEFORE_SYNC) and not c.peer_decides_alike
+
     async def _leave_behind(self, volume: Volume) -> None:
-        """differs: DRBD would go on with what a peer has that is Behind, and that is told so (decision 0016)."""
-        node = self._node
-        if volume.state.conn != _C.AHEAD or node.connection.peer_is_ours:
+        """differs: DRBD would go on with what the peer has (decision 0016)."""
+        node, name = self._node, self._node.settings.resource
+        if not self._takes_old_for_good(volume):
             return
+        lacks = "is behind: it lacks acknowledged writes" if volume.state.conn == _C.AHEAD else "has older data"
         node.connection.end_for_good(
             FinalDrop(
-                f"{node.settings.resource}/{volume.number} has lost its disk, and {node.settings.peer} is behind: "
-                "it lacks acknowledged writes.",
+                f"{name}/{volume.number} has lost its disk, and {node.settings.peer} {lacks}.",
                 reason="unconfirmed-writes",
-                advice=f"Attach the disk of {node.settings.node} again, then connect; or go on with the older data.",
+                advice=f'"replctl secondary {name}", "replctl attach {name}" and "replctl connect {name}" here; '
+                "or go on with the older data.",
             )
         )
-        await node.watch(lambda: not node.is_connected)
+        await node.watch(lambda: node.cstate < _C.WF_REPORT_PARAMS)
 
     async def detach_clean(self, volume: Volume, *, wait_ms: int | None = None, is_order: bool = False) -> None:
         """Orderly: data, bitmap, activity log, clean superblock, in this order; then let the descriptors go."""
@@ -345,6 +360,7 @@ class Disks:
         self._outlive(volume)
         await self._let_go(volume, "detached by force")
         node.connection.send_state(volume)
+        self._tell_end(volume)
 
     async def _let_go(self, volume: Volume, reason: str) -> None:
         """The engine may need long for it: nobody waits, but the disk cannot be attached again before."""
@@ -415,6 +431,10 @@ class Disks:
         self._outlive(volume)
         await self._let_go(volume, "detached after an error")
         node.connection.send_state(volume)
+        self._tell_end(volume)
+
+    def _tell_end(self, volume: Volume) -> None:
+        node = self._node
         if node.role == Role.PRIMARY and volume.state.pdsk < _D.UP_TO_DATE:
             node.emit(
                 "no-data",

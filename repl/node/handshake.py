@@ -43,6 +43,7 @@ class Handshake:
         self._c = connection
         self._node = connection.node
         self._late: set[int] = set()  # volumes whose generation is sent when the peer's size is known
+        self._unsaid: set[int] = set()  # without a disk: the state is sent when the peer's is known
 
     @property
     def _net(self) -> NetSettings:
@@ -149,6 +150,8 @@ class Handshake:
             c.send_sizes(volume)
             if volume.has_unused_room:  # what grows now is marked before the peer is told how much is
                 self._late.add(volume.number)
+            elif not volume.attached and not c.peer_decides_alike:
+                self._unsaid.add(volume.number)
             else:
                 self._send_generation(volume)
 
@@ -228,9 +231,17 @@ class Handshake:
         elif event.packet == Packet.UUIDS:
             volume.peer_report = pk.UuidReport.decode(event.blob)
         elif event.packet == Packet.STATE:
-            await evaluate(self._c, volume, pk.State.decode(event.blob).state)
+            await self._state(volume, pk.State.decode(event.blob).state)
         else:
             raise ProtocolError(f"Packet 0x{event.packet:x} does not belong to the handshake.")
+
+    async def _state(self, volume: Volume, theirs: StateWord) -> None:
+        if volume.number in self._unsaid:
+            self._unsaid.discard(volume.number)
+            check_exposed(self._c, volume)
+            _check_outdated(self._c, theirs)
+            self._send_generation(volume)
+        await evaluate(self._c, volume, theirs)
 
     async def _sizes(self, volume: Volume, theirs: pk.Sizes) -> None:
         volume.peer_sizes = theirs
@@ -298,6 +309,7 @@ async def evaluate(c: Connection, volume: Volume, theirs: StateWord) -> None:
             raise _two_primaries()
     check_exposed(c, volume)
     node.suspension.check_peer(volume, peer_disk)
+    check_reader(c, volume, theirs)
     conn, peer_role = _C.CONNECTED, theirs.role
     if volume.attached and peer_disk >= _D.INCONSISTENT:
         attaching = volume.is_negotiating
@@ -429,6 +441,36 @@ def _check_presented(c: Connection, volume: Volume, theirs: int) -> None:
         f"which had it, was promoted meanwhile and has {theirs:016X}.",
         reason="other-generation",
         advice=f'End the applications, then "replctl secondary {name}" and "replctl connect {name}" here.',
+    )
+
+
+def _check_outdated(c: Connection, theirs: StateWord) -> None:
+    """differs: DRBD's node takes an Outdated disk for UpToDate once it hears that the other one has none; if that is
+    Primary it begins a generation as well, of old data (decision 0016)."""
+    node = c.node
+    if theirs.disk != _D.OUTDATED or c.is_dry_run:
+        return
+    raise FinalDrop(
+        f"{node.settings.node} has no disk, and the data of {node.settings.peer} is Outdated.",
+        reason="unconfirmed-writes",
+        advice=f"Attach the disk of {node.settings.node} again, then connect; or go on with the older data: promote "
+        f"{node.settings.peer} by force.",
+    )
+
+
+def check_reader(c: Connection, volume: Volume, theirs: StateWord) -> None:
+    """differs: DRBD's Primary without a disk takes an Outdated one for UpToDate: a node of its own shows it old data.
+
+    It would ask this node again and again for what it is refused (decision 0016).
+    """
+    node = c.node
+    reads = theirs.role == Role.PRIMARY and theirs.disk < _D.NEGOTIATING
+    if c.peer_decides_alike or volume.state.disk != _D.OUTDATED or not reads or c.is_dry_run:
+        return
+    raise FinalDrop(
+        f"{node.settings.peer} is Primary without a disk; what {node.settings.node} has is older than what it showed.",
+        reason="peer-needs-its-disk",
+        advice=f'Attach the disk of {node.settings.peer} again, then "replctl connect {node.settings.resource}" here.',
     )
 
 

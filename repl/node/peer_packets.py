@@ -18,7 +18,7 @@ from repl.errors import ProtocolError
 from repl.node.attaching import answers
 from repl.node.congestion import FELL_BEHIND
 from repl.node.drops import RetryDrop
-from repl.node.handshake import check_exposed, evaluate, real_disk
+from repl.node.handshake import check_exposed, check_reader, evaluate, real_disk
 from repl.node.leaving import peer_asks_to_leave
 from repl.node.skipping import disk_after_skip, peer_asks_to_skip, peer_has_skipped
 from repl.node.verify import VERIFYING
@@ -167,6 +167,7 @@ class PeerPackets:
             reason="told by the peer",
             goes_on=True,
         )
+        check_reader(self._c, volume, theirs)
         if node.late.holds(volume):  # the other volumes' packets do not wait for it
             self._c.child(node.start(self._followed_late(volume, theirs, new_generation), "follow the peer late"))
         else:

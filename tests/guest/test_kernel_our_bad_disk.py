@@ -17,9 +17,9 @@ GOOD_BYTES = 20 * MIB
 BAD_BYTE = 24 * MIB
 
 
-def fragile(make_pair: PairMaker, rate: str = "400M") -> KernelPair:
+def fragile(make_pair: PairMaker, rate: str = "400M", policy: str = "pass_on") -> KernelPair:
     """Our metadata lies in a file of its own, which stays whole."""
-    pair = make_pair(disk="on-io-error pass_on;", allowed=LINK_LOST, rate=rate)
+    pair = make_pair(disk=f"on-io-error {policy};", allowed=LINK_LOST, rate=rate)
     ours = pair.ours
     meta = ours.disk.with_name("meta.img")
     with meta.open("wb") as file:
