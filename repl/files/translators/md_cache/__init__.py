@@ -3,10 +3,8 @@
 
 Inputs: all operations, upcalls.  Outputs: lookups, stats and the like from memory.  What we change is dropped before
 and after, what another client changes when the brick tells; all else is trusted for ``md-cache-timeout``.
-Names: a directory in which names are looked up one after another is listed in the background, with attributes (and
-with contents, if quick-read below finds that worth while); where directory after directory is walked like this, with
-its first lookup, and the next ones wait for that.  One that is known as a whole, because it was listed to its end or
-made here, answers for names that do not exist.
+Names: a directory that is known as a whole, because it was listed to its end (listing.py) or made here, answers for
+names that do not exist.
 Source: spec 4.5; listing ahead and names are our own.
 """
 
@@ -18,11 +16,11 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from repl.files.dropping import Dropping, truncates
+from repl.files.dropping import truncates
 from repl.files.events import Event, Invalidated, Unwatched
 from repl.files.options import Options
 from repl.files.translator import Context, Step, Translator
-from repl.files.translators.md_cache.names import Folder, Names
+from repl.files.translators.md_cache.listing import ListingAhead
 from repl.files.translators.md_cache.options import OPTIONS, XATTRS
 from repl.files.values import (
     NO_GFID,
@@ -42,13 +40,8 @@ from repl.files.values import (
     Xattrs,
 )
 from repl.files.watching import Watch, copy_of, name_key
-from repl.limits import MD_CACHE_INODES_MAX, MD_CACHE_LISTING_BYTES, MD_CACHE_NAMES_MAX, QUICK_READ_BYTES_MAX
+from repl.limits import MD_CACHE_INODES_MAX, MD_CACHE_NAMES_MAX, QUICK_READ_BYTES_MAX
 
-_MISSES = 3  # so many lookups in a directory before it is listed
-_PER_MISS = 64  # names that are listed for each lookup that had to ask
-_HITS = 8  # so many lookups in a listed directory, or half of its names, make the listing worth while
-_WALKS_MAX = 4  # directories in which that was so, less those in which it was not
-_WALKS = 2  # from here on directories are walked: each is listed with its first lookup, or its own if it is the most
 _LISTED_S = 0.05  # so long a lookup waits for a listing that is under way
 
 
@@ -63,7 +56,7 @@ class Known:
         self.xattrs: dict[bytes, bytes | None] = {}
 
 
-class MdCache(Dropping):
+class MdCache(ListingAhead):
     TYPE = "performance/md-cache"
     ALIASES = ("performance/stat-prefetch",)
     OPTIONS = OPTIONS
@@ -71,15 +64,12 @@ class MdCache(Dropping):
     def __init__(self, name: str, options: Options, subvolumes: Sequence[Translator], context: Context) -> None:
         super().__init__(name, options, subvolumes, context)
         self._known: OrderedDict[bytes, Known] = OrderedDict()
-        self._names = Names()
         self._space: tuple[float, StatVfs] | None = None
-        self._is_partial = False  # some names are not to be seen
-        self._walks = _WALKS - 1
         self._use(options)
         self.hits = self.misses = 0
 
     def _use(self, options: Options) -> None:
-        self._valid_s: float = 0.0 if options["pass-through"] else options["md-cache-timeout"]
+        self._valid_s = 0.0 if options["pass-through"] else options["md-cache-timeout"]
         self._has_names: bool = options["cache-names"]
         kept = [name for option, names in XATTRS if options[option] for name in names]
         more = [name.encode() for name in options["xattr-cache-list"]]
@@ -164,7 +154,7 @@ class MdCache(Dropping):
         if has_name:
             is_directory = looked.iatt.is_directory
             self._missed(caller, loc.parent, now, is_listed=not want and not is_directory)
-            if is_directory and self._walks >= _WALKS_MAX:
+            if is_directory and self.is_walking:
                 self._walk_into(caller, looked.iatt.gfid, now)
         self._keep(watch, looked.iatt, now)
         if loc.name:
@@ -292,73 +282,6 @@ class MdCache(Dropping):
             iatt = await self.child.flush(caller, fd)
         self._keep(watch, iatt, now)
         return iatt
-
-    # ---- listing ahead ----
-
-    def _missed(self, caller: Caller, parent: bytes, now: float, *, is_listed: bool) -> None:
-        """``is_listed``: a listing would have told.  Where all names are known that is all it can tell."""
-        folder = self._names.folder(parent, now, self._valid_s, MD_CACHE_NAMES_MAX)
-        if folder.is_whole and not is_listed:
-            return
-        folder.misses += 1
-        if is_listed and self._walks >= _WALKS and not folder.is_whole:
-            self._walk(caller, parent, folder)
-        elif folder.misses >= _MISSES:
-            self._begin_listing(caller, parent, folder)
-
-    def _walk_into(self, caller: Caller, gfid: bytes, now: float) -> None:
-        """Of a directory that has been looked up the names come next."""
-        folder = self._names.folder(gfid, now, self._valid_s, MD_CACHE_NAMES_MAX)
-        if not folder.entries and not folder.is_whole:
-            self._walk(caller, gfid, folder)
-
-    def _walk(self, caller: Caller, gfid: bytes, folder: Folder) -> None:
-        """It is listed because others were worth it."""
-        if self._begin_listing(caller, gfid, folder):
-            folder.is_walk = True
-            self._walks -= 1
-
-    def _begin_listing(self, caller: Caller, gfid: bytes, folder: Folder) -> bool:
-        if folder.is_listing or not self.options["list-ahead"]:
-            return False
-        folder.is_listing, folder.is_walk, folder.hits = True, False, 0
-        self.context.spawn(self._list_ahead(caller, gfid, folder), f"{self.name}: listing ahead")
-        return True
-
-    def _hit(self, folder: Folder) -> None:
-        """A lookup was answered in a directory that was listed ahead."""
-        folder.hits += 1
-        if folder.hits >= min(_HITS, 1 + len(folder.entries) // 2):
-            folder.hits = -1
-            self._walks = min(_WALKS_MAX, self._walks + 2)
-
-    async def _list_ahead(self, caller: Caller, parent: bytes, folder: Folder) -> None:
-        fd = Fd(parent, is_directory=True)
-        try:
-            await self.child.opendir(caller, Loc(gfid=parent), fd)
-            await self._list(caller, fd, folder)
-        except OSError:
-            folder.misses = 0
-        finally:
-            folder.is_listing = False
-            folder.tell()
-            await self.child.release(fd)
-
-    async def _list(self, caller: Caller, fd: Fd, folder: Folder) -> None:
-        """As much as the lookups so far make likely; the next ones go on from there.  Only a listing from end to end
-        of one open directory tells that it is whole."""
-        began_at, losses = folder.next, folder.losses
-        listed = 0
-        while listed < _PER_MISS * max(folder.misses, _MISSES):
-            entries = await self.readdir(caller, fd, size=MD_CACHE_LISTING_BYTES, offset=folder.next, is_plus=True)
-            if not entries:
-                is_whole = began_at == 0 and losses == folder.losses and not self._is_partial
-                folder.is_whole = is_whole and self._names.find(fd.gfid, self.context.now()) is folder
-                folder.next = folder.misses = 0
-                return
-            listed += len(entries)
-            folder.next = entries[-1].offset
-            folder.tell()
 
     # ---- those that make, move and remove names ----
 
