@@ -23,7 +23,7 @@ from repl.files.mount.filesystem import MountOptions
 from repl.files.mount.wire import Op
 from repl.files.translator import Context
 from repl.files.translators.quick_read import QuickRead
-from repl.files.values import ROOT_GFID, Caller, Fd, Loc, Read
+from repl.files.values import ROOT_GFID, Caller, Fd, Loc, Read, Target, Xattrs
 from repl.limits import QUICK_READ_BYTES_MAX
 from tests.lib.files import make
 from tests.lib.fuse import LocalMount
@@ -250,6 +250,43 @@ def test_what_is_open_is_never_stored_in_the_kernels_cache(tmp_path: Path, monke
 
 async def _set(event: asyncio.Event) -> None:
     event.set()
+
+
+def test_closing_a_file_takes_nothing_away_from_who_changes_it_by_its_name(tmp_path: Path) -> None:
+    """A request for an inode uses any descriptor that is open: it got EBADF when that was closed meanwhile."""
+    seen: list[str] = []
+    gates: list[asyncio.Event] = []
+
+    class Slow(MemoryBrick):
+        async def setxattr(self, caller: Caller, target: Target, values: Xattrs, *, flags: int = 0) -> None:
+            seen.append("begins")
+            await gates[0].wait()
+            await super().setxattr(caller, target, values, flags=flags)
+            seen.append("ends")
+
+        async def release(self, fd: Fd) -> None:
+            seen.append("released")
+            await super().release(fd)
+
+    def build(context: Context) -> Slow:
+        gates.append(asyncio.Event())
+        return Slow(context=context)
+
+    async def open_gate() -> None:
+        gates[0].set()
+
+    with LocalMount(tmp_path / "mnt", build) as mount, ThreadPoolExecutor(1) as pool:
+        path = mount.path / "f"
+        path.touch()
+        wait_for(lambda: seen == ["released"])
+        fd = os.open(path, os.O_RDONLY)
+        changing = pool.submit(os.setxattr, path, "user.a", b"1")
+        wait_for(lambda: "begins" in seen)
+        os.close(fd)
+        wait_for(lambda: not list(mount.filesystem.inodes.handles()), what="the end of the open file")
+        mount.call(open_gate())
+        changing.result(10)
+        wait_for(lambda: seen == ["released", "begins", "ends", "released"], describe=lambda: seen)
 
 
 def test_lost_volume_answers_at_once_and_comes_back(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import stat
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from repl.files.mount import wire
@@ -26,7 +27,8 @@ async def getattr(fs: Filesystem, request: Request) -> Any:
         if inode.directory_until > fs.context.now():
             return fs.attributes(inode, inode.directory)
         inode.directory = None
-    looked = await fs.top.stat(fs.caller(request), inode.target)
+    with inode.target() as target:
+        looked = await fs.top.stat(fs.caller(request), target)
     return fs.attributes(inode, looked.iatt)
 
 
@@ -48,11 +50,11 @@ def getxattr_quickly(fs: Filesystem, request: Request) -> bool:
     return True
 
 
-def _writable(fs: Filesystem, inode: Inode, valid: int, number: int) -> Fd | Loc:
+def _writable(fs: Filesystem, inode: Inode, valid: int, number: int) -> AbstractContextManager[Fd | Loc]:
     """What to truncate: the descriptor of ftruncate, or any that may write, or the file by its gfid."""
     if valid & SetattrValid.FH:
-        return handle_of(fs, number).fd
-    return next((handle.fd for handle in inode.handles if handle.fd.is_writable), inode.loc)
+        return handle_of(fs, number)
+    return next((handle for handle in inode.handles if handle.fd.is_writable), nullcontext(inode.loc))
 
 
 async def setattr(fs: Filesystem, request: Request) -> Any:
@@ -75,17 +77,20 @@ async def setattr(fs: Filesystem, request: Request) -> Any:
         wanted.mtime_ns = _time(fs, valid & SetattrValid.MTIME_NOW, mtime, mtime_ns)
     iatt: Iatt | None = None
     if valid & SetattrValid.SIZE:
-        iatt = (await fs.top.truncate(caller, _writable(fs, inode, valid, number), size)).after
+        with _writable(fs, inode, valid, number) as target:
+            iatt = (await fs.top.truncate(caller, target, size)).after
     # With a change of owner the bricks' kernels take the bits away.
     if valid & SetattrValid.KILL_SUIDGID and wanted.mode is None and not valid & _OWNER:
         await drop_suid(fs, caller, inode)
     if wanted != SetAttr():
-        changed = await fs.top.setattr(caller, inode.target, wanted)
+        with inode.target() as target:
+            changed = await fs.top.setattr(caller, target, wanted)
         iatt = changed.after
         if not changed.before.mode:  # how it is going to be, not how it is (write-behind)
             return wire.ATTR_OUT.pack(0, 0, 0, *wire.attributes(iatt))
     if iatt is None:
-        iatt = (await fs.top.stat(caller, inode.target)).iatt
+        with inode.target() as target:
+            iatt = (await fs.top.stat(caller, target)).iatt
     inode.directory = None
     return fs.attributes(inode, iatt)
 
@@ -100,12 +105,13 @@ def _time(fs: Filesystem, is_now: int, seconds: int, ns: int) -> int:
 
 async def drop_suid(fs: Filesystem, caller: Caller, inode: Inode) -> None:
     """A write of somebody without the right to keep them ends set-uid and (with group execute) set-gid bits."""
-    mode = (await fs.top.stat(caller, inode.target)).iatt.mode
-    kept = mode & ~stat.S_ISUID
-    if mode & stat.S_IXGRP:
-        kept &= ~stat.S_ISGID
-    if kept != mode:
-        await fs.top.setattr(caller, inode.target, SetAttr(mode=stat.S_IMODE(kept)))
+    with inode.target() as target:
+        mode = (await fs.top.stat(caller, target)).iatt.mode
+        kept = mode & ~stat.S_ISUID
+        if mode & stat.S_IXGRP:
+            kept &= ~stat.S_ISGID
+        if kept != mode:
+            await fs.top.setattr(caller, target, SetAttr(mode=stat.S_IMODE(kept)))
 
 
 async def statfs(fs: Filesystem, request: Request) -> Any:
@@ -128,14 +134,15 @@ async def setxattr(fs: Filesystem, request: Request) -> Any:
     value = bytes(request.body[at : at + size])
     inode, caller = fs.inodes[request.nodeid], fs.caller(request)
     _check_name(fs, name)
-    await fs.top.setxattr(caller, inode.target, {name: value}, flags=flags)
-    inode.has_no_capability = False
-    inode.default_acl_until = 0.0
-    inode.directory = None
-    if more and more[0] & wire.SETXATTR_ACL_KILL_SGID:
-        mode = (await fs.top.stat(caller, inode.target)).iatt.mode
-        if mode & stat.S_ISGID:
-            await fs.top.setattr(caller, inode.target, SetAttr(mode=stat.S_IMODE(mode & ~stat.S_ISGID)))
+    with inode.target() as target:
+        await fs.top.setxattr(caller, target, {name: value}, flags=flags)
+        inode.has_no_capability = False
+        inode.default_acl_until = 0.0
+        inode.directory = None
+        if more and more[0] & wire.SETXATTR_ACL_KILL_SGID:
+            mode = (await fs.top.stat(caller, target)).iatt.mode
+            if mode & stat.S_ISGID:
+                await fs.top.setattr(caller, target, SetAttr(mode=stat.S_IMODE(mode & ~stat.S_ISGID)))
 
 
 def _check_name(fs: Filesystem, name: bytes) -> None:
@@ -150,7 +157,8 @@ async def getxattr(fs: Filesystem, request: Request) -> Any:
     if name == CAPABILITY and inode.has_no_capability:
         raise FopError(errno.ENODATA)
     _check_name(fs, name)
-    found = await fs.top.getxattr(fs.caller(request), inode.target, name)
+    with inode.target() as target:
+        found = await fs.top.getxattr(fs.caller(request), target, name)
     if name not in found:
         raise FopError(errno.ENODATA)
     return _sized(bytes(found[name]), size)
@@ -158,7 +166,8 @@ async def getxattr(fs: Filesystem, request: Request) -> Any:
 
 async def listxattr(fs: Filesystem, request: Request) -> Any:
     size, _ = wire.GETXATTR_IN.unpack_from(request.body)
-    found: Xattrs = await fs.top.getxattr(fs.caller(request), fs.inodes[request.nodeid].target)
+    with fs.inodes[request.nodeid].target() as target:
+        found: Xattrs = await fs.top.getxattr(fs.caller(request), target)
     return _sized(b"".join(name + b"\0" for name in found), size)
 
 
@@ -176,7 +185,8 @@ async def removexattr(fs: Filesystem, request: Request) -> Any:
     name = name_of(request.body)
     inode = fs.inodes[request.nodeid]
     _check_name(fs, name)
-    await fs.top.removexattr(fs.caller(request), inode.target, name)
+    with inode.target() as target:
+        await fs.top.removexattr(fs.caller(request), target, name)
     inode.default_acl_until = 0.0
 
 

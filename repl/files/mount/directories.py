@@ -139,6 +139,7 @@ async def releasedir(fs: Filesystem, request: Request) -> Any:
     fs.inodes.close(number)
     if handle.inode.lookups <= 0:
         fs.dropped(fs.inodes.forget(handle.inode.nodeid, 0))
+    await handle.returned()
     await fs.top.release(handle.fd)
     return NO_ANSWER
 

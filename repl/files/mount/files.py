@@ -169,7 +169,7 @@ def release_quickly(fs: Filesystem, request: Request) -> bool:
     """Of a file that no brick has opened."""
     number, _, _, _ = wire.RELEASE_IN.unpack_from(request.body)
     handle = fs.inodes.handle(number)
-    if handle.inode.locks or not fs.top.release_known(handle.fd):
+    if handle.inode.locks or handle.borrowers or not fs.top.release_known(handle.fd):
         return False
     fs.connection.answer(request.unique)
     _closed(fs, handle)
@@ -178,6 +178,7 @@ def release_quickly(fs: Filesystem, request: Request) -> bool:
 
 async def _release(fs: Filesystem, handle: Handle) -> None:
     _closed(fs, handle)
+    await handle.returned()
     await fs.top.release(handle.fd)
 
 

@@ -6,7 +6,9 @@ An inode lives as long as the kernel remembers it (lookup counts against forgets
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from repl.files.mount.wire import ROOT_ID
@@ -15,7 +17,8 @@ from repl.files.values import ROOT, ROOT_GFID, Entry, Fd, Iatt, Loc, Lock
 
 @dataclass(slots=True, eq=False)
 class Handle:
-    """An open file or directory of the kernel's."""
+    """An open file or directory of the kernel's.  As a context manager: its descriptor is lent to a request for the
+    inode, and is not released before that is through, although whoever has opened it closes it."""
 
     number: int
     inode: Inode
@@ -23,6 +26,23 @@ class Handle:
     leftover: list[Entry] = field(default_factory=list)  # of a listing, not told yet
     leftover_at: int = -1  # the offset they follow
     leftover_time: float = 0.0
+    borrowers: int = 0
+    _is_back: asyncio.Event | None = None  # somebody waits for the last borrower
+
+    def __enter__(self) -> Fd:
+        self.borrowers += 1
+        return self.fd
+
+    def __exit__(self, *_: object) -> None:
+        self.borrowers -= 1
+        if not self.borrowers and self._is_back is not None:
+            self._is_back.set()
+
+    async def returned(self) -> None:
+        """Once it is closed nobody borrows it any more."""
+        if self.borrowers:
+            self._is_back = asyncio.Event()
+            await self._is_back.wait()
 
 
 @dataclass(slots=True, eq=False)
@@ -45,10 +65,9 @@ class Inode:
     default_acl_until: float = 0.0
     has_default_acl: bool = False
 
-    @property
-    def target(self) -> Loc | Fd:
+    def target(self) -> AbstractContextManager[Loc | Fd]:
         """How to reach it now: an open descriptor works even after the last name is gone."""
-        return self.handles[0].fd if self.handles else self.loc
+        return self.handles[0] if self.handles else nullcontext(self.loc)
 
     def note(self, iatt: Iatt) -> bool:
         """The kernel is told these attributes; True if they are new to it."""
