@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -10,8 +11,10 @@ import random
 
 import pytest
 
+from repl.files.translators.distribute.marks import LINKTO
 from repl.files.translators.replicate import listing
 from repl.files.values import ROOT_GFID, Fd, FopError, Loc
+from tests.lib.memory_brick import MemoryBrick
 from tests.lib.replicas import Client, World
 from tests.lib.virtual_loop import run
 
@@ -205,5 +208,35 @@ def test_listing_while_bricks_and_names_come_and_go_has_what_stays_once(seed: in
             await client.afr.release(reader.fd)
             # One that goes and comes may be listed again.
             assert sorted(name for name in reader.names if name in NAMES) == sorted(NAMES)
+
+    run(scene())
+
+
+@pytest.mark.parametrize("is_plus", [True, False])
+@pytest.mark.parametrize("has_index", [True, False])
+def test_listing_tells_attributes_of_good_copies_only(is_plus: bool, has_index: bool) -> None:
+    """distribute tells link files from files by them: the old copy of one that was made while its brick was away, or
+    that a rebalance has turned into the other, showed a name twice or not at all."""
+
+    async def scene() -> None:
+        world = World(2)
+        client = await filled(world)
+        lost, late = sorted(NAMES)[:2]
+        await asyncio.sleep(5)  # what made the names is over: of them the old copy has all
+        world.crash(0)
+        for name in (lost, late):
+            gfid = world.bricks[1].inodes[ROOT_GFID].entries[name][1]
+            await client.afr.setxattr(client.caller, Loc(gfid=gfid), {LINKTO: b"elsewhere"})
+        world.come_back(0)
+        if not has_index:
+            for brick in world.bricks:
+                brick.getxattr = MemoryBrick.getxattr.__get__(brick)  # type: ignore[method-assign]
+        for reader in [await world.client(read_subvolume_index=str(number)) for number in (0, 1)]:
+            fd = Fd(ROOT_GFID, is_directory=True)
+            await reader.afr.opendir(reader.caller, Loc(gfid=ROOT_GFID), fd)
+            found = await reader.afr.readdir(reader.caller, fd, size=1 << 20, offset=0, is_plus=is_plus, want=(LINKTO,))
+            assert {entry.name for entry in found if entry.xattrs.get(LINKTO) == b"elsewhere"} == {lost, late}
+            assert len(found) == len(NAMES) and all((entry.iatt is not None) == is_plus for entry in found)
+            await reader.afr.release(fd)
 
     run(scene())

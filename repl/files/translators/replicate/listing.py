@@ -3,7 +3,9 @@
 
 A child's offsets mean nothing to another one, nor to itself once its link was lost (it counts its entries again).  Then
 a listing begins from the start on a child with a good copy and leaves out the names that were given out already: a
-name that is there all the time is listed exactly once (decision 0131).  Each beginning is a leg; its number stands
+name that is there all the time is listed exactly once (decision 0131).  A copy that is good for the names of its
+directory may be old for what the names mean: attributes come from good copies, also those that distribute asks for in
+a listing without attributes, to tell its link files from files.  Each beginning is a leg; its number stands
 above the child's own bits in the offsets that callers get.
 Errors: ENOTCONN when no good copy answers, or when more names than replicate remembers were given out.
 """
@@ -19,11 +21,12 @@ from itertools import chain
 from repl.files.translators.replicate.changelog import Kind
 from repl.files.translators.replicate.inodes import FdState
 from repl.files.translators.replicate.reads import RETRIED, Reads
-from repl.files.values import Caller, Entry, Fd, FopError, Want
+from repl.files.values import LAST, ROOT, Caller, Entry, Fd, FopError, Want
 from repl.limits import FILES_LISTING_LEGS_MAX, FILES_LISTING_REMEMBERED_MAX
 
 # distribute takes 12 bits below, a mount those at the top: 2^40 entries of a child, 2^10 legs.
 LEG_SHIFT = 40
+HEAL_COUNT = b"glusterfs.heal-count"  # of features/index: how many inodes are pending on a brick
 _AT = (1 << LEG_SHIFT) - 1
 
 
@@ -58,9 +61,10 @@ class Leg:
 class Listing:
     """Of one open directory.  ``skipped``: the names that all legs but the last one gave out."""
 
-    __slots__ = ("is_remembered", "legs", "skipped")
+    __slots__ = ("is_calm", "is_remembered", "legs", "skipped")
 
     def __init__(self) -> None:
+        self.is_calm: bool | None = None  # nobody accuses the child of the last leg; None: not asked yet
         self.legs: list[Leg] = []
         self.skipped: frozenset[int] = frozenset()
         self.is_remembered = True
@@ -82,6 +86,7 @@ class Listing:
     def begin(self, index: int, losses: int) -> None:
         self.skipped = self._given(self.legs)
         self.legs.append(Leg(index, losses))
+        self.is_calm = None
 
     def give(self, entries: Sequence[Entry]) -> None:
         if self.is_remembered:
@@ -136,10 +141,11 @@ class Listings(Reads):
     ) -> list[Entry]:
         index = listing.leg.index
         await self.ensure_open(state, 1 << index)
-        wanted = (*want, *self.want_keys) if is_plus else want
+        is_checked = is_plus or (any(key != LAST for key in want) and not await self._is_calm(listing))
+        wanted = (*want, *self.want_keys) if is_checked else want
         while True:
             found = await self.subvolumes[index].readdir(
-                caller, state.lower, size=size, offset=at, is_plus=is_plus, want=wanted
+                caller, state.lower, size=size, offset=at, is_plus=is_checked, want=wanted
             )
             entries = self.visible(state.inode.gfid, found)
             if listing.skipped:
@@ -147,10 +153,22 @@ class Listings(Reads):
             if entries or not found:
                 break
             at = found[-1].offset
-        if is_plus and entries:
+        if is_checked and entries:
             await self.check_entries(entries, index, want)
+            for entry in entries if not is_plus else ():
+                entry.iatt = None
         listing.give(entries)
         return entries
+
+    async def _is_calm(self, listing: Listing) -> bool:
+        """Whether all other children say that nothing is pending: then the child that is listed has no old copy."""
+        if listing.is_calm is None:
+            others = self.everyone & ~(1 << listing.leg.index)
+            caller = Caller(client=self.context.process, is_internal=True)
+            answers = await self.ask(others, lambda c: c.getxattr(caller, ROOT, HEAL_COUNT))
+            counts = [None if isinstance(a, OSError) else a.get(HEAL_COUNT) for a in answers.values()]
+            listing.is_calm = all(count == b"0" for count in counts)
+        return listing.is_calm
 
     async def _begin(self, state: FdState, listing: Listing, tried: int, failure: OSError | None) -> None:
         """At a child that was not tried."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 from collections.abc import Awaitable, Callable
@@ -282,8 +283,8 @@ class Reads(Ruling):
     aside_name = b""
 
     async def check_entries(self, entries: list[Entry], index: int, want: Want) -> None:
-        """Attributes come along only where the copy is good: the other children are asked for their counters, all
-        names of a listing in one frame each."""
+        """Attributes come from good copies: the other children are asked for their counters, all names of a listing in
+        one frame each, and what is not good here is looked up.  Where that fails none come along."""
         generation = self.generation
         asked = [e for e in entries if e.iatt is not None]
         unknown = [e for e in asked if self.inodes.get(e.gfid).generation != generation]
@@ -296,14 +297,22 @@ class Reads(Ruling):
                 found[index] = Looked(entry.iatt, None, entry.xattrs)
                 if len(found) == self.up.bit_count() and self.quorum.is_met(self.up):
                     self.learn(self.inodes.get(entry.gfid), found, generation)
+        old = []
         for entry in asked:
             inode = self.inodes.get(entry.gfid)
             good = inode.readable[Kind.METADATA] & inode.readable[Kind.DATA]
             if inode.generation != generation or not good >> index & 1:
-                entry.iatt = None
-                entry.xattrs = {LAST: b""} if LAST in entry.xattrs else {}
+                old.append(entry)
             elif self.want_keys:
                 entry.xattrs = {k: v for k, v in entry.xattrs.items() if k in want or k not in self.want_keys}
+        await asyncio.gather(*(self._look_up(entry, want) for entry in old))
+
+    async def _look_up(self, entry: Entry, want: Want) -> None:
+        last = {LAST: b""} if LAST in entry.xattrs else {}
+        entry.iatt, entry.xattrs = None, last
+        with contextlib.suppress(OSError):
+            found = await self.lookup(Caller(client=self.context.process), Loc(gfid=entry.gfid), want=want)
+            entry.iatt, entry.xattrs = found.iatt, {k: v for k, v in found.xattrs.items() if k in want} | last
 
     async def _look_all(self, index: int, entries: list[Entry]) -> dict[bytes, Looked]:
         """The inodes of a listing at one child; those it does not have are left out."""
