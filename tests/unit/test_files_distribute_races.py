@@ -13,6 +13,7 @@ from repl.files.rebalance.crawl import Crawl
 from repl.files.rebalance.migration import Migration
 from repl.files.rebalance.mover import Outcome
 from repl.files.rebalance.progress import Progress
+from repl.files.translators.distribute.layout import read_layout
 from repl.files.values import ROOT_GFID, FopError, Loc, SetAttr
 from tests.lib.distributed import Client, World
 from tests.lib.distributed_meetings import Held, check_contents, check_whole, name_contents, pair, slow_down
@@ -345,5 +346,35 @@ def test_distribute_lookup_by_an_old_layout_finds_what_has_been_moved() -> None:
         reader.pause = pause
         assert await reader.read(name) == b"data"
         assert tries >= 5
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_directory_that_is_being_made_gets_its_ranges_from_who_makes_it(by_name: bool) -> None:
+    """Another client saw two of three copies, gave the range of the third to them, and put names elsewhere."""
+
+    async def scenario() -> None:
+        world = World(3)
+        maker, other = await pair(world)
+        name = world.name_on(maker, 0, "folder")
+        held = Held(maker, 2, "mkdir")
+        making = asyncio.create_task(maker.mkdir(name))
+        await held.reached(making)
+        copy = world.stored(name)[0]
+        work = other.look(name) if by_name else other.dht.directory(copy.iatt.gfid)
+        looking = asyncio.create_task(work)
+        await asyncio.sleep(0.3)
+        held.may_go.set()
+        await making
+        await looking
+        stored = world.stored(name)
+        layout = read_layout({index: inode.xattrs[LAYOUT] for index, inode in stored.items()})
+        assert len(layout.ranges) == 3 and layout.anomalies().is_sound
+        for number in range(20):
+            await maker.write(f"{name}/f{number}")
+            await other.look(f"{name}/f{number}")
+            assert len(world.stored(f"{name}/f{number}")) == 1
+        await check_contents(world)
 
     run(scenario())

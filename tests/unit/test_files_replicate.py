@@ -360,7 +360,7 @@ def test_a_listing_carries_attributes_of_good_copies_only() -> None:
         fd = Fd(ROOT_GFID, is_directory=True)
         await fresh.afr.opendir(fresh.caller, Loc(gfid=ROOT_GFID), fd)
         entries = await fresh.afr.readdir(fresh.caller, fd, size=65536, offset=0, is_plus=True)
-        assert {e.name: e.iatt and e.iatt.size for e in entries} == {b"f0": 3, b"f1": 3, b"f2": None, b"f3": 3}
+        assert {e.name: e.iatt and e.iatt.size for e in entries} == {b"f0": 3, b"f1": 3, b"f2": 8, b"f3": 3}
 
     play(2, scene, data_self_heal="off", metadata_self_heal="off", entry_self_heal="off")
 

@@ -9,6 +9,7 @@ Decisions: 0063 (commit numbers and misses), 0064 (who counts when copies differ
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import stat
@@ -58,6 +59,7 @@ log = logging.getLogger(__name__)
 DIRECTORY_KNOWN_S = 1.0  # so long its attributes are taken as known when a name in it is changed
 TRUST_S = 1.0  # so long a layout is believed without asking when a name is missing
 KEPT_BY_US = (b"trusted.",)
+_MAKING_PAUSES_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # between looks at a directory that is being made
 
 
 def merged(found: Mapping[int, Looked], mds: int) -> Iatt:
@@ -172,7 +174,18 @@ class Directories(Base):
     # ---- healing ----
 
     async def heal_directory(self, gfid: bytes, loc: Loc) -> Directory:
-        """``loc`` has a name where copies are to be made."""
+        """``loc`` has a name where copies are to be made.  While somebody makes or removes the directory its ranges
+        are not touched: who makes it puts its own on the copies that are not there yet."""
+        for pause_s in _MAKING_PAUSES_S:
+            known, is_in_use = await self._heal(gfid, loc, may_wait=True)
+            if not is_in_use:
+                return known
+            await asyncio.sleep(pause_s)
+        return (await self._heal(gfid, loc, may_wait=False))[0]
+
+    async def _heal(self, gfid: bytes, loc: Loc, *, may_wait: bool) -> tuple[Directory, bool]:
+        """And whether somebody seems to be at work on its copies.  Without a name that cannot be known, but for how
+        long it lasts."""
         first = min(i for i in self.everyone if self.up[i])
         known = self.directories.get(gfid)
         if known is not None and known.present:
@@ -181,33 +194,38 @@ class Directories(Base):
             answers = await self.ask_directory(Loc(gfid=gfid), self.wanted_of(gfid))
             known = self.learn(gfid, answers)
             if known.is_whole or not self._can_tell_all(answers):
-                return known
+                return known, False
             found: dict[int, Looked] = good_of(answers)
             await self._heal_moves(gfid, loc, found)
-            await self._heal_copies(gfid, loc, known, found)
+            is_in_use = not await self._heal_copies(gfid, loc, known, found)
+            if len(found) != self.count and not known.layout.anomalies().is_sound and (is_in_use or may_wait):
+                return known, True
             await self._heal_attributes(gfid, known, found)
             await self._heal_layout(gfid, loc, known, found)
-            return self.learn(gfid, await self.ask_directory(Loc(gfid=gfid), self.wanted_of(gfid)))
+            return self.learn(gfid, await self.ask_directory(Loc(gfid=gfid), self.wanted_of(gfid))), False
 
     async def _heal_moves(self, gfid: bytes, loc: Loc, found: dict[int, Looked]) -> None:
         """For renames that a crash interrupted."""
 
-    async def _heal_copies(self, gfid: bytes, loc: Loc, known: Directory, found: dict[int, Looked]) -> None:
-        """Make the directory where it is missing, with the same gfid and attributes, and no range."""
+    async def _heal_copies(self, gfid: bytes, loc: Loc, known: Directory, found: dict[int, Looked]) -> bool:
+        """Make the directory where it is missing, with the same gfid and attributes, and no range.  False: somebody is
+        at work on the name."""
         missing = [i for i in self.everyone if i not in found]
         if not missing or not loc.name:
-            return
+            return True
         above = await self.directory(loc.parent)
         index = above.layout.owner(self.hash_of(loc.name))
         if index is None or not self.up[index]:
-            return
+            return True
         try:
             async with self.locked_names((index, loc), command=LockCommand.TRY):
                 if await self._is_there(index, loc, gfid):
                     await self._make_missing(gfid, loc, known, found, missing)
         except FopError as error:
-            if error.errno != errno.EAGAIN:  # somebody is at work on the name: it may be about to go
+            if error.errno != errno.EAGAIN:
                 raise
+            return False  # it may be about to go
+        return True
 
     async def _is_there(self, index: int, loc: Loc, gfid: bytes) -> bool:
         """The copy that decides; where the layout is newer than the directory, any will do."""
