@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import random
@@ -17,10 +18,10 @@ from repl.files.rebalance.migration import Migration
 from repl.files.rebalance.mover import Moved, Outcome
 from repl.files.rebalance.progress import Progress
 from repl.files.translator import Step
-from repl.files.translators.distribute.marks import MIGRATION
+from repl.files.translators.distribute.marks import INCOMING, MIGRATION
 from repl.files.values import ROOT_GFID, Fd, FopError, Loc, Lock, LockCommand, LockType, SetAttr
 from tests.lib.distributed import Client, Died, World
-from tests.lib.distributed_meetings import Held, misplaced, slow_down
+from tests.lib.distributed_meetings import Held, change_layout, misplaced, slow_down
 from tests.lib.virtual_loop import run
 
 LINKTO = b"trusted.glusterfs.dht.linkto"
@@ -492,6 +493,41 @@ def test_migration_crash_at_every_step() -> None:
     while not run(once(deaths)):
         deaths += 1
     assert deaths > 25
+
+
+@pytest.mark.parametrize("belongs_here", [True, False], ids=["it belongs where it is", "it has two names"])
+def test_migration_crash_leaves_no_marks_on_a_file_that_stays(belongs_here: bool) -> None:
+    """The next rebalance does not move it, because the layout has changed, or the file has got another name."""
+
+    async def once(deaths: int) -> bool:
+        world = World(2)
+        client, mover = world.client(), world.client()
+        name = await misplaced(world, client, b"precious")
+        await mover.look(name)
+        mover.die_at = mover.sent + deaths + 1
+        with contextlib.suppress(Died, asyncio.CancelledError):
+            await migration(mover, name).run()
+        is_through = not mover.is_dead
+        mover.die()
+        if 0 in world.stored(name) and MIGRATION in world.stored(name)[0].xattrs:
+            if belongs_here:
+                change_layout(world, 0, 1)
+            else:
+                await client.link(name, world.name_on(client, 0, "other"))
+            await Crawl(world.client().dht, "start", Progress()).run()
+            marked[0] += 1
+            inode = world.stored(name)[0]
+            assert not any(b"trusted.glusterfs.dht." + mark in inode.xattrs for mark in MARKS)
+            assert (await world.client().look(name)).iatt.mode == inode.iatt.mode == 0o100644
+            there = world.bricks[1].inodes.get(inode.iatt.gfid)
+            assert there is None or INCOMING not in there.xattrs
+        assert await world.client().read(name) == b"precious"
+        return is_through
+
+    deaths, marked = 0, [0]
+    while not run(once(deaths)):
+        deaths += 1
+    assert marked[0] > 3
 
 
 @pytest.mark.parametrize("change", ["unlink", "rename", "rename-over", "link", "chmod", "target-full"])

@@ -10,6 +10,7 @@ Errors: ``OSError`` of a brick, after the marks have been taken back as far as p
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 from collections.abc import AsyncIterator
@@ -28,11 +29,15 @@ from repl.files.translators.distribute.marks import (
     MIGRATING_BITS,
     MIGRATION,
     is_link,
+    is_migrating,
+    linkto_name,
     linkto_value,
     real_mode,
 )
 from repl.files.values import Fd, FopError, Loc, LockCommand, Looked, SetAttr
 from repl.limits import DISTRIBUTE_COPY_BYTES
+
+log = logging.getLogger(__name__)
 
 _TRIES = 3
 
@@ -48,6 +53,8 @@ class Migration(AtOnce):
                 self._file = Loc(gfid=(await self._from.lookup(self._caller, self.loc)).iatt.gfid)
             async with self.dht.locked_inode(self.source, self._file, domain, command=LockCommand.TRY):
                 moved = await self._try()
+                if moved.outcome is Outcome.SKIPPED and self._was_marked:
+                    await self._drop_marks()
         except FopError as error:
             if error.errno == errno.EAGAIN:
                 return Moved(Outcome.GONE, reason="it is being moved, perhaps under another name")
@@ -58,6 +65,33 @@ class Migration(AtOnce):
         for name in self._names:
             self.dht.known_names.drop((name.parent, name.name))
         return moved
+
+    async def drop_marks(self) -> None:
+        """Of a migrator that has died: the file stays where it is.  Not while one is at work."""
+        try:
+            async with self.dht.locked_inode(
+                self.source, self._file, mover_domain(self.dht), command=LockCommand.TRY
+            ):
+                await self._drop_marks()
+        except FopError as error:
+            if error.errno not in (errno.EAGAIN, *GONE):
+                raise
+
+    async def _drop_marks(self) -> None:
+        self._fd = Fd(self._file.gfid, os.O_RDONLY)
+        await self._from.open(self._caller, self._file, self._fd, flags=os.O_RDONLY)
+        try:
+            async with self._whole():
+                there = await self._from.stat(self._caller, self._fd, want=FILE_WANT)
+                name = linkto_name(there.xattrs[LINKTO]) if is_migrating(there.xattrs) else ""
+                if name in self.dht.names and name != self._from.name:
+                    self._to = self.dht.subvolumes[self.dht.names.index(name)]
+                    if there.iatt.mode & MIGRATING_BITS == MIGRATING_BITS:
+                        self._shown = stat.S_IMODE(there.iatt.mode)
+                    await self._take_back()
+                    log.info("%s stays on '%s': marks of an interrupted migration are gone", self.loc, self._from.name)
+        finally:
+            await self._from.release(self._fd)
 
     async def _try(self) -> Moved:
         reason = ""
@@ -74,6 +108,7 @@ class Migration(AtOnce):
         self._names = [self.loc]
         async with self._names_locked():
             looked = await self._look()
+            self._was_marked = is_migrating(looked.xattrs)
             self._check(looked)
             if looked.iatt.gfid != self._file.gfid:
                 raise Disturbed("it has been replaced")

@@ -89,6 +89,7 @@ class Mover:
         self._mode = 0
         self._shown = stat.S_IMODE(LINK_MODE)  # its mode while it is marked
         self._first_size = 0
+        self._was_marked = False  # by a migrator that has died
         self._names: list[Loc] = [self.loc]
         self._file = Loc(gfid=gfid)
         self._link: Looked | None = None  # what is at the target, as far as it leads to the source

@@ -24,7 +24,7 @@ from repl.files.rebalance.progress import Progress
 from repl.files.rebalance.special import move_special
 from repl.files.translators.distribute import Distribute
 from repl.files.translators.distribute.links import name_of, of_file
-from repl.files.translators.distribute.marks import FILE_WANT, INCOMING, is_link
+from repl.files.translators.distribute.marks import FILE_WANT, INCOMING, is_link, is_migrating
 from repl.files.values import Entry, FopError, Loc, LockCommand, Looked
 
 log = logging.getLogger(__name__)
@@ -123,6 +123,8 @@ class Tidying:
             self.progress.scanned += 1
             _, hashed = await self.dht.hashed_up(loc)
             if hashed == index:
+                if is_migrating(entry.xattrs):
+                    await Migration(self.dht, loc, index, index, gfid=entry.gfid).drop_marks()
                 return True
             moved = await self._move(index, hashed, loc, entry)
         except FopError as error:
