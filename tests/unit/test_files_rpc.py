@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from repl.files.events import ChildDown, ChildUp, Event, Invalidated, Reconnected
+from repl.files.options import parse_options
 from repl.files.rpc import frames
 from repl.files.rpc.frames import Kind
 from repl.files.rpc.handshake import Hello, encode_hello
@@ -513,6 +514,53 @@ def test_server_that_stops_answering_is_noticed_by_pings() -> None:
                 await client.stat(ME, ROOT)
             assert failed(error) == errno.ENOTCONN
             assert "ping-timeout" in str(listener.events[0])
+
+    run(work())
+
+
+def test_other_timeouts_hold_at_once_and_cost_nobody_the_link() -> None:
+    """All clients of a mount get them in the same moment: without links nothing could be read, and locks were lost."""
+
+    async def work() -> None:
+        async with link(ping_timeout="60") as (_, server, client):
+            listener = Listener(client)
+            (session,) = server._sessions
+            given = dict(client.options.given)
+            client.reconfigure(parse_options(Client.OPTIONS, given | {"ping-timeout": "1", "strict-locks": "on"}))
+            await client.stat(ME, ROOT)
+            assert not listener.events and list(server._sessions) == [session]
+            session.connection.pause()
+            with pytest.raises(FopError) as error:
+                await client.stat(ME, ROOT)
+            assert failed(error) == errno.ENOTCONN
+            assert "1 s (ping-timeout)" in str(listener.events[0])
+
+    run(work())
+
+
+def test_pings_go_on_as_the_server_was_told_when_nobody_else_wants_them() -> None:
+    """It takes a client for dead that does not ping."""
+
+    async def work() -> None:
+        async with link(ping_timeout="1") as (_, server, client):
+            given = dict(client.options.given)
+            client.reconfigure(parse_options(Client.OPTIONS, given | {"ping-timeout": "0"}))
+            (session,) = server._sessions
+            received = session.connection.received_at
+            await wait_for_async(lambda: session.connection.received_at > received, 5, "a ping")
+
+    run(work())
+
+
+def test_another_server_is_connected_to_at_once() -> None:
+    async def work() -> None:
+        other = MemoryBrick()
+        async with link() as (_, _, client), served(other) as server:
+            port = str(server.addresses[0][1])
+            client.reconfigure(parse_options(Client.OPTIONS, dict(client.options.given) | {"remote-port": port}))
+            await wait_for_async(lambda: client.is_up and server._sessions, 5, "the other server")
+            fd = await create(client, "f")
+            assert fd.gfid in other.inodes
 
     run(work())
 

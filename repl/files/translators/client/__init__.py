@@ -27,7 +27,7 @@ from repl.files.rpc.connection import Connection
 from repl.files.rpc.frames import Kind
 from repl.files.rpc.handshake import FEATURES, PING_TIMEOUT_S_MAX, SESSION_BYTES, TOLD_ONCE, Hello
 from repl.files.rpc.operations import Operation, Plan
-from repl.files.rpc.tls import tls_context
+from repl.files.rpc.tls import TLS_OPTIONS, tls_context
 from repl.files.translator import Context, Step, Translator
 from repl.files.translators.client.dialing import (
     CONNECT_TIMEOUT_S,
@@ -102,12 +102,18 @@ class Client(Translator):
             await asyncio.wait([link.lost], timeout=CONNECT_TIMEOUT_S)
 
     def reconfigure(self, options: Options) -> None:
-        """New addresses and timeouts hold from the next connection on, which is made at once if they changed."""
+        """Another server, or another way to it, is connected to at once.  Other options hold at once, those of the
+        socket from the next connection on: all links of a mount are changed at the same time, and without any nothing
+        could be read, and locks would be lost."""
         _check(options)
-        changed = dict(options.given) != dict(self.options.given)
+        before, self._tls = self.options, tls_context(options, is_server=False)
         super().reconfigure(options)
-        if changed and self._link is not None:
-            self._link.connection.abort("its options have changed")
+        if self._link is None:
+            return
+        if same_server(before, options) and all(before[one.name] == options[one.name] for one in TLS_OPTIONS):
+            self._link.reconfigure(self._settings())
+        else:
+            self._link.connection.abort("its server, or the way to it, has changed")
 
     def take_over(self, before: Translator) -> None:
         """A new graph with the same server goes on with the old graph's link: to the server it is the same client, with
@@ -126,6 +132,7 @@ class Client(Translator):
         self._session, self._link = before._session, link
         self.files.go_on_from(before.files)
         link.rebind(number=self.files.number, event=self._on_event, abandoned=self._undo, ended=self._link_ended)
+        link.reconfigure(self._settings())
         self._was_up, self._reason = True, ""
         if self._keeper is not None:
             self._keeper.cancel()
@@ -230,18 +237,20 @@ class Client(Translator):
         self._up(links[0], address, lost)
         return links[0]
 
-    def _make_link(self, connection: Connection) -> Link:
+    def _settings(self) -> LinkSettings:
         options = self.options
         ping_s = options["ping-timeout"]
         features = (*FEATURES, TOLD_ONCE) if self.context.is_told_once else FEATURES
         hello = Hello(options["remote-subvolume"], self.context.process or self.context.host, self._session,
                       options["username"], options["password"], min(ping_s, PING_TIMEOUT_S_MAX),
                       features=features)  # fmt: skip
-        settings = LinkSettings(
+        return LinkSettings(
             self.name, self.context.process, hello, ping_s, options["frame-timeout"], options["send-gids"]
         )
+
+    def _make_link(self, connection: Connection) -> Link:
         return Link(
-            settings,
+            self._settings(),
             connection,
             number=self.files.number,
             event=self._on_event,

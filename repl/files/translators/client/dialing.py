@@ -28,7 +28,7 @@ def is_unix(options: Options) -> bool:
 def same_server(one: Options, other: Options) -> bool:
     """Both lead to the same volume in the same way."""
     names = ("transport.socket.connect-path", "remote-host", "remote-port", "remote-subvolume", "username",
-             "transport.socket.ssl-enabled", "transport.address-family")  # fmt: skip
+             "transport.socket.ssl-enabled", "transport.address-family", "transport-type")  # fmt: skip
     return all(one[name] == other[name] for name in names)
 
 

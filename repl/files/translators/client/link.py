@@ -139,6 +139,15 @@ class Link:
         """Another translator goes on with it."""
         self._number, self._event, self._abandoned, self._ended = number, event, abandoned, ended
 
+    def reconfigure(self, settings: LinkSettings) -> None:
+        """Other timeouts.  What the server was told at the beginning stays."""
+        self.settings = replace(settings, hello=self.settings.hello)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.attached.done() and not self.lost.done():
+            self._watch()
+
     # ---- the connection calls ----
 
     def on_connected(self, connection: Connection) -> None:
@@ -203,9 +212,7 @@ class Link:
         self._knows_quiet_try = self.knows("quiet-try")
         self.connection.reader.limits = handshake.ANSWER_LIMITS
         self._slots = self._welcome.outstanding_max
-        if self.settings.ping_timeout_s or self.settings.frame_timeout_s:
-            self._alive_at = self._loop.time()
-            self._schedule_tick()
+        self._watch()
         if not self.attached.done():
             self.attached.set_result(self._welcome)
 
@@ -384,8 +391,23 @@ class Link:
 
     # ---- is it alive ----
 
+    def _watch(self) -> None:
+        if self._interval_s:
+            self._alive_at = self._loop.time()
+            self._schedule_tick()
+
+    @property
+    def _ping_s(self) -> float:
+        """The server counts on pings as often as the timeout wants them that it was told; 0: nobody does."""
+        told, now = self.settings.hello.ping_timeout_s, self.settings.ping_timeout_s
+        return min(told, now) if told and now else told or now
+
+    @property
+    def _interval_s(self) -> float:
+        return (self._ping_s or self.settings.frame_timeout_s) / PINGS_PER_TIMEOUT
+
     def _schedule_tick(self) -> None:
-        interval_s = (self.settings.ping_timeout_s or self.settings.frame_timeout_s) / PINGS_PER_TIMEOUT
+        interval_s = self._interval_s
         self._tick_due = self._loop.time() + interval_s
         self._timer = self._loop.call_later(interval_s, self._tick)
 
@@ -393,7 +415,7 @@ class Link:
         """A quiet link is pinged; one that stays quiet is dead.  Data that drains to the other end is a sign of life;
         if this process itself was stopped, the clock starts again."""
         now, timeout_s = self._loop.time(), self.settings.ping_timeout_s
-        interval_s = (timeout_s or self.settings.frame_timeout_s) / PINGS_PER_TIMEOUT
+        interval_s = self._interval_s
         unsent = self.connection.unsent_bytes
         if now - self._tick_due > interval_s or unsent < self._unsent_bytes:
             self._alive_at = now
@@ -402,7 +424,7 @@ class Link:
         if timeout_s and quiet_s >= timeout_s:
             self.connection.abort(f"nothing came from the server for {timeout_s:g} s (ping-timeout)")
             return
-        if timeout_s and quiet_s >= interval_s * 0.9:
+        if self._ping_s and quiet_s >= interval_s * 0.9:
             self._pinged_at = now
             self.connection.send(Kind.PING, 0, b"")
         self._expire(now)
