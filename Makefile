@@ -7,7 +7,7 @@ SEEDS ?= 1000
 MINUTES ?= 5
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap build demo demo-files demo-packages test check sim sweep planted bench bench-files fmt lint docs clean asan tsan interop guest fuzz files-long soak
+.PHONY: help bootstrap build demo demo-files demo-packages test check sim sweep planted bench bench-files fmt lint docs clean asan tsan interop guest fuzz files-long soak soak-files
 
 help: ## this list
 	@sed -n 's/^\([a-z][a-z -]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 18
@@ -81,6 +81,9 @@ files-long: ## volumes of files: the tests of faults and of two mounts at full l
 
 soak: build ## two nodes under load, one fault after the other, everything compared: make soak MINUTES=60 [SEED=n]
 	@$(VENV)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(SOAK)
+
+soak-files: build ## a volume of files under load, one fault after the other, everything compared (root): MINUTES=60 [SEED=n]
+	@$(VENV)/python -m tests.soak_files --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(SOAK)
 
 fuzz: ## libFuzzer and atheris on every target: make fuzz MINUTES=5
 	@tools/bootstrap test

@@ -14,7 +14,7 @@ from tests.lib.load import TaggedRegion
 from tests.lib.tagged import SECTOR_BYTES, Tag, encode_sector
 from tests.lib.tools import require_engine
 from tests.soak.faults import Faults
-from tests.soak.plan import CLIENT, FAULTS, LINK, NODE, Step, steps
+from tests.soak.plan import CLIENT, FAULTS, LINK, NODE, Step, of_families, steps
 from tests.soak.soak import CLIENTS, HOT_EXTENTS, SIZE_MIB, Settings, Soak
 
 SEED = 11
@@ -89,7 +89,7 @@ def test_soak_notices_a_lost_write() -> None:
 
 def test_plan_is_the_seeds_and_brings_every_fault_before_one_comes_again() -> None:
     def first(seed: int) -> list[Step]:
-        return list(itertools.islice(steps(seed, (LINK, NODE), (1, 2)), 60))
+        return list(itertools.islice(steps(seed, of_families((LINK, NODE)), (1, 2)), 60))
 
     assert first(1) == first(1) != first(2)
     wanted = {fault.name for fault in FAULTS if fault.family in (LINK, NODE)}

@@ -83,7 +83,7 @@ class TaggedRegion:
         found: list[str] = []
         for sector in self._sectors(read, block, self.blocks - block if count is None else count):
             here = (sector.position - self.offset_sectors) // BLOCK_SECTORS
-            allowed = {self.acknowledged.get(here, 0), *self.unanswered.get(here, ())}
+            allowed = self._allowed(here)
             request = sector.tag.request if sector.tag is not None else 0
             is_good = sector.kind is Kind.TAGGED and sector.tag is not None and sector.tag.writer == self.writer.writer
             if (is_good and request in allowed) or (sector.kind is Kind.ZERO and 0 in allowed):
@@ -92,6 +92,9 @@ class TaggedRegion:
             if len(found) >= PROBLEMS_MAX:
                 break
         return found
+
+    def _allowed(self, block: int) -> set[int]:
+        return {self.acknowledged.get(block, 0), *self.unanswered.get(block, ())}
 
     def found_blocks(self, read: Read) -> int:
         """``in_order`` only: how many blocks are there; asserts that they are the first ones, whole."""

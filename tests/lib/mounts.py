@@ -66,7 +66,7 @@ class Mount:
         log = folder / f"{name}.log"
         log.unlink(missing_ok=True)
         self.process = Process(command, log, env={"REPL_RUN_DIR": str(folder / "run")})
-        self.process.wait_log("service: mounted", 20)
+        self.process.wait_log("service: mounted", 60)
 
     def unmount(self) -> None:
         self.process.popen.terminate()

@@ -13,7 +13,6 @@ import os
 import random
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable
 
@@ -21,7 +20,7 @@ from nbd.client import NbdClient, NbdRequestError
 from repl.errors import PeerLost, ReplError
 from tests.lib.load import BLOCK_SECTORS, TaggedRegion
 from tests.lib.tagged import SECTOR_BYTES
-from tests.lib.wait import wait_for
+from tests.soak.worker import Worker
 
 BLOCKS_PER_WRITE_MAX = 16
 RETRY_S = 0.05
@@ -31,93 +30,44 @@ _REQUEST = struct.Struct(">IHHQQI")
 _REQUEST_MAGIC, _WRITE = 0x25609513, 1
 
 
-class SoakClient:
+class SoakClient(Worker):
     """``url``: of the Primary, None while there is none."""
 
     def __init__(self, region: TaggedRegion, url: Callable[[], str | None], *, seed: int) -> None:
+        super().__init__(f"client {region.writer.writer}")
         self.region = region
-        self.problems: list[str] = []
-        self.slowest_s = 0.0
         self.reads = 0
         self._url = url
         self._random = random.Random(seed)
-        self._is_over = False
-        self._may_run = threading.Event()
-        self._is_idle = threading.Event()
-        self._since_s: float | None = None
-        self._thread = threading.Thread(target=self._run, name=f"client-{region.writer.writer}", daemon=True)
-        self._thread.start()
-        self._is_idle.wait()
-
-    # ---- orders ----
-
-    def resume(self) -> None:
-        self._is_idle.clear()
-        self._may_run.set()
-
-    def pause(self, timeout: float) -> None:
-        """It has closed its connection when this returns.  Fails when a request is not answered in time."""
-        self._may_run.clear()
-        assert self._is_idle.wait(timeout), f"client {self.region.writer.writer}: {self.waiting_s:.1f} s without answer"
-
-    def close(self) -> None:
-        self._is_over = True
-        self._may_run.set()
-        self._thread.join(ANSWER_TIMEOUT_S)
+        self._start()
 
     @property
-    def waiting_s(self) -> float:
-        """How long the request in hand has been waiting."""
-        since = self._since_s
-        return 0.0 if since is None else time.monotonic() - since
-
-    def wait_progress(self, timeout: float) -> None:
-        """Until one more request is answered."""
-        goal = self.region.acknowledged_count + 1
-        wait_for(
-            lambda: self.region.acknowledged_count >= goal or self.problems,
-            timeout,
-            f"an answer for client {self.region.writer.writer}",
-            describe=lambda: f"{self.region.acknowledged_count} answers, waiting for {self.waiting_s:.1f} s",
-        )
-
-    # ---- the thread ----
-
-    def _run(self) -> None:
-        try:
-            self._work()
-        except BaseException as error:
-            self.problems.append(f"client {self.region.writer.writer}: {error!r}")
-        finally:
-            self._is_idle.set()
+    def acknowledged_count(self) -> int:
+        return self.region.acknowledged_count
 
     def _work(self) -> None:
-        while not self._is_over:
-            if not self._may_run.is_set():
-                self._is_idle.set()
-                self._may_run.wait()
-                continue
-            url = self._url()
-            if url is None:
-                time.sleep(RETRY_S)
-                continue
-            try:
-                with NbdClient(url, timeout_s=ANSWER_TIMEOUT_S) as client:
-                    while self._may_run.is_set() and not self._is_over:
-                        self._since_s = time.monotonic()
-                        self._request(client)
-                        self.slowest_s = max(self.slowest_s, self.waiting_s)
-                        self._since_s = None
-                        time.sleep(PAUSE_S)
-            except NbdRequestError as error:
-                self.problems.append(f"client {self.region.writer.writer}: {error}")
-                return
-            except (ReplError, OSError):  # the server went, is not there yet, or lets nobody open it
-                if self.waiting_s >= ANSWER_TIMEOUT_S:
-                    self.problems.append(f"client {self.region.writer.writer}: no answer in {self.waiting_s:.0f} s")
-                    return
-                self._since_s = None
-                time.sleep(RETRY_S)
+        url = self._url()
+        if url is None:
+            time.sleep(RETRY_S)
+            return
+        try:
+            with NbdClient(url, timeout_s=ANSWER_TIMEOUT_S) as client:
+                while self._goes_on():
+                    self._since_s = time.monotonic()
+                    self._request(client)
+                    self._answered()
+                    time.sleep(PAUSE_S)
+        except NbdRequestError as error:
+            self._fail(str(error))
+        except (ReplError, OSError):  # the server went, is not there yet, or lets nobody open it
+            if self.waiting_s >= ANSWER_TIMEOUT_S:
+                self._fail(f"no answer in {self.waiting_s:.0f} s")
+            self._since_s = None
+            time.sleep(RETRY_S)
+
+    def _fail(self, what: str) -> None:
+        self.problems.append(f"{self.name}: {what}")
+        self._is_over = True
 
     def _request(self, client: NbdClient) -> None:
         draw = self._random.random()
@@ -141,7 +91,7 @@ class SoakClient:
         block = self._random.randrange(self.region.blocks - count + 1)
         found = self.region.problems(client.read, block, count)
         self.reads += 1
-        self.problems += [f"client {self.region.writer.writer} read {one}" for one in found]
+        self.problems += [f"{self.name} read {one}" for one in found]
 
 
 def vanish(url: str, region: TaggedRegion, chance: random.Random, seconds: float) -> int:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The schedule of a soak: which fault, how long, after which pause, drawn from a seed.
 
-Input: a seed, the families of faults and the bounds of the pauses; output: an endless row of ``Step``.  The same
+Input: a seed, the faults and the bounds of the pauses; output: an endless row of ``Step``.  The same
 inputs give the same steps; what the kernel and the clock make of them differs from run to run.
 """
 
@@ -65,14 +65,18 @@ class Step:
     pick: float
 
 
-def steps(seed: int, families: Sequence[str], pause_s: tuple[float, float]) -> Iterator[Step]:
-    """All faults of the families come before one of them comes again: in an hour each is seen."""
+def of_families(families: Sequence[str]) -> list[Fault]:
+    return [fault for fault in FAULTS if fault.family in families]
+
+
+def steps(seed: int, faults: Sequence[Fault], pause_s: tuple[float, float]) -> Iterator[Step]:
+    """All faults come before one of them comes again: in an hour each is seen."""
     chance = random.Random(seed)
     row: list[Fault] = []
     number = 0
     while True:
         if not row:
-            row = [fault for fault in FAULTS if fault.family in families]
+            row = list(faults)
             chance.shuffle(row)
         fault = row.pop()
         number += 1

@@ -10,15 +10,15 @@ once more.  Errors: ``AssertionError`` with what was found.
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from tests.lib.cluster import ALICE, MIB, NODES, Cluster
 from tests.lib.load import TaggedRegion
 from tests.soak.clients import SoakClient
 from tests.soak.faults import WHOLE_S, Faults
-from tests.soak.plan import FAMILIES, Step, steps
+from tests.soak.plan import FAMILIES, Step, of_families, steps
+from tests.soak.row import ANSWER_S, Result, Row, Timing
 from tests.soak.watch import Watch
 
 CLIENTS = 3
@@ -27,43 +27,19 @@ HOT_EXTENTS = 67
 RESYNC_RATE_MIN = "20M"  # beside the load; DRBD's 250 KiB/s would make of most of the time one resync
 VANISHING_MIB = 4
 BLOCKS_PER_MIB = 256
-ANSWER_S = 60.0  # with nothing wrong any more
 
 
 @dataclass(frozen=True)
-class Settings:
-    """``pause_s``: shortest and longest time between two faults; ``audit_s``: seconds between two audits."""
-
-    seed: int
-    seconds: float
+class Settings(Timing):
     families: Sequence[str] = FAMILIES
-    pause_s: tuple[float, float] = (1.0, 20.0)
-    audit_s: float = 600.0
     protocol: str = "C"
     size_mib: int = SIZE_MIB
 
 
-@dataclass
-class Result:
-    """What a soak has come to so far."""
-
-    faults: Counter[str] = field(default_factory=Counter)
-    audits: int = 0
-    writes: int = 0
-    reads: int = 0
-    slowest_s: float = 0.0
-    rss_max_bytes: int = 0
-
-
-class Soak:
-    """``say`` gets a line for everything that happens."""
-
+class Soak(Row):
     def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
+        super().__init__(settings, say)
         self.settings = settings
-        self.result = Result()
-        self.history: list[str] = []
-        self._say = say
-        self._began_s = time.monotonic()
         self.cluster = Cluster(
             size_mib=settings.size_mib,
             net={"protocol": settings.protocol, "verify-alg": "crc32c", "data-integrity-alg": "crc32c"},
@@ -71,8 +47,9 @@ class Soak:
             has_proxy=True,
             seed=settings.seed,
         )
+        self.folder = self.cluster.folder
         self._clients: list[SoakClient] = []
-        self.watch = Watch(self.cluster)
+        self.watch = Watch(self._pids, lambda: sum(len(self.cluster.log(name)) for name in NODES))
 
     def run(self) -> Result:
         """Until the time is over; raises at the first thing that is wrong."""
@@ -86,6 +63,7 @@ class Soak:
         for number in range(CLIENTS):
             region = self._region(number, number * each_mib, each_mib)
             self._clients.append(SoakClient(region, self._faults.url, seed=self.settings.seed * CLIENTS + number))
+        self.workers = [*self._clients]
         self._regions = [client.region for client in self._clients] + [vanishing]
         try:
             self._resume()
@@ -93,8 +71,7 @@ class Soak:
             self._audit()
             self._after_a_crash()
         finally:
-            for client in self._clients:
-                client.close()
+            self._close_workers()
         self._check(self.watch.problems(self._elapsed_s / 60, sum(self.result.faults.values())))
         self._check(self.cluster.bad_log_lines())
         return self.result
@@ -105,62 +82,28 @@ class Soak:
             blocks=size_mib * BLOCKS_PER_MIB,
         )  # fmt: skip
 
-    @property
-    def _elapsed_s(self) -> float:
-        return time.monotonic() - self._began_s
+    def close(self) -> None:
+        self.cluster.close()
 
-    # ---- the row of faults ----
+    def kill(self) -> None:
+        for node in self.cluster.nodes.values():
+            if node.process is not None:
+                node.process.kill()
 
-    def _until_over(self) -> None:
-        audit_at_s = self._elapsed_s + self.settings.audit_s
-        for step in steps(self.settings.seed, self.settings.families, self.settings.pause_s):
-            if self._elapsed_s + step.pause_s >= self.settings.seconds:
-                return
-            self._pause(step.pause_s)
-            self._provoke(step)
-            if self._elapsed_s >= audit_at_s:
-                self._audit()
-                self._resume()
-                audit_at_s = self._elapsed_s + self.settings.audit_s
+    def _pids(self) -> dict[str, int]:
+        return {name: node.process.pid for name, node in self.cluster.nodes.items() if node.process is not None}
 
-    def _pause(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            time.sleep(min(left, 0.5))
-            self._check_clients()
+    def _schedule(self) -> Iterator[Step]:
+        return steps(self.settings.seed, of_families(self.settings.families), self.settings.pause_s)
 
-    def _provoke(self, step: Step) -> None:
-        begin = time.monotonic()
-        found = self._faults.provoke(step)
-        self.result.faults[step.fault.name] += 1
-        self._tell(f"{step.number} {step.fault.name} ({time.monotonic() - begin:.1f} s): {found}")
-        self._check_clients()
-
-    def _tell(self, text: str) -> None:
-        minutes, seconds = divmod(int(self._elapsed_s), 60)
-        line = f"[{minutes:3d}:{seconds:02d}] {text}"
-        self.history.append(line)
-        self._say(line)
-
-    def _check_clients(self) -> None:
-        self._check([problem for client in self._clients for problem in client.problems])
-
-    def _check(self, problems: Sequence[str]) -> None:
-        assert not problems, "\n".join(problems)
+    def _do(self, step: Step) -> str:
+        return self._faults.provoke(step)
 
     # ---- audits ----
 
-    def _resume(self) -> None:
-        for client in self._clients:
-            client.resume()
-
     def _audit(self) -> None:
-        begin = time.monotonic()
-        for client in self._clients:
-            client.wait_progress(ANSWER_S)
-        for client in self._clients:
-            client.pause(ANSWER_S)
-        self._check_clients()
+        begin = self._elapsed_s
+        self._stand_still()
         self.cluster.wait_synced(WHOLE_S)
         for name in NODES:
             self.cluster.wait(f"{name} idle", lambda name=name: not self._busy(name), ANSWER_S)
@@ -174,7 +117,7 @@ class Soak:
         result.reads = sum(client.reads for client in self._clients)
         result.slowest_s = max(client.slowest_s for client in self._clients)
         result.rss_max_bytes = self.watch.rss_max_bytes()
-        self._tell(f"audit {result.audits} ({time.monotonic() - begin:.1f} s): both disks equal, {result.writes} "
+        self._tell(f"audit {result.audits} ({self._elapsed_s - begin:.1f} s): both disks equal, {result.writes} "
                    f"writes where they belong, slowest answer {result.slowest_s:.1f} s")  # fmt: skip
 
     def _busy(self, name: str) -> list[str]:

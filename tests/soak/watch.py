@@ -8,10 +8,9 @@ started anew begins anew, so the slope of memory needs a long soak without fault
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from tests.lib.cluster import Cluster
 
 WARM_UP_S = 600.0
 SLOPE_OVER_S = 1800.0  # of a process that lived shorter than this after its warm-up the slope says nothing
@@ -30,10 +29,11 @@ class Life:
     began_s: float
     rss: list[tuple[float, int]] = field(default_factory=list)  # seconds, bytes; at audits
     descriptors: list[int] = field(default_factory=list)
+    descriptors_more_max: int = DESCRIPTORS_MORE_MAX
 
     def problems(self) -> list[str]:
         found = []
-        if self.descriptors and max(self.descriptors) > self.descriptors[0] + DESCRIPTORS_MORE_MAX:
+        if self.descriptors and max(self.descriptors) > self.descriptors[0] + self.descriptors_more_max:
             found.append(f"{self.name}: open descriptors grow: {self.descriptors}")
         if self.rss and max(b for _, b in self.rss) > self.rss[0][1] + RSS_GROWTH_MAX:
             found.append(f"{self.name}: memory grew: {[b >> 20 for _, b in self.rss]} MiB")
@@ -54,22 +54,24 @@ class Life:
 
 
 class Watch:
-    """``sample`` at every audit, when the nodes are idle and no client is connected."""
+    """``sample`` at every audit, when the processes are idle.  ``pids`` has them by name, ``log_bytes`` is how much
+    all of them have written."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(
+        self, pids: Callable[[], dict[str, int]], log_bytes: Callable[[], int],
+        descriptors_more_max: int = DESCRIPTORS_MORE_MAX,
+    ) -> None:  # fmt: skip
         self.lives: dict[int, Life] = {}
-        self._cluster = cluster
+        self.log_bytes = log_bytes
+        self._pids = pids
+        self._descriptors_more_max = descriptors_more_max
 
     def sample(self, now_s: float) -> None:
-        for node in self._cluster.nodes.values():
-            assert node.process is not None
-            pid = node.process.pid
-            life = self.lives.setdefault(pid, Life(f"{node.name} (pid {pid})", now_s))
+        for name, pid in self._pids().items():
+            new = Life(f"{name} (pid {pid})", now_s, descriptors_more_max=self._descriptors_more_max)
+            life = self.lives.setdefault(pid, new)
             life.rss.append((now_s, rss_bytes(pid)))
             life.descriptors.append(len(os.listdir(f"/proc/{pid}/fd")))
-
-    def log_bytes(self) -> int:
-        return sum(len(self._cluster.log(name)) for name in self._cluster.nodes)
 
     def problems(self, minutes: float, faults: int) -> list[str]:
         found = [problem for life in self.lives.values() for problem in life.problems()]
