@@ -87,8 +87,10 @@ bool verify_request(struct volume *v, uint64_t sector, uint32_t bytes)
 
 static bool is_useful(const struct verify_blocks *b)
 {
-    /* Of two Primaries a write of ours may have to be sent again before both copies are the same. */
-    bool holds = !b->is_second && !b->gives_way && !b->volume->core->link.options.two_primaries;
+    /* Of two Primaries of ours the other one may wait for the answer to a write that waits here for its verdict;
+     * DRBD's keeps its own writes away from what it asks for. */
+    const struct re_link *o = &b->volume->core->link.options;
+    bool holds = !b->is_second && !b->gives_way && !(o->two_primaries && link_peer_is_ours(b->volume->core));
     return holds && verify_is_current(b) && b->volume->state.connection == C_VERIFY_T;
 }
 
