@@ -105,6 +105,7 @@ FILES_CONTENDED_S = 2.0  # so long after a contention operations lock for themse
 DISTRIBUTE_DIRECTORIES_MAX = 16384  # layouts that distribute remembers
 DISTRIBUTE_FILES_MAX = 131072  # files of which it remembers where they are
 DISTRIBUTE_NAMES_MAX = 65536  # names of which it remembers where they led
+DISTRIBUTE_NOTE_S = 0.003  # a change of a directory that all copies have stays noted so long
 DISTRIBUTE_COPY_BYTES = 1024 * 1024  # that a migration copies at a time
 REBALANCE_AT_ONCE_BYTES_MAX = 1024 * 1024  # larger files are moved in phases
 HEAL_BLOCK_BYTES = 128 * 1024

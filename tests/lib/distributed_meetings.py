@@ -13,6 +13,7 @@ from repl.files.values import ROOT_GFID, Caller, Loc
 from tests.lib.distributed import LINKTO, Client, World
 
 LAYOUT = b"trusted.glusterfs.dht"
+MDS = b"trusted.glusterfs.dht.mds"
 _ANOTHER = Caller(client="another")
 
 
@@ -96,7 +97,10 @@ async def check_whole(world: World, folder: str = "", found: Counter[bytes] | No
         looked = await client.look(path)
         assert looked.iatt.gfid == entry.gfid
         if looked.iatt.is_directory:
-            assert len(world.stored(path)) == len(world.bricks), path
+            copies = world.stored(path)
+            assert len(copies) == len(world.bricks), path
+            assert len({copy.iatt.mode for copy in copies.values()}) == 1, path
+            assert not any(any(copy.xattrs.get(MDS, b"")) for copy in copies.values()), path
             await check_whole(world, path, found)
         else:
             found[entry.gfid] += 1

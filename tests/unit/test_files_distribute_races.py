@@ -25,7 +25,8 @@ EXPECTED = (errno.EPERM, errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.EISD
 
 
 async def work(client: Client, dice: random.Random, paths: list[str], *, has_folders: bool) -> None:
-    kinds = ["write", "unlink", "rename", "rename", "link", "read"] + (["mkdir", "rmdir"] if has_folders else [])
+    kinds = ["write", "unlink", "rename", "rename", "link", "read"]
+    kinds += ["mkdir", "rmdir", "chmod"] if has_folders else []
     for _ in range(30):
         kind, path, other = dice.choice(kinds), dice.choice(paths), dice.choice(paths)
         try:
@@ -35,6 +36,9 @@ async def work(client: Client, dice: random.Random, paths: list[str], *, has_fol
                 if fd.gfid == gfid:
                     await client.dht.writev(client.caller, fd, gfid[-4:], offset=0)
                 await client.dht.release(fd)
+            elif kind == "chmod":
+                gfid = (await client.look(path)).iatt.gfid
+                await client.dht.setattr(client.caller, Loc(gfid=gfid), SetAttr(mode=dice.choice((0o700, 0o755))))
             elif kind in ("rename", "link"):
                 await getattr(client, kind)(path, other)
             else:

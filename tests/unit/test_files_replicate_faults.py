@@ -7,6 +7,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -15,7 +18,7 @@ from repl.files.translator import Step
 from repl.files.translators.replicate.changelog import Kind, plus_one
 from repl.files.translators.replicate.heal_places import Places
 from repl.files.translators.replicate.healing import How, Status
-from repl.files.values import ROOT_GFID, Fd, FopError, Loc, SetAttr
+from repl.files.values import ROOT_GFID, Caller, Fd, FopError, Loc, SetAttr
 from tests.lib.replicas import Client, World
 from tests.unit.test_files_heal import HEALS_OFF, assert_healed, heal_all, make_directory
 from tests.unit.test_files_replicate import counters, make_file, play, read, settle, write
@@ -254,6 +257,53 @@ def test_who_misses_a_part_of_a_frame_is_accused_of_all_of_it(fop: str) -> None:
         world.come_back(1)
         await heal_all(client)
         assert_healed(world)
+
+    play(2, scene, **HEALS_OFF)
+
+
+async def noting_frames(frames: list[list[str]], send: Any, caller: Caller, steps: Sequence[Step]) -> list[Any]:
+    frames.append([step.fop for step in steps])
+    answers: list[Any] = await send(caller, steps)
+    return answers
+
+
+def test_attributes_of_one_frame_are_one_transaction() -> None:
+    """A copy that misses the second is accused; what all refuse is told behind the answers before it."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"f")
+        await settle()
+        color = Step("setxattr", (Loc(gfid=gfid), {b"user.color": b"red"}))
+        steps = [color, Step("setattr", (Loc(gfid=gfid), SetAttr(uid=7)))]
+        asked: list[str] = []
+        missing: list[str] = []
+
+        async def hook(who: str, brick: str, name: str, is_done: bool) -> None:
+            if not is_done:
+                asked.append(name)
+            if name == "setattr" and brick in missing and not is_done:
+                raise FopError(errno.EIO)
+
+        frames: list[list[str]] = []
+        for link in client.links:
+            link.compound = partial(noting_frames, frames, link.compound)  # type: ignore[method-assign]
+        no_fault, world.hook = world.hook, hook
+        answers = await client.afr.compound(client.caller, steps)
+        assert answers[0] is None and answers[1].after.uid == 7
+        assert frames[2:] == [["setxattr", "setattr"]] * 2  # behind the lock
+        assert asked.count("inodelk") == 2
+        missing.append("brick1")
+        steps[1] = Step("setattr", (Loc(gfid=gfid), SetAttr(uid=8)))
+        assert (await client.afr.compound(client.caller, steps))[1].after.uid == 8
+        missing.append("brick0")
+        assert [a and a.errno for a in await client.afr.compound(client.caller, steps)] == [None, errno.EIO]
+        world.hook = no_fault
+        await settle()
+        assert world.pending()[f"brick0 {gfid.hex()[-6:]} trusted.afr.brick1"] == (0, 1, 0)
+        assert f"brick1 {gfid.hex()[-6:]} trusted.afr.brick0" not in world.pending()
+        await heal_all(client)
+        assert {brick.inodes[gfid].iatt.uid for brick in world.bricks} == {8}
 
     play(2, scene, **HEALS_OFF)
 

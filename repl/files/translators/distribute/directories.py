@@ -13,10 +13,12 @@ import asyncio
 import errno
 import logging
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from repl.files.answers import AWAY, GONE, errors_of, good_of
+from repl.files.options import Options
+from repl.files.translator import Context, Step, Translator
 from repl.files.translators.distribute.base import Base, telling_error
 from repl.files.translators.distribute.caches import Directory
 from repl.files.translators.distribute.layout import (
@@ -30,13 +32,15 @@ from repl.files.translators.distribute.layout import (
 from repl.files.translators.distribute.marks import (
     COMMIT_HASH,
     MDS,
-    MDS_MINUS_ONE,
     MDS_ONE,
     MDS_ZERO,
     MOVING,
     commit_number,
     commit_value,
+    mds_count,
+    mds_value,
 )
+from repl.files.translators.distribute.notes import Notes
 from repl.files.values import (
     ROOT_GFID,
     Caller,
@@ -79,6 +83,16 @@ def merged(found: Mapping[int, Looked], mds: int) -> Iatt:
 
 
 class Directories(Base):
+    def __init__(self, name: str, options: Options, subvolumes: Sequence[Translator], context: Context) -> None:
+        super().__init__(name, options, subvolumes, context)
+        self.notes = Notes(name, context, self._take_back)
+
+    async def finish(self) -> None:
+        await self.notes.settle()
+
+    async def stop(self) -> None:
+        await self.finish()
+
     # ---- what is known ----
 
     async def directory(self, gfid: bytes) -> Directory:
@@ -130,7 +144,7 @@ class Directories(Base):
             numbers = {commit_number(a.xattrs.get(COMMIT_HASH)) for a in found.values()} - {None}
             self.volume_commit = numbers.pop() if len(numbers) == 1 else None
         counters = {i: a.xattrs[MDS] for i, a in found.items() if MDS in a.xattrs}
-        pending = any(any(value) for value in counters.values())
+        pending = not all(self.notes.is_own(gfid, i, mds_count(value)) for i, value in counters.items())
         known = Directory(
             gfid, layout, min(counters, default=min(found)), frozenset(found), raw, self.generation,
             dict.fromkeys(found, self.context.now()), layout.commit(),
@@ -288,6 +302,7 @@ class Directories(Base):
             raise telling_error(errors)
         if any(pending):
             await self.subvolumes[known.mds].setxattr(caller, loc, {MDS: MDS_ZERO})
+            self.notes.forget(gfid)
 
     async def _heal_layout(self, gfid: bytes, loc: Loc, known: Directory, found: dict[int, Looked]) -> None:
         present = sorted(found)
@@ -369,30 +384,37 @@ class Directories(Base):
             return None
         return copy_of(merged({0: Looked(known.iatt), 1: Looked(part)}, 0))
 
-    async def change_directory(self, what: str, gfid: bytes, call: Any) -> Any:
-        """A change of attributes: first on the copy that counts, which also notes that others do not have it yet."""
-        known = await self.directory(gfid)
+    async def change_directory(self, caller: Caller, step: Step) -> Any:
+        """A change of attributes (``step`` is of one directory): first on the copy that counts, where it is noted in
+        the same frame that others do not have it yet (notes.py)."""
+        loc: Loc = step.args[0]
+        known = await self.directory(loc.gfid)
         known.has_changed()
-        mds = self.need(known.mds, what)
-        caller, loc = self.owner(), Loc(gfid=gfid)
-        others = [i for i in known.present if i != known.mds]
+        mds = self.need(known.mds, loc)
         if self.count == 1:
-            return await call(mds)
-        await mds.xattrop(caller, loc, XattrOp.ADD, {MDS: MDS_ONE})
-        try:
-            answer = await call(mds)
-        except OSError as error:
-            if error.errno not in AWAY:
-                await mds.xattrop(caller, loc, XattrOp.ADD, {MDS: MDS_MINUS_ONE})
-            raise
-        answers = await self.ask(others, lambda i, c: call(c))
-        errors = {i: e for i, e in errors_of(answers).items() if e.errno != errno.ENODATA}
+            return await _carry_out(mds, caller, step)
+        answers = await mds.compound(caller, [Step("xattrop", (loc, XattrOp.ADD, {MDS: MDS_ONE})), step])
+        if isinstance(answers[-1], OSError):
+            if len(answers) > 1 and answers[-1].errno not in AWAY:
+                await self._take_back(loc.gfid, known.mds, 1)
+            raise answers[-1]
+        others = [i for i in known.present if i != known.mds]
+        done = await self.ask(others, lambda i, c: _carry_out(c, caller, step))
+        errors = {i: e for i, e in errors_of(done).items() if e.errno != errno.ENODATA}
         if not errors and len(known.present) == self.count:
-            await mds.xattrop(caller, loc, XattrOp.ADD, {MDS: MDS_MINUS_ONE})
+            self.notes.done(loc.gfid, known.mds)
         else:
             known.is_whole = False
-            self.directories.drop(gfid)
-        return answer
+            self.directories.drop(loc.gfid)
+        return answers[-1]
+
+    async def _take_back(self, gfid: bytes, index: int, count: int) -> None:
+        values = {MDS: mds_value(-count)}
+        await self.subvolumes[index].xattrop(self.owner(), Loc(gfid=gfid), XattrOp.ADD, values)
+
+
+async def _carry_out(child: Translator, caller: Caller, step: Step) -> Any:
+    return await getattr(child, step.fop)(caller, *step.args, **step.kwargs)
 
 
 def known_commit(ranges: Mapping[int, Range]) -> int:

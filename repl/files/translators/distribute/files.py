@@ -89,9 +89,7 @@ class Files(Migrating):
         target = await self.by_gfid(target)
         if await self.is_directory(target):
             loc = Loc(gfid=target.gfid)
-            changed: Changed = await self.change_directory(
-                f"changing {target}", target.gfid, lambda c: c.setattr(caller, loc, attributes)
-            )
+            changed: Changed = await self.change_directory(caller, Step("setattr", (loc, attributes)))
             return changed
         try:
             answer, index, phase = await self.at_place(
@@ -150,9 +148,7 @@ class Files(Migrating):
         target = await self.by_gfid(target)
         if await self.is_directory(target):
             loc = Loc(gfid=target.gfid)
-            await self.change_directory(
-                f"changing {target}", target.gfid, lambda c: getattr(c, fop)(caller, loc, *args, **kwargs)
-            )
+            await self.change_directory(caller, Step(fop, (loc, *args), kwargs))
             return
         steps = [Step(fop, (target, *args), kwargs), Step("stat", (target,))]
         looked, index, phase = await self.at_place(target, lambda c: _both(c, caller, steps), _of_read)

@@ -32,9 +32,16 @@ PRECONDITION = b"glusterfs.preop."  # in ``extra``, before a key: the directory 
 FILE_WANT: Want = (LINKTO, MIGRATION, INCOMING)
 LINK_MODE = stat.S_IFREG | stat.S_ISVTX
 MIGRATING_BITS = stat.S_ISGID | stat.S_ISVTX
-MDS_ONE = struct.pack(">I", 1)
-MDS_MINUS_ONE = struct.pack(">i", -1)
+MDS_ONE = struct.pack(">i", 1)
 MDS_ZERO = bytes(4)
+
+
+def mds_value(count: int) -> bytes:
+    return struct.pack(">i", count)
+
+
+def mds_count(value: bytes) -> int:
+    return int.from_bytes(value, "big", signed=True)
 
 
 def linkto_value(name: str) -> bytes:

@@ -18,9 +18,11 @@ from repl.files.translators.replicate.listing import Listings
 from repl.files.translators.replicate.order import WHOLE, Span
 from repl.files.translators.replicate.tenure import Tenure
 from repl.files.values import (
+    NO_GFID,
     Caller,
     Changed,
     Fd,
+    Loc,
     SetAttr,
     SyncKind,
     Target,
@@ -30,6 +32,7 @@ from repl.files.values import (
 )
 
 _SYNCED = os.O_SYNC | os.O_DSYNC
+_CHANGES = frozenset(("setattr", "setxattr", "removexattr", "xattrop"))
 
 
 def _span_of(step: Step) -> Span:
@@ -43,6 +46,14 @@ def _are_writes(steps: Sequence[Step]) -> bool:
     return all(step.fop == "writev" for step in steps[:-1]) and last in ("writev", "setattr") and all(
         step.args[0] is fd for step in steps
     ) and isinstance(fd, Fd)  # fmt: skip
+
+
+def _are_changes(steps: Sequence[Step]) -> bool:
+    """Of the attributes of one inode, by its gfid."""
+    first = steps[0].args[0]
+    return isinstance(first, Loc) and first.gfid != NO_GFID and all(
+        step.fop in _CHANGES and isinstance(step.args[0], Loc) and step.args[0].gfid == first.gfid for step in steps
+    )  # fmt: skip
 
 
 def _lower_write(state: FdState, step: Step, *, is_empty: bool = False) -> Step:
@@ -116,7 +127,26 @@ class Writes(Listings):
             state = self.fd_state(steps[0].args[0])
             if not any((step.kwargs.get("flags", 0) | state.flags) & os.O_APPEND for step in steps):
                 return await self._write_several(caller, state, steps)
+        if len(steps) > 1 and _are_changes(steps):
+            return await self._change_several(caller, steps)
         return await super().compound(caller, steps)
+
+    async def _change_several(self, caller: Caller, steps: Sequence[Step]) -> list[Any]:
+        """Attributes of one inode, in one transaction."""
+        inode = self.inodes.get(steps[0].args[0].gfid)
+        tenure = self.held(inode, Kind.METADATA) or await self.hold(inode, Kind.METADATA)
+        try:
+            slot = tenure.order.enter_now(None) or await tenure.order.enter(None)
+            try:
+                answers = await self.ask_all(tenure.active, "compound", caller, list(steps))
+                return await self._settle_each(tenure, answers, [Kind.METADATA] * len(steps), caller)
+            except asyncio.CancelledError:
+                tenure.doubt(Kind.METADATA)
+                raise
+            finally:
+                slot.leave()
+        finally:
+            tenure.unpin()
 
     async def _write_several(self, caller: Caller, state: FdState, steps: Sequence[Step]) -> list[Any]:
         tenure = self.held(state.inode, Kind.DATA) or await self.hold(state.inode, Kind.DATA)
@@ -147,18 +177,26 @@ class Writes(Listings):
     async def _settle_several(
         self, tenure: Tenure, answers: Answers, kinds: Sequence[Kind], caller: Caller
     ) -> list[Any]:
+        results = await self._settle_each(tenure, answers, kinds, caller)
+        for changed in results:
+            if isinstance(changed, Changed):
+                tenure.size = max(tenure.size, changed.after.size) if tenure.size >= 0 else -1
+        return results
+
+    async def _settle_each(
+        self, tenure: Tenure, answers: Answers, kinds: Sequence[Kind], caller: Caller
+    ) -> list[Any]:
         """Step by step: a child that failed in one has missed those behind it, too."""
         results: list[Any] = []
         for number, kind in enumerate(kinds):
             those = {i: a if isinstance(a, OSError) else a[min(number, len(a) - 1)] for i, a in answers.items()}
-            changed: Changed | None = self.settle_at_once(tenure, kind, those, caller.pid)
+            answer = self.settle_at_once(tenure, kind, those, caller.pid)
             try:
-                if changed is None:
-                    changed = await self.settle(tenure, kind, those, pid=caller.pid)
+                if answer is None:
+                    answer = await self.settle(tenure, kind, those, pid=caller.pid)
             except OSError as error:
                 return [*results, error]
-            tenure.size = max(tenure.size, changed.after.size) if tenure.size >= 0 else -1
-            results.append(changed)
+            results.append(answer)
         return results
 
     async def _end_of(self, tenure: Tenure, state: FdState, caller: Caller) -> int:
