@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import random
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -316,6 +317,55 @@ def test_whoever_changes_a_file_that_is_being_moved_is_told_its_own_mode(change:
         step += 1
     assert step > 20
     assert seen - {0} == {0o100644}  # 0: not known
+
+
+@pytest.mark.parametrize("fop", ["rename", "unlink"])
+@pytest.mark.parametrize("is_known", [False, True])
+def test_a_file_that_is_being_moved_is_replaced_and_removed_everywhere(fop: str, is_known: bool) -> None:
+    """Its client takes no locks: the names belong where the file is, as it knows the layout."""
+
+    async def is_reached(step: int) -> bool:
+        world = World(2)
+        client, mover = world.client(), world.client()
+        await client.look("")
+        source, name = world.name_on(client, 0, "source"), world.name_on(client, 0, "name")
+        if fop == "rename":
+            await client.write(source, b"new")
+        await client.write(name, b"old")
+        if not is_known:
+            client.dht.known_names.drop((ROOT_GFID, name.encode()))
+        await mover.look(name)
+        start, tasks = mover.sent, []
+
+        async def pause(_brick: str, _fop: str) -> None:
+            if mover.sent - start == step:
+                work = client.rename(source, name) if fop == "rename" else client.unlink(name)
+                tasks.append(asyncio.ensure_future(work))
+                await asyncio.sleep(0.01)
+
+        mover.pause = pause
+        with suppress(FopError):  # it has been replaced
+            await migration(mover, name).run()
+        await mover.idle()
+        await asyncio.gather(*tasks)
+        await client.idle()
+        if not tasks:
+            return False
+        reader = world.client()
+        if fop == "rename":
+            assert len(world.data_at(name)) == 1, step
+            assert await reader.names() == [name]
+            assert await reader.read(name) == b"new"
+            assert not world.stored(source)
+        else:
+            assert not world.data_at(name), step
+            assert not await reader.names()
+        return True
+
+    step = 2
+    while run(is_reached(step)):
+        step += 1
+    assert step > 20
 
 
 @pytest.mark.parametrize("bricks", [1, 2])

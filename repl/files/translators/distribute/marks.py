@@ -54,7 +54,11 @@ def linkto_name(value: bytes) -> str:
 
 def is_suspicious(iatt: Iatt) -> bool:
     """A regular file with the sticky bit may be a link file or one that is being migrated."""
-    return iatt.mode & 0o171000 == 0o101000
+    return is_suspicious_mode(iatt.mode)
+
+
+def is_suspicious_mode(mode: int) -> bool:
+    return mode & 0o171000 == 0o101000
 
 
 def is_marked(iatt: Iatt) -> bool:

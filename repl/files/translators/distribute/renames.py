@@ -20,7 +20,13 @@ from repl.files.answers import GONE
 from repl.files.replaced import Replaced, replaced_of
 from repl.files.translator import Step, Translator
 from repl.files.translators.distribute.links import name_of, of_file
-from repl.files.translators.distribute.marks import LINK_MODE, LINKTO, is_suspicious, linkto_value
+from repl.files.translators.distribute.marks import (
+    LINK_MODE,
+    LINKTO,
+    is_suspicious,
+    is_suspicious_mode,
+    linkto_value,
+)
 from repl.files.translators.distribute.trees import Trees
 from repl.files.values import Caller, FopError, Loc, Looked
 
@@ -150,7 +156,7 @@ class Renames(Trees):
         elif not is_true:
             async with self.names_kept(plan.source, plan.target) as (plan.source_hashed, plan.hashed):
                 await self._claim_target(plan, replaced, flags)
-        elif replaced is not None and replaced.mode == LINK_MODE:
+        elif replaced is not None and is_suspicious_mode(replaced.mode):  # it is elsewhere too
             async with self.names_kept(plan.target) as (hashed,):
                 await self.clear_unreachable(plan.target, hashed)
         return self._moved(plan, looked)
@@ -182,7 +188,7 @@ class Renames(Trees):
                 source, target = of_file(plan.source, plan.gfid), of_file(plan.target, plan.gfid)
                 await self.undo(self.subvolumes[plan.at].rename(self.owner(), target, source, flags=NOREPLACE))
             raise
-        if replaced is not None and replaced.mode == LINK_MODE:
+        if replaced is not None and is_suspicious_mode(replaced.mode):
             await self.clear_unreachable(plan.target, plan.hashed)
 
     async def _is_elsewhere(self, plan: Plan, looked: Looked) -> bool:
