@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
+from contextlib import suppress
 
 import pytest
 
@@ -380,5 +381,58 @@ def test_directory_that_is_being_made_gets_its_ranges_from_who_makes_it(by_name:
             await other.look(f"{name}/f{number}")
             assert len(world.stored(f"{name}/f{number}")) == 1
         await check_contents(world)
+
+    run(scenario())
+
+
+def test_distribute_copy_of_a_directory_that_nothing_leads_to_does_not_keep_its_parent() -> None:
+    """What a race of a heal with a removal leaves; nobody sees it, and nobody could remove it."""
+
+    async def scenario() -> None:
+        world = World(3)
+        first, other = await pair(world)
+        folder = await first.mkdir("d")
+        name = world.name_on(first, 0, "sub", folder)
+        left = await first.mkdir(f"d/{name}")
+        copy = Loc(parent=folder, name=name.encode())
+        for brick in world.bricks[:2]:
+            await brick.rmdir(first.caller, copy)
+        assert list(world.stored(f"d/{name}")) == [2]
+        await other.look("d")
+        assert not await other.names("d")
+        inside = Loc(parent=left, name=b"file")
+        await world.bricks[2].mknod(first.caller, inside, mode=0o100644, rdev=0, gfid=world.new_gfid())
+        with pytest.raises(FopError) as caught:  # but for what is in it
+            await other.rmdir("d")
+        assert caught.value.errno == errno.ENOTEMPTY
+        assert len(world.stored("d")) == 3
+        await world.bricks[2].unlink(first.caller, inside)
+        await other.rmdir("d")
+        assert not world.stored("d")
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("gone", [(1, 2), (1,)])
+def test_distribute_heal_takes_back_the_copy_of_a_directory_that_is_removed_meanwhile(gone: tuple[int, ...]) -> None:
+    """By a client that knows another layout of the names, and holds another lock; not if only a part is gone."""
+
+    async def scenario() -> None:
+        world = World(3)
+        first, other = await pair(world)
+        folder = await first.mkdir("d")
+        name = world.name_on(first, 2, "sub", folder)
+        path, copy = f"d/{name}", Loc(parent=folder, name=name.encode())
+        await first.mkdir(path)
+        await world.bricks[0].rmdir(first.caller, copy)
+        held = Held(other, 0, "mkdir")
+        looking = asyncio.ensure_future(other.look(path))
+        await held.is_there.wait()
+        for index in gone:
+            await world.bricks[index].rmdir(first.caller, copy)
+        held.may_go.set()
+        with suppress(FopError):
+            await looking
+        assert list(world.stored(path)) == ([] if len(gone) == 2 else [0, 2])
 
     run(scenario())

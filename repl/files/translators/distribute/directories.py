@@ -13,7 +13,7 @@ import asyncio
 import errno
 import logging
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from repl.files.answers import AWAY, GONE, errors_of, good_of
@@ -214,8 +214,13 @@ class Directories(Base):
             is_in_use = not await self._heal_copies(gfid, loc, known, found)
             if len(found) != self.count and not known.layout.anomalies().is_sound and (is_in_use or may_wait):
                 return known, True
-            await self._heal_attributes(gfid, known, found)
-            await self._heal_layout(gfid, loc, known, found)
+            try:
+                await self._heal_attributes(gfid, known, found)
+                await self._heal_layout(gfid, loc, known, found)
+            except FopError as error:
+                if error.errno in GONE:
+                    await self._drop_made(gfid, loc, found.keys() - good_of(answers).keys())
+                raise
             return self.learn(gfid, await self.ask_directory(Loc(gfid=gfid), self.wanted_of(gfid))), False
 
     async def _heal_moves(self, gfid: bytes, loc: Loc, found: dict[int, Looked]) -> None:
@@ -240,6 +245,16 @@ class Directories(Base):
                 raise
             return False  # it may be about to go
         return True
+
+    async def _drop_made(self, gfid: bytes, loc: Loc, made: Set[int]) -> None:
+        """If the copies that were there are gone, somebody has removed the directory, who knew another layout of the
+        names: what was made here goes too."""
+        caller, others = self.owner(), [i for i in self.everyone if i not in made]
+        answers = await self.ask(others, lambda i, c: c.lookup(caller, Loc(gfid=gfid)))
+        if all(i in errors_of(answers) and errors_of(answers)[i].errno in GONE for i in others):
+            for index in sorted(made):
+                if (await self.subvolumes[index].lookup(caller, loc)).iatt.gfid == gfid:
+                    await self.subvolumes[index].rmdir(caller, loc)
 
     async def _is_there(self, index: int, loc: Loc, gfid: bytes) -> bool:
         """The copy that decides; where the layout is newer than the directory, any will do."""

@@ -177,10 +177,11 @@ class Trees(Names):
             await child.release(fd)
 
     async def _is_left_over(self, index: int, gfid: bytes, entry: Entry) -> bool:
-        """Data that no name leads to, in a directory where that is certain."""
+        """Data that no name leads to, or a copy of a directory without the one that decides, in a directory where that
+        is certain."""
         known = await self.directory(gfid)
         owner = known.layout.owner(self.hash_of(entry.name))
-        if entry.kind == stat.S_IFDIR or owner in (None, index) or not self.is_final(known):
+        if owner in (None, index) or not self.is_final(known):
             return False
         try:
             await self.find(self.owner(), Loc(parent=gfid, name=entry.name))
@@ -192,8 +193,10 @@ class Trees(Names):
         """What is left in an empty directory.  ENOTEMPTY."""
         caller = self.owner()
         for index, entries in (await self.links_in(gfid)).items():
+            child = self.subvolumes[index]
             for entry in entries:
-                await self.undo(self.subvolumes[index].unlink(caller, Loc(entry.gfid, gfid, entry.name)))
+                loc = Loc(entry.gfid, gfid, entry.name)
+                await self.undo(child.rmdir(caller, loc) if entry.kind == stat.S_IFDIR else child.unlink(caller, loc))
 
     # ---- removing ----
 
