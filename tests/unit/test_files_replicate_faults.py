@@ -942,3 +942,26 @@ def test_half_a_rename_does_not_cost_the_file_where_each_name_is_gone_on_good_co
         }  # fmt: skip
 
     play(3, scene, **HEALS_OFF)
+
+
+@pytest.mark.parametrize("bricks", [2, 3])
+def test_open_to_read_ends_when_no_copy_can_be_opened(bricks: int) -> None:
+    """It went from one copy to the others and back for ever; without waiting, where their links had just gone."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_file(client, b"a", b"data")
+        asked = [0]
+
+        async def refuse(_client: str, _brick: str, fop: str, is_done: bool) -> None:
+            if fop == "open" and not is_done:
+                asked[0] += 1
+                assert asked[0] < 50, "it does not end"
+                raise FopError(errno.EIO, "no")
+
+        world.hook = refuse
+        with pytest.raises(FopError) as caught:
+            await client.afr.open(client.caller, Loc(gfid=gfid), Fd(gfid, os.O_RDONLY), flags=os.O_RDONLY)
+        assert caught.value.errno == errno.EIO and asked[0] == bricks
+
+    play(bricks, scene)

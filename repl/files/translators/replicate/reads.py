@@ -168,12 +168,10 @@ class Reads(Ruling):
         state = FdState(inode, Fd(loc.gfid, flags & ~NEVER_DOWN, path=fd.path), flags)
         mask = self.up if writes else 1 << self.read_order(inode.gfid, readable, caller.pid)[0]
         lower_flags = state.lower.flags
-        while True:
-            answers = await self.ask(mask, lambda c: c.open(caller, loc, state.lower, flags=lower_flags))
+        answers = await self.ask(mask, lambda c: c.open(caller, loc, state.lower, flags=lower_flags))
+        if not (good := good_of(answers)) and (rest := readable & self.up & ~mask):
+            answers = await self.ask(rest, lambda c: c.open(caller, loc, state.lower, flags=lower_flags))
             good = good_of(answers)
-            if good or not (rest := readable & self.up & ~mask):
-                break
-            mask = rest
         state.opened = mask_of(good)
         if not state.opened & readable:
             await self.release_state(state)
