@@ -15,35 +15,62 @@ from repl.files.rebalance.migration import Migration
 from repl.files.rebalance.mover import Outcome
 from repl.files.rebalance.progress import Progress
 from repl.files.translators.distribute.layout import read_layout
-from repl.files.values import ROOT_GFID, FopError, Loc, SetAttr
+from repl.files.values import ROOT_GFID, Fd, FopError, Loc, SetAttr
 from tests.lib.distributed import Client, World
 from tests.lib.distributed_meetings import Held, check_contents, check_whole, name_contents, pair, slow_down
 from tests.lib.memory_brick import MemoryBrick
 from tests.lib.virtual_loop import run
 
 LAYOUT = b"trusted.glusterfs.dht"
-EXPECTED = (errno.EPERM, errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR, errno.ESTALE)
+EXPECTED = (
+    errno.EPERM, errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ENOTDIR, errno.ESTALE, errno.EINVAL
+)  # fmt: skip
+NOREPLACE, EXCHANGE = 1, 2
+KINDS = ("write", "unlink", "rename", "rename", "link", "read")
+MORE_KINDS = (*KINDS, "mkdir", "rmdir", "chmod", "color", "rewrite", "exchange", "noreplace", "list")
+
+
+async def write_own(client: Client, fd: Fd) -> None:
+    """What it has been made with: every file says which one it is."""
+    await client.dht.writev(client.caller, fd, fd.gfid[-4:], offset=0)
+
+
+async def do(client: Client, dice: random.Random, kind: str, path: str, other: str) -> None:
+    """One operation on ``path``, or from there to ``other``."""
+    dht, me = client.dht, client.caller
+    if kind == "write":
+        gfid = await client.write(path)
+        fd = await client.open(path)
+        if fd.gfid == gfid:
+            await write_own(client, fd)
+        await dht.release(fd)
+    elif kind == "rewrite":
+        fd = await client.open(path)
+        try:
+            await write_own(client, fd)
+        finally:
+            await dht.release(fd)
+    elif kind in ("exchange", "noreplace"):
+        await client.rename(path, other, EXCHANGE if kind == "exchange" else NOREPLACE)
+    elif kind in ("chmod", "color"):
+        loc = Loc(gfid=(await client.look(path)).iatt.gfid)
+        if kind == "chmod":
+            await dht.setattr(me, loc, SetAttr(mode=dice.choice((0o700, 0o755))))
+        else:
+            await dht.setxattr(me, loc, {b"user.color": dice.choice((b"red", b"blue"))})
+    elif kind == "list":
+        await client.names(path.rpartition("/")[0])
+    elif kind in ("rename", "link"):
+        await getattr(client, kind)(path, other)
+    else:
+        await getattr(client, kind)(path)
 
 
 async def work(client: Client, dice: random.Random, paths: list[str], *, has_folders: bool) -> None:
-    kinds = ["write", "unlink", "rename", "rename", "link", "read"]
-    kinds += ["mkdir", "rmdir", "chmod"] if has_folders else []
     for _ in range(30):
-        kind, path, other = dice.choice(kinds), dice.choice(paths), dice.choice(paths)
+        kind, path, other = dice.choice(MORE_KINDS if has_folders else KINDS), dice.choice(paths), dice.choice(paths)
         try:
-            if kind == "write":
-                gfid = await client.write(path)
-                fd = await client.open(path)
-                if fd.gfid == gfid:
-                    await client.dht.writev(client.caller, fd, gfid[-4:], offset=0)
-                await client.dht.release(fd)
-            elif kind == "chmod":
-                gfid = (await client.look(path)).iatt.gfid
-                await client.dht.setattr(client.caller, Loc(gfid=gfid), SetAttr(mode=dice.choice((0o700, 0o755))))
-            elif kind in ("rename", "link"):
-                await getattr(client, kind)(path, other)
-            else:
-                await getattr(client, kind)(path)
+            await do(client, dice, kind, path, other)
         except FopError as error:
             assert error.errno in EXPECTED, error
 
@@ -434,5 +461,37 @@ def test_distribute_heal_takes_back_the_copy_of_a_directory_that_is_removed_mean
         with suppress(FopError):
             await looking
         assert list(world.stored(path)) == ([] if len(gone) == 2 else [0, 2])
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_distribute_exchange_of_names_that_lead_elsewhere_by_now_is_refused(kind: str) -> None:
+    """The other name has got a link file, or a file for a directory: exchanged with that, what it led to was lost."""
+
+    async def scenario() -> None:
+        world = World(3)
+        first, other = await pair(world)
+        one, two, far = world.name_on(first, 0, "one"), world.name_on(first, 0, "two"), world.name_on(first, 1, "far")
+        for name in (one, two):
+            await (first.mkdir(name) if kind == "folder" else first.write(name, name.encode()))
+        gfid = await first.write(far, b"far")
+        held = Held(first, 0, "entrylk")
+        exchanging = asyncio.create_task(first.rename(one, two, EXCHANGE))
+        await held.is_there.wait()
+        if kind == "folder":
+            await other.rmdir(two)
+        await other.rename(far, two)
+        assert (world.data_at(two), world.links_at(two)) == ([1], [0])
+        held.may_go.set()
+        with pytest.raises(FopError) as caught:
+            await exchanging
+        assert caught.value.errno == errno.EINVAL  # as if it had begun now
+        reader = world.client()
+        assert await reader.names() == sorted([one, two])
+        assert await reader.read(two) == b"far"
+        assert (await reader.look(two)).iatt.gfid == gfid
+        assert (await reader.look(one)).iatt.is_directory == (kind == "folder")
+        assert len(world.stored(one)) == (3 if kind == "folder" else 1)
 
     run(scenario())

@@ -321,6 +321,7 @@ class Renames(Trees):
         if there_at != at:
             raise FopError(errno.EINVAL, "files on different subvolumes cannot change places")
         async with self.names_kept(source, target) as (source_hashed, hashed):
+            await self._need_same(caller, {source: (at, found), target: (there_at, there)})
             looked: Looked = await self.need(at, source).rename(caller, source, target, flags=EXCHANGE)
             for index, loc in ((source_hashed, source), (hashed, target)):
                 if index != at:
@@ -329,6 +330,13 @@ class Renames(Trees):
         self.known_names.drop((target.parent, target.name))
         return self.shown(looked, ())
 
+    async def _need_same(self, caller: Caller, seen: dict[Loc, tuple[int, Looked]]) -> None:
+        """ESTALE unless names that are locked by now lead to what they led to before."""
+        for loc, (at, found) in seen.items():
+            now_at, now = await self.find(caller, loc, has_lock=True)
+            if now.iatt.gfid != found.iatt.gfid or not now.iatt.is_directory and now_at != at:
+                raise FopError(errno.ESTALE, f"{self.name}: {loc} has been replaced")
+
     async def _exchange_directories(
         self, caller: Caller, source: Loc, target: Loc, found: Looked, there: Looked
     ) -> Looked:
@@ -336,6 +344,7 @@ class Renames(Trees):
         _, old_index = await self.hashed_up(source)
         _, index = await self.hashed_up(target)
         async with self.locked_names((old_index, source), (index, target)):
+            await self._need_same(caller, {source: (old_index, found), target: (index, there)})
             looked: Looked = await self.subvolumes[index].rename(caller, source, target, flags=EXCHANGE)
             done = [index]
             try:
