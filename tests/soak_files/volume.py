@@ -258,6 +258,12 @@ class SoakVolume(VolumeProcesses):
         self.volume.sets[-1].is_leaving = True
         self.write_volfiles()
 
+    def stay(self) -> None:
+        """It is not to be emptied after all."""
+        self.volume.sets[-1].is_leaving = False
+        self.write_volfiles()
+        self.wait_reloaded()
+
     def shrink(self) -> list[Path]:
         """The last set goes, its processes when no mount uses them any more.  Where it was."""
         self.volume.drop_sets([self.volume.sets[-1]])

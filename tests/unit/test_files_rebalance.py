@@ -17,7 +17,7 @@ from repl.files.rebalance.mover import mover_domain
 from repl.files.rebalance.progress import Progress, State, load
 from repl.files.rebalance.tidying import Folder, Tidying, parallel_of
 from repl.files.translators.distribute.layout import LAST_HASH, unpack_range
-from repl.files.values import ROOT_GFID, FopError, Loc, StatVfs
+from repl.files.values import ROOT_GFID, FopError, Loc, SetAttr, StatVfs
 from tests.lib.distributed import LINKTO, Client, Died, World
 from tests.lib.distributed_meetings import Held, change_layout, pair, put_in_place, slow_down
 from tests.lib.memory_brick import MemoryBrick
@@ -116,6 +116,25 @@ def test_rebalance_fix_layout_moves_nothing() -> None:
             await client.write(f"a/new{number}")
             used |= set(world.data_at(f"a/new{number}"))
         assert 3 in used
+
+    run(scenario())
+
+
+def test_file_that_stays_on_a_brick_that_leaves_is_a_failure() -> None:
+    """remove-brick commit took the brick away with it: elsewhere a file that cannot be moved just now is skipped."""
+
+    async def scenario() -> None:
+        world = World(2)
+        client = world.client()
+        await client.look("")
+        name = world.name_on(client, 1, "stays")
+        file = Loc(gfid=await client.write(name, b"precious"))
+        await client.dht.setattr(client.caller, file, SetAttr(mode=0o3644))  # as if it were being moved
+        told = await rebalance(world.client(decommissioned_bricks="brick1"), "start")
+        assert world.data_at(name) == [1] and (told.skipped, told.failures) == (1, 1)
+        await client.dht.setattr(client.caller, file, SetAttr(mode=0o644))
+        told = await rebalance(world.client(decommissioned_bricks="brick1"), "start")
+        assert world.data_at(name) == [0] and (told.skipped, told.failures) == (0, 0)
 
     run(scenario())
 

@@ -136,6 +136,8 @@ class Tidying:
             return True
         if moved.outcome is Outcome.SKIPPED:
             self.progress.skip(moved.reason)
+            if index in self.dht.decommissioned:  # it would go with the brick
+                self.progress.failures += 1
             log.info("rebalance: %s stays on '%s': %s", loc, self.dht.names[index], moved.reason)
         else:
             log.debug("rebalance: %s is not on '%s' any more: %s", loc, self.dht.names[index], moved.reason)
