@@ -18,6 +18,7 @@ from tests.soak.plan import Step
 from tests.soak.worker import Worker
 
 ANSWER_S = 60.0  # with nothing wrong any more
+END_S = 30.0  # all clients together
 
 
 @dataclass(frozen=True)
@@ -146,4 +147,7 @@ class Row(abc.ABC):
 
     def _close_workers(self) -> None:
         for worker in self.workers:
-            worker.close()
+            worker.ask_to_end()
+        until = time.monotonic() + END_S
+        for worker in self.workers:
+            worker.join(max(0.0, until - time.monotonic()))

@@ -14,8 +14,6 @@ import traceback
 
 from tests.lib.wait import wait_for
 
-JOIN_S = 120.0
-
 
 class Worker(abc.ABC):
     """``problems`` end the soak; ``slowest_s`` is the longest that a request took."""
@@ -49,10 +47,13 @@ class Worker(abc.ABC):
         self.ask_to_pause()
         assert self._is_idle.wait(timeout), f"{self.name}: {self.waiting_s:.1f} s without answer"
 
-    def close(self) -> None:
+    def ask_to_end(self) -> None:
         self._is_over = True
         self._may_run.set()
-        self._thread.join(JOIN_S)
+
+    def join(self, timeout: float) -> None:
+        """One that hangs is left alone: it ends with what it waits for."""
+        self._thread.join(timeout)
 
     @property
     def waiting_s(self) -> float:
