@@ -261,6 +261,49 @@ def test_who_misses_a_part_of_a_frame_is_accused_of_all_of_it(fop: str) -> None:
     play(2, scene, **HEALS_OFF)
 
 
+@pytest.mark.parametrize("copies", [2, 3])
+def test_who_changes_a_file_that_another_client_removes_is_told_so(copies: int) -> None:
+    """On one copy the change was in time, on the others not: nobody is away."""
+
+    async def scene(world: World) -> None:
+        client, other = await world.client(), await world.client()
+        gfid = await make_file(client, b"f")
+        await settle()
+
+        removed = asyncio.Event()
+
+        async def hook(who: str, brick: str, fop: str, is_done: bool) -> None:
+            if who != client.name or fop != "setattr":
+                await asyncio.sleep(0)
+            elif brick != "brick0":
+                await removed.wait()
+            elif is_done:
+                await other.afr.unlink(other.caller, at_root(b"f"))
+                removed.set()
+
+        world.hook = hook
+        for _ in range(2):
+            with pytest.raises(FopError) as caught:
+                await client.afr.setattr(client.caller, Loc(gfid=gfid), SetAttr(uid=7))
+            assert caught.value.errno == errno.ESTALE
+
+    play(copies, scene, **HEALS_OFF)
+
+
+def test_who_opens_a_directory_that_is_gone_from_its_only_good_copy_is_told_so() -> None:
+    async def scene(world: World) -> None:
+        client = await world.client()
+        gfid = await make_directory(client, b"d")
+        await settle()
+        client.afr.inodes.get(gfid).readable[Kind.ENTRY] = 1
+        await world.bricks[0].rmdir(client.caller, at_root(b"d"))
+        with pytest.raises(FopError) as caught:
+            await client.afr.opendir(client.caller, Loc(gfid=gfid), Fd(gfid, is_directory=True))
+        assert caught.value.errno == errno.ESTALE
+
+    play(2, scene, **HEALS_OFF)
+
+
 async def noting_frames(frames: list[list[str]], send: Any, caller: Caller, steps: Sequence[Step]) -> list[Any]:
     frames.append([step.fop for step in steps])
     answers: list[Any] = await send(caller, steps)

@@ -198,7 +198,7 @@ class Reads(Ruling):
         answers = await self.ask(1 << index, lambda c: c.opendir(caller, loc, state.lower))
         state.opened = mask_of(good_of(answers))
         if not state.opened:
-            answers = await self.ask(readable & ~(1 << index), lambda c: c.opendir(caller, loc, state.lower))
+            answers |= await self.ask(readable & ~(1 << index), lambda c: c.opendir(caller, loc, state.lower))
             state.opened = mask_of(good_of(answers))
             if not state.opened and not readable & self.up:  # they have gone meanwhile
                 await self.opendir(caller, loc, fd)

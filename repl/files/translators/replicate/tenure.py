@@ -69,6 +69,7 @@ class Tenure:
         self.lost = 0  # those whose connection broke: neither their lock nor their marks are ours any more
         self.accused: dict[Kind, int] = {}  # old copies, by the counters that were read at the beginning
         self.is_clean = False  # nobody was accused or dirty at the beginning
+        self.is_gone = False  # no copy has it any more
         self.is_split = False  # names can mean other inodes on other copies, and none of these is old
         self.dirty: dict[Kind, int] = {}  # children with our dirty mark
         self.blamed: dict[Kind, int] = {}  # children that are accused of everything done in this tenure
@@ -226,6 +227,12 @@ class Tenure:
         good = self.active & ~self.accused.get(kind, 0)
         return good & ~self.afr.arbiters if kind is Kind.DATA else good
 
+    def nobody(self, what: str) -> FopError:
+        """Too few copies are left for a change: ENOTCONN, unless another client has removed the inode."""
+        if self.is_gone:
+            return FopError(errno.ESTALE, f"{self.afr.name}: {what}: it has been removed")
+        return self.afr.nobody(what)
+
     def no_good_copy(self, kind: Kind) -> FopError:
         afr = self.afr
         if self.active != afr.everyone:
@@ -289,7 +296,7 @@ class Tenure:
             while need := (afr.everyone & ~self.active) & ~self.blamed.get(kind, 0):
                 if not afr.quorum.is_met(self.active) or not self.good(kind):
                     self.doubt(kind)
-                    raise afr.nobody(f"accusing those that missed a change of {self.loc}")
+                    raise self.nobody(f"accusing those that missed a change of {self.loc}")
                 await self._add({key: plus_one(kind) for i, key in enumerate(afr.keys) if need >> i & 1})
                 self.blamed[kind] = self.blamed.get(kind, 0) | need
 
@@ -330,6 +337,7 @@ class Tenure:
         asked = self.active
         answers = await self.afr.ask(asked, lambda c: c.xattrop(self.caller, self.loc, XattrOp.ADD, values))
         done = sum(1 << i for i, a in answers.items() if not isinstance(a, OSError))
+        self.is_gone = bool(answers) and all(isinstance(a, OSError) and a.errno in GONE for a in answers.values())
         self.drop(asked & ~done)
         return done & self.active
 

@@ -124,13 +124,13 @@ class Transactions(Base):
             if any(e.errno not in HARMLESS for e in errors.values()):
                 tenure.doubt(kind)
             trusted = {i: e for i, e in errors.items() if tenure.good(kind) >> i & 1}
-            raise telling_error(trusted or errors) if errors else self.nobody(f"changing {tenure.loc}")
+            raise telling_error(trusted or errors) if errors else tenure.nobody(f"changing {tenure.loc}")
         done = mask_of(good)
         if done != self.everyone or tenure.active != self.everyone:
             if not done & tenure.good(kind) or not self.quorum.is_met(done & tenure.active):
                 tenure.doubt(kind)
                 errors = errors_of(answers)
-                raise telling_error(errors) if errors else self.nobody(f"changing {tenure.loc}")
+                raise telling_error(errors) if errors else tenure.nobody(f"changing {tenure.loc}")
             await tenure.blame(kind, tenure.active & ~done)
         return self.pick(good, tenure.inode, tenure.good(kind), pid)
 
