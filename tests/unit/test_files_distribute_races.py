@@ -15,7 +15,7 @@ from repl.files.rebalance.migration import Migration
 from repl.files.rebalance.mover import Outcome
 from repl.files.rebalance.progress import Progress
 from repl.files.translators.distribute.layout import read_layout
-from repl.files.values import ROOT_GFID, Fd, FopError, Loc, SetAttr
+from repl.files.values import ROOT_GFID, Caller, Fd, FopError, Loc, SetAttr
 from tests.lib.distributed import Client, World
 from tests.lib.distributed_meetings import Held, check_contents, check_whole, name_contents, pair, slow_down
 from tests.lib.memory_brick import MemoryBrick
@@ -493,5 +493,45 @@ def test_distribute_exchange_of_names_that_lead_elsewhere_by_now_is_refused(kind
         assert (await reader.look(two)).iatt.gfid == gfid
         assert (await reader.look(one)).iatt.is_directory == (kind == "folder")
         assert len(world.stored(one)) == (3 if kind == "folder" else 1)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("fop", ["rename", "rmdir"])
+@pytest.mark.parametrize("is_there", [True, False])
+def test_distribute_copy_of_a_directory_that_was_not_seen_is_looked_for_again(fop: str, is_there: bool) -> None:
+    """A set of replicas said that it has none when its bricks went: the copy kept the old name for ever."""
+
+    async def scenario() -> None:
+        world = World(3)
+        client, _ = await pair(world)
+        await client.mkdir("other")
+        old, new = world.name_on(client, 0, "old"), world.name_on(client, 0, "new")
+        gfid = await client.mkdir(old)
+        brick = world.bricks[1]
+        work, remove = getattr(brick, fop), brick.rmdir
+
+        async def not_seen(caller: Caller, loc: Loc, *args: object, **kwargs: object) -> object:
+            if loc.name != old.encode():
+                return await work(caller, loc, *args, **kwargs)
+            if not is_there:
+                await remove(caller, loc)
+            raise FopError(errno.ENOENT)
+
+        setattr(brick, fop, not_seen)
+        change = client.rename(old, new) if fop == "rename" else client.rmdir(old)
+        if is_there:
+            with pytest.raises(FopError) as caught:
+                await change
+            assert caught.value.errno == errno.ENOTCONN
+        else:
+            await change
+        setattr(brick, fop, work)
+        reader = world.client()
+        left = {True: [old], False: [new] if fop == "rename" else []}[is_there]
+        assert await reader.names() == sorted([*left, "other"])
+        for name in left:
+            assert (await reader.look(name)).iatt.gfid == gfid
+            assert len(world.stored(name)) == 3
 
     run(scenario())

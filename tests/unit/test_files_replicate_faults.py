@@ -290,6 +290,28 @@ def test_who_changes_a_file_that_another_client_removes_is_told_so(copies: int) 
     play(copies, scene, **HEALS_OFF)
 
 
+def test_what_an_old_copy_lacks_is_not_told_while_the_good_one_goes() -> None:
+    """The rename of a directory took it for a copy that is not there, and was done without this one."""
+
+    async def scene(world: World) -> None:
+        client = await world.client()
+        world.crash(0)
+        gfid = await make_directory(client, b"d")
+        await settle()
+        world.come_back(0)
+
+        tenure = await client.afr.hold(client.afr.inodes.get(ROOT_GFID), Kind.ENTRY, is_entry=True)
+        world.crash(1)
+        answers = {0: FopError(errno.ENOENT), 1: FopError(errno.ENOTCONN)}
+        with pytest.raises(FopError) as caught:
+            await client.afr.settle(tenure, Kind.ENTRY, answers)
+        assert caught.value.errno == errno.ENOTCONN
+        tenure.unpin()
+        assert gfid not in world.bricks[0].inodes
+
+    play(2, scene, **HEALS_OFF)
+
+
 def test_who_opens_a_directory_that_is_gone_from_its_only_good_copy_is_told_so() -> None:
     async def scene(world: World) -> None:
         client = await world.client()

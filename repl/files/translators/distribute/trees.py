@@ -14,7 +14,7 @@ import stat
 from dataclasses import dataclass
 from functools import partial
 
-from repl.files.answers import GONE, errors_of, good_of
+from repl.files.answers import GONE, Answers, errors_of, good_of
 from repl.files.translator import Step, Translator
 from repl.files.translators.distribute.base import NO_LOCKS, telling_error
 from repl.files.translators.distribute.layout import COMMIT_NONE, Range, new_layout
@@ -214,7 +214,7 @@ class Trees(Names):
             others = [i for i in self.everyone if i != index]
             answers = await self.ask(others, lambda i, c: c.rmdir(caller, named, recursive=recursive))
             removed = list(good_of(answers))
-            errors: dict[int, OSError] = {i: e for i, e in errors_of(answers).items() if e.errno not in GONE}
+            errors = await self._still_there(named, gfid, answers)
             if not errors:
                 last = await self.ask([index], lambda i, c: c.rmdir(caller, named, recursive=recursive))
                 errors = {i: e for i, e in errors_of(last).items() if e.errno not in GONE or not removed}
@@ -314,8 +314,7 @@ class Trees(Names):
         looked: Looked = await self.subvolumes[index].rename(caller, source, target, flags=flags)
         others = [i for i in self.everyone if i != index]
         answers = await self.ask(others, lambda i, c: c.rename(caller, source, target, flags=flags))
-        errors = {i: e for i, e in errors_of(answers).items() if e.errno not in GONE}
-        if not errors:
+        if not (errors := await self._still_there(source, looked.iatt.gfid, answers)):
             return looked
         back = [index, *good_of(answers)]
         undone = await self.ask(back, lambda i, c: c.rename(self.owner(), target, source))
@@ -323,6 +322,18 @@ class Trees(Names):
             log.warning("volume '%s': %s could not be renamed back on '%s': %s", self.name, target, self.names[i],
                         error)  # fmt: skip
         raise telling_error(errors)
+
+    async def _still_there(self, loc: Loc, gfid: bytes, answers: Answers) -> dict[int, OSError]:
+        """What failed.  A copy that was not there need not be moved or removed; but it may only not have been seen
+        while bricks went, so it is looked for again."""
+        errors = {i: e for i, e in errors_of(answers).items() if e.errno not in GONE}
+        gone, caller = errors_of(answers).keys() - errors.keys(), self.owner()
+        looked = await self.ask(sorted(gone), lambda i, c: c.lookup(caller, name_of(loc)))
+        errors |= {i: e for i, e in errors_of(looked).items() if e.errno not in GONE}
+        for i, there in good_of(looked).items():
+            if there.iatt.gfid == gfid:
+                errors[i] = FopError(errno.ENOTCONN, f"{self.names[i]}: its copy of {loc} was not seen for a moment")
+        return errors
 
     async def _heal_moves(self, gfid: bytes, loc: Loc, found: dict[int, Looked]) -> None:
         """A crash interrupted the rename of a directory: where the new name belongs, it has been renamed or not."""

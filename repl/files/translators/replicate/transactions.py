@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from repl.files.answers import Answers, errors_of, good_of
+from repl.files.answers import AWAY, Answers, errors_of, good_of
 from repl.files.events import ChildDown, ChildUp, Contended, Event, Invalidated, Reconnected, Unwatched
 from repl.files.options import Options
 from repl.files.translator import Context, Translator
@@ -123,7 +123,9 @@ class Transactions(Base):
             errors = errors_of(answers)
             if any(e.errno not in HARMLESS for e in errors.values()):
                 tenure.doubt(kind)
+            # What an old copy does not have says nothing while the others are away.
             trusted = {i: e for i, e in errors.items() if tenure.good(kind) >> i & 1}
+            trusted = trusted or {i: e for i, e in errors.items() if e.errno in AWAY}
             raise telling_error(trusted or errors) if errors else tenure.nobody(f"changing {tenure.loc}")
         done = mask_of(good)
         if done != self.everyone or tenure.active != self.everyone:
