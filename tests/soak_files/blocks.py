@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.lib.load import BLOCK_SECTORS, TaggedRegion
 from tests.lib.tagged import SECTOR_BYTES
-from tests.soak_files.worker import FileWorker, World
+from tests.soak_files.worker import Failed, FileWorker, World
 
 BLOCKS = 48
 BLOCK_BYTES = BLOCK_SECTORS * SECTOR_BYTES
@@ -79,7 +79,7 @@ class Blocks(FileWorker):
             fd, self._fd = self._fd, -1
             try:
                 self._attempt("fsync", lambda: os.fsync(fd))
-            except Exception:
+            except Failed:
                 self.region.failed()
             else:
                 self.region.synced()
@@ -111,7 +111,7 @@ class Blocks(FileWorker):
         request, data = self.region.begin(block, count)
         try:
             self._attempt(f"pwrite of block {block}", lambda: _pwrite(self._fd, data, block * BLOCK_BYTES))
-        except Exception:
+        except Failed:
             self._again()
             raise
         self.region.written(request)
@@ -119,7 +119,7 @@ class Blocks(FileWorker):
     def _sync(self) -> None:
         try:
             self._attempt("fsync", lambda: os.fsync(self._fd))
-        except Exception:
+        except Failed:
             self._again()
             raise
         self.region.synced()

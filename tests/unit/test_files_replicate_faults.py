@@ -269,7 +269,6 @@ def test_who_changes_a_file_that_another_client_removes_is_told_so(copies: int) 
         client, other = await world.client(), await world.client()
         gfid = await make_file(client, b"f")
         await settle()
-
         removed = asyncio.Event()
 
         async def hook(who: str, brick: str, fop: str, is_done: bool) -> None:

@@ -251,7 +251,7 @@ class Directories(Base):
         names: what was made here goes too."""
         caller, others = self.owner(), [i for i in self.everyone if i not in made]
         answers = await self.ask(others, lambda i, c: c.lookup(caller, Loc(gfid=gfid)))
-        if all(i in errors_of(answers) and errors_of(answers)[i].errno in GONE for i in others):
+        if not good_of(answers) and all(e.errno in GONE for e in errors_of(answers).values()):
             for index in sorted(made):
                 if (await self.subvolumes[index].lookup(caller, loc)).iatt.gfid == gfid:
                     await self.subvolumes[index].rmdir(caller, loc)
